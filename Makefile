@@ -1,0 +1,38 @@
+# PG_CONFIG chooses the server: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
+
+.PHONY: help prepare demo test install bench lint clean
+
+help:
+	@echo "make demo      the incident, refused: a transcript on a server made for it (KEEP=1 keeps it)"
+	@echo "make test      all tests, on private servers"
+	@echo "make install   build and install into the server that PG_CONFIG names"
+	@echo "make bench     measure what the README claims"
+	@echo "make lint      formatting and clippy, warnings denied"
+	@echo "make prepare   install what building needs and this machine lacks"
+	@echo "make clean     remove what was built"
+
+prepare:
+	@scripts/prepare
+
+demo: prepare
+	@scripts/demo
+
+test: prepare
+	@scripts/test
+
+install: prepare
+	@bash -euc '. scripts/environment; choose_server; \
+	  cargo pgrx install --release --pg-config "$$PG_CONFIG" $$(cargo_features)'
+
+bench: prepare
+	@benches/run
+
+lint: prepare
+	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+	@bash -euc '. scripts/environment; choose_server; \
+	  cargo fmt --check; \
+	  cargo clippy $$(cargo_features) --all-targets -- -D warnings'
+
+clean:
+	cargo clean

@@ -1,0 +1,16 @@
+-- Functions are executable by everybody unless somebody says otherwise; here only these are.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA writeguard FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA writeguard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION
+    writeguard.request(text, text, text[]),
+    writeguard.request(bigint, text),
+    writeguard.effective(regclass, name, text),
+    writeguard.explain(oid, text, text),
+    writeguard.statement_hash(text, text[]),
+    writeguard.login()
+    TO PUBLIC;
+GRANT SELECT ON writeguard.my_events, writeguard.my_requests TO PUBLIC;
+GRANT SELECT ON writeguard.event, writeguard.event_queue TO pg_monitor;
+GRANT EXECUTE ON FUNCTION writeguard.queue_counters() TO pg_monitor;
+-- Last, because it tells sessions that found no extension here to look again.
+GRANT USAGE ON SCHEMA writeguard TO PUBLIC;

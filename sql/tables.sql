@@ -1,0 +1,119 @@
+COMMENT ON SCHEMA writeguard IS 'pg_writeguard: row limits on UPDATE, DELETE and TRUNCATE';
+
+CREATE TABLE writeguard.policy (
+    name                     text PRIMARY KEY CHECK (btrim(name) <> ''),
+    tables                   text[] NOT NULL DEFAULT '{*.*}' CHECK (cardinality(tables) > 0),
+    roles                    text[] NOT NULL DEFAULT '{public}' CHECK (cardinality(roles) > 0),
+    application              text,
+    client                   cidr,
+    schedule                 text,
+    operations               text[] NOT NULL DEFAULT '{update,delete,truncate}'
+                             CHECK (cardinality(operations) > 0
+                                    AND operations <@ '{update,delete,truncate,drop}'),
+    max_rows                 bigint CHECK (max_rows >= 0),
+    max_rows_per_transaction bigint CHECK (max_rows_per_transaction >= 0),
+    rate_rows                bigint CHECK (rate_rows >= 0),
+    rate_interval            interval NOT NULL DEFAULT '1 hour' CHECK (rate_interval > '0'),
+    max_fraction             double precision CHECK (max_fraction BETWEEN 0 AND 1),
+    require_where            boolean NOT NULL DEFAULT false,
+    require_transaction      boolean NOT NULL DEFAULT false,
+    mode                     text NOT NULL DEFAULT 'enforce' CHECK (mode IN ('observe', 'warn', 'enforce')),
+    override                 text NOT NULL DEFAULT 'token' CHECK (override IN ('never', 'flag', 'token')),
+    approvers                text,
+    min_approvals            integer NOT NULL DEFAULT 1 CHECK (min_approvals >= 1),
+    undo                     interval,
+    comment                  text
+);
+COMMENT ON TABLE writeguard.policy IS 'Row limits; written through set_policy() and drop_policy()';
+COMMENT ON COLUMN writeguard.policy.tables IS 'schema.table, * as wildcard outside quotes';
+COMMENT ON COLUMN writeguard.policy.roles IS 'role names; a role covers its members, public is everybody';
+COMMENT ON COLUMN writeguard.policy.operations IS 'update, delete, truncate';
+COMMENT ON COLUMN writeguard.policy.max_rows IS 'rows per statement; 0 is not one row, NULL is no limit';
+COMMENT ON COLUMN writeguard.policy.max_rows_per_transaction IS 'rows per transaction; NULL is no limit';
+COMMENT ON COLUMN writeguard.policy.mode IS 'enforce: refuse';
+COMMENT ON COLUMN writeguard.policy.override IS 'what lifts the policy: never, flag (writeguard.override), token (flag and approval token)';
+COMMENT ON COLUMN writeguard.policy.comment IS 'for people';
+
+CREATE FUNCTION writeguard.policy_changed() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'writeguard_policy_changed';
+COMMENT ON FUNCTION writeguard.policy_changed() IS 'tells all sessions, with the commit, that policies changed';
+
+CREATE TRIGGER policy_changed
+    AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.policy
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard.policy_changed();
+ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER policy_changed;
+
+CREATE TABLE writeguard.event (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    occurred_at    timestamptz NOT NULL,
+    kind           text NOT NULL,
+    policy         text,
+    mode           text,
+    login          text NOT NULL,
+    role           text NOT NULL,
+    application    text,
+    client         inet,
+    pid            integer,
+    xid            xid8,
+    operation      text,
+    relation       text,
+    scope          text,
+    row_limit      bigint,
+    rows           bigint,
+    rows_estimated bigint,
+    statement      text,
+    query_id       bigint,
+    approval       bigint,
+    reason         text
+);
+COMMENT ON TABLE writeguard.event IS 'Everything that was not simply allowed';
+COMMENT ON COLUMN writeguard.event.kind IS 'blocked, overridden, requested, approved, rejected, token_refused, policy_changed, disabled';
+COMMENT ON COLUMN writeguard.event.login IS 'who authenticated; SET ROLE and SET SESSION AUTHORIZATION do not change it';
+COMMENT ON COLUMN writeguard.event.role IS 'the role that is SET, else session_user';
+COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table whose row went past the limit';
+COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement or transaction';
+COMMENT ON COLUMN writeguard.event.rows IS 'of a refusal: limit + 1; of an override: all rows of the statement';
+COMMENT ON COLUMN writeguard.event.rows_estimated IS 'what the planner expected; it decides nothing';
+COMMENT ON COLUMN writeguard.event.approval IS 'the request whose token was used';
+CREATE INDEX event_occurred_at ON writeguard.event (occurred_at);
+CREATE INDEX event_login ON writeguard.event (login, id);
+
+CREATE TABLE writeguard.outbox (
+    event bigint NOT NULL
+);
+COMMENT ON TABLE writeguard.outbox IS 'Events whose notification the worker has still to send';
+
+CREATE TABLE writeguard.request (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    requested_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    state            text NOT NULL DEFAULT 'pending'
+                     CHECK (state IN ('pending', 'approved', 'rejected', 'spent', 'revoked')),
+    login            text NOT NULL,
+    session_role     text NOT NULL,
+    set_role         text,
+    reason           text NOT NULL,
+    statement        text NOT NULL,
+    parameters       text[] NOT NULL DEFAULT '{}',
+    statement_sha256 text NOT NULL,
+    rows             bigint NOT NULL,
+    relations        jsonb NOT NULL,
+    decided_by       text,
+    decided_at       timestamptz,
+    comment          text,
+    max_rows         bigint CHECK (max_rows >= 0),
+    expires_at       timestamptz,
+    token_sha256     text UNIQUE,
+    spent_at         timestamptz
+);
+COMMENT ON TABLE writeguard.request IS 'Writes that somebody wants approved, and what became of them';
+COMMENT ON COLUMN writeguard.request.login IS 'who asked; nobody approves their own request';
+COMMENT ON COLUMN writeguard.request.relations IS 'rows that the rehearsal changed, by qualified table name';
+COMMENT ON COLUMN writeguard.request.max_rows IS 'the approver''s own maximum over all tables';
+COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';
+
+SELECT pg_catalog.pg_extension_config_dump('writeguard.policy', '');
+SELECT pg_catalog.pg_extension_config_dump('writeguard.event', '');
+SELECT pg_catalog.pg_extension_config_dump('writeguard.event_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('writeguard.request', '');
+SELECT pg_catalog.pg_extension_config_dump('writeguard.request_id_seq', '');

@@ -1,0 +1,263 @@
+//! What this library refuses and what it calls a caller's mistake: one enum, each variant with its SQLSTATE, its
+//! numbers in DETAIL, and in HINT the next command to type.
+//!
+//! Pure: the frames in `ffi` raise these.
+
+use thiserror::Error as ThisError;
+
+use crate::policy::model::{Operation, Override, RelationName, Scope};
+
+/// How somebody gets past a limit on purpose, as far as the policy and the session allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WayOut {
+    /// `override = 'never'`: not at all.
+    Never,
+    /// `override = 'flag'` and the flag is not set.
+    SetFlag,
+    /// `override = 'token'` and no token is at hand; the number is that of the refusal's event, where it is stored.
+    Request {
+        event: Option<i64>,
+        statement: String,
+    },
+    /// A token is set, but not the flag that goes with it.
+    FlagForToken,
+}
+
+/// An error of this library.
+#[derive(Debug, Clone, PartialEq, ThisError)]
+pub enum Error {
+    /// WG001, or WG005 for TRUNCATE: past a limit of a policy.
+    #[error("{operation} of table \"{relation}\" exceeds the limit of {} per {scope}", count(*.limit))]
+    Limit {
+        operation: Operation,
+        relation: RelationName,
+        policy: String,
+        scope: Scope,
+        limit: u64,
+        /// The planner's estimate; it decides nothing.
+        estimate: Option<u64>,
+        way_out: WayOut,
+    },
+    /// WG006: a token that does not open this write.
+    #[error("approval token refused: {reason}")]
+    TokenRefused {
+        reason: String,
+        detail: Option<String>,
+        hint: String,
+        relation: Option<RelationName>,
+    },
+    /// WG006: a decision about a request that this person may not take, or not any more.
+    #[error("{message}")]
+    ApprovalRefused {
+        message: String,
+        detail: Option<String>,
+        hint: String,
+    },
+    /// WG007: a caller's mistake in a policy, request or token.
+    #[error("{message}")]
+    Invalid {
+        message: String,
+        detail: Option<String>,
+        hint: String,
+    },
+    /// 0A000: a part of the contract that this version does not have.
+    #[error("policy column \"{column}\" is not supported by this version")]
+    NotYet { column: &'static str, only: String },
+    /// WG008: the guard cannot decide, so it refuses.
+    #[error("cannot decide about this write: {reason}")]
+    Undecided {
+        reason: String,
+        hint: String,
+        relation: Option<RelationName>,
+    },
+    /// 55000: the library is not preloaded.
+    #[error("pg_writeguard must be loaded via \"shared_preload_libraries\"")]
+    NotPreloaded { hint: String },
+}
+
+/// `1 row`, `2 rows`.
+pub fn count(rows: u64) -> String {
+    format!("{rows} row{}", if rows == 1 { "" } else { "s" })
+}
+
+/// `text` as an SQL string literal, dollar-quoted where that reads better.
+pub fn literal(text: &str) -> String {
+    if !text.contains('\'') && !text.contains('\\') {
+        return format!("'{text}'");
+    }
+    let mut tag = String::new();
+    while text.contains(&format!("${tag}$")) || text.ends_with('$') && tag.is_empty() {
+        tag.push('q');
+    }
+    format!("${tag}${text}${tag}$")
+}
+
+impl Error {
+    /// A caller's mistake: what is wrong, and what would be right.
+    pub fn invalid(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Error::Invalid {
+            message: message.into(),
+            detail: None,
+            hint: hint.into(),
+        }
+    }
+
+    /// The five characters of the SQLSTATE.
+    pub fn sqlstate(&self) -> &'static str {
+        match self {
+            Error::Limit {
+                operation: Operation::Truncate,
+                ..
+            } => "WG005",
+            Error::Limit { .. } => "WG001",
+            Error::TokenRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
+            Error::Invalid { .. } => "WG007",
+            Error::Undecided { .. } => "WG008",
+            Error::NotYet { .. } => "0A000",
+            Error::NotPreloaded { .. } => "55000",
+        }
+    }
+
+    /// The numbers, as a sentence.
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Error::Limit {
+                policy,
+                scope,
+                limit,
+                estimate,
+                operation,
+                ..
+            } => {
+                let estimate = match (operation, estimate) {
+                    (Operation::Truncate, Some(rows)) => {
+                        format!(" (the table has about {})", count(*rows))
+                    }
+                    (_, Some(rows)) => format!(" (the planner expected about {})", count(*rows)),
+                    (_, None) => String::new(),
+                };
+                Some(format!(
+                    "Policy \"{policy}\" allows {} per {scope}, and this is number {}{estimate}; nothing was changed.",
+                    count(*limit),
+                    limit.saturating_add(1)
+                ))
+            }
+            Error::TokenRefused { detail, .. }
+            | Error::ApprovalRefused { detail, .. }
+            | Error::Invalid { detail, .. } => detail.clone(),
+            Error::NotYet { only, .. } => Some(only.clone()),
+            Error::Undecided { .. } | Error::NotPreloaded { .. } => None,
+        }
+    }
+
+    /// The next command to type.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::Limit {
+                relation,
+                operation,
+                way_out,
+                ..
+            } => match way_out {
+                WayOut::Never => format!(
+                    "No override lifts this policy; see SELECT * FROM writeguard.effective({}, \
+                     CURRENT_USER, '{}');",
+                    literal(&relation.to_sql()),
+                    operation.word()
+                ),
+                WayOut::SetFlag => "SET writeguard.override = on;".to_owned(),
+                WayOut::FlagForToken => {
+                    "A token is set, but not the flag: SET writeguard.override = on;".to_owned()
+                }
+                WayOut::Request {
+                    event: Some(event), ..
+                } => {
+                    format!(
+                        "SELECT writeguard.request(event => {event}, reason => 'why this is right');"
+                    )
+                }
+                WayOut::Request {
+                    event: None,
+                    statement,
+                } => {
+                    format!(
+                        "SELECT writeguard.request({}, reason => 'why this is right');",
+                        literal(statement)
+                    )
+                }
+            },
+            Error::TokenRefused { hint, .. }
+            | Error::ApprovalRefused { hint, .. }
+            | Error::Invalid { hint, .. }
+            | Error::Undecided { hint, .. }
+            | Error::NotPreloaded { hint } => hint.clone(),
+            Error::NotYet { column, .. } => format!("Leave out the argument {column}."),
+        })
+    }
+
+    /// Schema and name of the table that the error is about.
+    pub fn table(&self) -> Option<(&str, &str)> {
+        match self {
+            Error::Limit { relation, .. } => Some((&relation.schema, &relation.name)),
+            Error::TokenRefused { relation, .. } | Error::Undecided { relation, .. } => relation
+                .as_ref()
+                .map(|name| (name.schema.as_str(), name.name.as_str())),
+            _ => None,
+        }
+    }
+}
+
+/// What a refusal past a limit says of the way out, from the policy's override and what the session holds.
+pub fn way_out(policy: Override, flag: bool, token: bool, statement: &str) -> WayOut {
+    match policy {
+        Override::Never => WayOut::Never,
+        Override::Flag => WayOut::SetFlag,
+        Override::Token if token && !flag => WayOut::FlagForToken,
+        Override::Token => WayOut::Request {
+            event: None,
+            statement: statement.to_owned(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_survive_quotes() {
+        assert_eq!(literal("UPDATE t SET a = 1"), "'UPDATE t SET a = 1'");
+        assert_eq!(literal("a = 'x'"), "$$a = 'x'$$");
+        assert_eq!(literal("a = '$$'"), "$q$a = '$$'$q$");
+        assert_eq!(literal("'a$"), "$q$'a$$q$");
+    }
+
+    #[test]
+    fn a_limit_tells_numbers_and_the_next_command() {
+        let error = Error::Limit {
+            operation: Operation::Update,
+            relation: RelationName::new("public", "orders"),
+            policy: "p".into(),
+            scope: Scope::Statement,
+            limit: 1,
+            estimate: None,
+            way_out: WayOut::Request {
+                event: Some(7),
+                statement: String::new(),
+            },
+        };
+        assert_eq!(
+            error.to_string(),
+            "update of table \"public.orders\" exceeds the limit of 1 row per statement"
+        );
+        assert_eq!(error.sqlstate(), "WG001");
+        assert_eq!(error.table(), Some(("public", "orders")));
+        assert!(error.hint().unwrap().contains("event => 7"));
+        assert!(
+            error
+                .detail()
+                .unwrap()
+                .contains("allows 1 row per statement, and this is number 2;")
+        );
+    }
+}

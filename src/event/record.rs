@@ -1,0 +1,147 @@
+//! One event: the columns of `writeguard.event`, which are also the keys of its JSON in the server log.
+
+use pgrx::pg_sys;
+use serde::{Deserialize, Serialize};
+
+use crate::ffi;
+use crate::session::{self, Actor};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Blocked,
+    Overridden,
+    Requested,
+    Approved,
+    Rejected,
+    TokenRefused,
+    PolicyChanged,
+    Disabled,
+}
+
+impl Kind {
+    /// The first words of the log line.
+    fn headline(self) -> &'static str {
+        match self {
+            Kind::Blocked => "write refused",
+            Kind::Overridden => "write past a limit on purpose",
+            Kind::Requested => "approval requested",
+            Kind::Approved => "request approved",
+            Kind::Rejected => "request rejected",
+            Kind::TokenRefused => "approval token refused",
+            Kind::PolicyChanged => "policy changed",
+            Kind::Disabled => "covered write while writeguard.enabled is off",
+        }
+    }
+}
+
+/// An event on its way to the table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    pub occurred_at: String,
+    pub kind: Kind,
+    pub policy: Option<String>,
+    pub mode: Option<String>,
+    pub login: String,
+    pub role: String,
+    pub application: Option<String>,
+    pub client: Option<String>,
+    pub pid: i32,
+    pub xid: Option<String>,
+    pub operation: Option<String>,
+    pub relation: Option<String>,
+    pub scope: Option<String>,
+    pub row_limit: Option<u64>,
+    pub rows: Option<u64>,
+    pub rows_estimated: Option<u64>,
+    pub statement: Option<String>,
+    pub query_id: Option<i64>,
+    pub approval: Option<i64>,
+    pub reason: Option<String>,
+}
+
+impl Event {
+    /// An event of this session, now; what it is about is for the caller to fill in.
+    pub fn new(kind: Kind) -> Self {
+        let actor = Actor::current();
+        // SAFETY: these read statics, or format a timestamp into a static buffer.
+        let (occurred_at, pid, xid, query_id) = unsafe {
+            let now = ffi::text(pg_sys::timestamptz_to_str(pg_sys::GetCurrentTimestamp()))
+                .unwrap_or_default();
+            let xid = pg_sys::GetTopFullTransactionIdIfAny().value;
+            (
+                now,
+                pg_sys::MyProcPid,
+                xid,
+                pg_sys::pgstat_get_my_query_id(),
+            )
+        };
+        Self {
+            occurred_at,
+            kind,
+            policy: None,
+            mode: None,
+            login: session::role_name(actor.login),
+            role: session::role_name(actor.role()),
+            application: session::application(),
+            client: session::client(),
+            pid,
+            xid: (xid != 0).then(|| xid.to_string()),
+            operation: None,
+            relation: None,
+            scope: None,
+            row_limit: None,
+            rows: None,
+            rows_estimated: None,
+            statement: None,
+            query_id: Some(query_id as i64).filter(|id| *id != 0),
+            approval: None,
+            reason: None,
+        }
+    }
+
+    /// The event as JSON. The strings inside are text, so it cannot fail.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Writes the event to the server log: a line to read, and the whole event as JSON in its DETAIL.
+    pub fn log(&self) {
+        let mut line = format!("pg_writeguard: {}", self.kind.headline());
+        if let Some(policy) = &self.policy {
+            line.push_str(&format!(", policy \"{policy}\""));
+        }
+        if let (Some(operation), Some(relation)) = (&self.operation, &self.relation) {
+            line.push_str(&format!(", {operation} of \"{relation}\""));
+        }
+        if let (Some(limit), Some(scope)) = (self.row_limit, &self.scope) {
+            line.push_str(&format!(", limit {limit} per {scope}"));
+        }
+        if let Some(rows) = self.rows {
+            line.push_str(&format!(", rows {rows}"));
+        }
+        line.push_str(&format!(", login \"{}\"", self.login));
+        if let Some(reason) = &self.reason {
+            line.push_str(&format!(": {reason}"));
+        }
+        ffi::log_line(&line, Some(&self.json()));
+    }
+
+    /// The same event with a statement text of at most `bytes`; the log has the whole text.
+    pub fn shortened(&self, bytes: usize) -> Self {
+        let mut event = self.clone();
+        if let Some(text) = &mut event.statement
+            && text.len() > bytes
+        {
+            let whole = text.len();
+            let end = (0..=bytes)
+                .rev()
+                .find(|end| text.is_char_boundary(*end))
+                .unwrap_or(0);
+            text.truncate(end);
+            text.push_str(&format!(" … ({whole} bytes in all, see the server log)"));
+        }
+        event
+    }
+}

@@ -1,0 +1,54 @@
+//! Events that belong to a transaction: written inside it, so that they exist exactly when it commits.
+//!
+//! Their notification is left in `writeguard.outbox` and sent by the worker: a transaction that has notified could not be
+//! prepared any more.
+
+use core::cell::Cell;
+
+use super::queue;
+use super::record::Event;
+use crate::error::Error;
+use crate::ffi::Backend;
+use crate::owner;
+
+/// Inserts one event given as JSON, and gives its id.
+pub const INSERT: &str = "INSERT INTO writeguard.event \
+     (occurred_at, kind, policy, mode, login, role, application, client, pid, xid, operation, relation, scope, \
+      row_limit, rows, rows_estimated, statement, query_id, approval, reason) \
+     SELECT occurred_at, kind, policy, mode, login, role, application, client, pid, xid, operation, relation, scope, \
+      row_limit, rows, rows_estimated, statement, query_id, approval, reason \
+     FROM pg_catalog.jsonb_populate_record(NULL::writeguard.event, $1::pg_catalog.jsonb) \
+     RETURNING id::pg_catalog.text";
+
+const OUTBOX: &str = "INSERT INTO writeguard.outbox (event) VALUES ($1::pg_catalog.int8)";
+
+/// Whether this transaction left something in the outbox.
+static WROTE: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+
+fn wrote() -> &'static Cell<bool> {
+    // SAFETY: a static of this thread.
+    unsafe { &*WROTE.get() }
+}
+
+/// Writes an event into the running transaction and into the server log; gives its id.
+///
+/// # Errors
+/// WG008 when the extension's tables are missing.
+pub fn insert(event: &Event) -> Result<i64, Error> {
+    event.log();
+    let id = owner::connect(|client| {
+        let ids = owner::rows(client, INSERT, &[event.json().into()])?;
+        let id = ids.first().cloned().unwrap_or_default();
+        owner::rows(client, OUTBOX, &[id.as_str().into()])?;
+        Ok(id)
+    })?;
+    wrote().set(true);
+    Ok(id.parse().unwrap_or_default())
+}
+
+/// The transaction is over: if it committed events, the worker is to send their notifications.
+pub fn end_transaction(committed: bool) {
+    if wrote().replace(false) && committed {
+        queue::push(&[], false);
+    }
+}

@@ -1,0 +1,383 @@
+//! Core functions declared raw, and the two ways across the border between Rust and PostgreSQL's errors.
+//!
+//! pgrx wraps every `pg_sys` function so that an ERROR becomes a Rust panic, and rebuilds the ERROR from a
+//! handful of fields when the panic leaves Rust: unknown SQLSTATEs, CONTEXT, constraint and table names and cursor
+//! positions are lost on the way. Nothing that belongs to somebody else may therefore pass a pgrx guard. Two rules:
+//!
+//! * A *plain old frame* (no local with a destructor, no panic) may call the raw functions below; an ERROR
+//!   jumps over it. All hooks and all SQL functions of this library have such a frame on the outside.
+//! * Rust proper runs inside `#[pg_guard]` functions that return before the frame goes on. What they want raised
+//!   they return as a [`Raise`], and the frame raises it.
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_void};
+use core::ptr;
+
+use cee_scape::call_with_sigsetjmp;
+use pgrx::{PgLogLevel, pg_sys};
+
+// Each of these is called from plain old frames only, or cannot raise an ERROR (said at the function).
+unsafe extern "C-unwind" {
+    pub fn standard_ExecutorStart(query_desc: *mut pg_sys::QueryDesc, eflags: c_int);
+    #[cfg(not(feature = "pg18"))]
+    pub fn standard_ExecutorRun(
+        query_desc: *mut pg_sys::QueryDesc,
+        direction: pg_sys::ScanDirection::Type,
+        count: u64,
+        execute_once: bool,
+    );
+    #[cfg(feature = "pg18")]
+    pub fn standard_ExecutorRun(
+        query_desc: *mut pg_sys::QueryDesc,
+        direction: pg_sys::ScanDirection::Type,
+        count: u64,
+    );
+    pub fn standard_ExecutorFinish(query_desc: *mut pg_sys::QueryDesc);
+    pub fn standard_ProcessUtility(
+        pstmt: *mut pg_sys::PlannedStmt,
+        query_string: *const c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        query_env: *mut pg_sys::QueryEnvironment,
+        dest: *mut pg_sys::DestReceiver,
+        qc: *mut pg_sys::QueryCompletion,
+    );
+    /// Signal handler of core's own workers: exits with 1, so that the postmaster restarts the worker.
+    pub fn die(signo: c_int);
+
+    // These four read a static and return.
+    pub fn GetAuthenticatedUserId() -> pg_sys::Oid;
+    pub fn GetSessionUserId() -> pg_sys::Oid;
+    pub fn GetCurrentRoleId() -> pg_sys::Oid;
+    pub fn GetCurrentTransactionNestLevel() -> c_int;
+    pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
+
+    pub fn AcceptInvalidationMessages();
+    pub fn ProcessInterrupts();
+
+    fn errstart(elevel: c_int, domain: *const c_char) -> bool;
+    fn errfinish(filename: *const c_char, lineno: c_int, funcname: *const c_char);
+    fn errcode(sqlerrcode: c_int) -> c_int;
+    fn errmsg_internal(fmt: *const c_char, ...) -> c_int;
+    fn errdetail_internal(fmt: *const c_char, ...) -> c_int;
+    fn errhint(fmt: *const c_char, ...) -> c_int;
+    fn errhidestmt(hide: bool) -> c_int;
+    fn errhidecontext(hide: bool) -> c_int;
+    fn err_generic_string(field: c_int, string: *const c_char) -> c_int;
+    fn ReThrowError(edata: *mut pg_sys::ErrorData);
+    fn CopyErrorData() -> *mut pg_sys::ErrorData;
+    fn FlushErrorState();
+
+    fn WaitLatch(
+        latch: *mut pg_sys::Latch,
+        events: c_int,
+        timeout: c_long,
+        wait_event_info: u32,
+    ) -> c_int;
+    fn ResetLatch(latch: *mut pg_sys::Latch);
+
+    pub fn BeginInternalSubTransaction(name: *const c_char);
+    pub fn RollbackAndReleaseCurrentSubTransaction();
+    pub fn SPI_connect() -> c_int;
+    pub fn SPI_finish() -> c_int;
+    pub fn SPI_execute_plan(
+        plan: pg_sys::SPIPlanPtr,
+        values: *mut pg_sys::Datum,
+        nulls: *const c_char,
+        read_only: bool,
+        tcount: c_long,
+    ) -> c_int;
+    pub fn SPI_prepare(
+        src: *const c_char,
+        nargs: c_int,
+        argtypes: *mut pg_sys::Oid,
+    ) -> pg_sys::SPIPlanPtr;
+    pub fn SPI_execute(src: *const c_char, read_only: bool, tcount: c_long) -> c_int;
+    pub fn raw_parser(str_: *const c_char, mode: pg_sys::RawParseMode::Type) -> *mut pg_sys::List;
+    pub fn parse_analyze_varparams(
+        raw: *mut pg_sys::RawStmt,
+        source: *const c_char,
+        types: *mut *mut pg_sys::Oid,
+        count: *mut c_int,
+        query_env: *mut pg_sys::QueryEnvironment,
+    ) -> *mut pg_sys::Query;
+    pub fn getTypeInputInfo(
+        type_oid: pg_sys::Oid,
+        input: *mut pg_sys::Oid,
+        parameter: *mut pg_sys::Oid,
+    );
+    pub fn OidInputFunctionCall(
+        function: pg_sys::Oid,
+        text: *mut c_char,
+        parameter: pg_sys::Oid,
+        typmod: i32,
+    ) -> pg_sys::Datum;
+    pub fn palloc(size: usize) -> *mut c_void;
+    pub fn OidOutputFunctionCall(function: pg_sys::Oid, value: pg_sys::Datum) -> *mut c_char;
+}
+
+/// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
+///
+/// Plain data in palloc'ed memory: the frame that raises it has nothing to destroy.
+#[repr(C)]
+pub struct Raise {
+    foreign: *mut pg_sys::ErrorData,
+    sqlstate: c_int,
+    message: *const c_char,
+    detail: *const c_char,
+    hint: *const c_char,
+    schema: *const c_char,
+    table: *const c_char,
+}
+
+/// Copies `text` into the current memory context; a NUL inside ends it, as it would for PostgreSQL.
+fn palloc_str(text: &str) -> *const c_char {
+    let bytes = text.as_bytes();
+    let bytes = &bytes[..bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len())];
+    // SAFETY: palloc returns len + 1 writable bytes or raises an ERROR, which the pgrx guard around us handles.
+    unsafe {
+        let copy = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
+        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
+        copy.add(bytes.len()).write(0);
+        copy.cast()
+    }
+}
+
+fn palloc_opt(text: Option<&str>) -> *const c_char {
+    text.map_or(ptr::null(), palloc_str)
+}
+
+impl Raise {
+    /// An error of ours, ready to be raised.
+    pub fn error(error: &crate::error::Error) -> *mut Raise {
+        let (schema, table) = error.table().unzip();
+        let raise = Raise {
+            foreign: ptr::null_mut(),
+            sqlstate: pack_sqlstate(error.sqlstate()),
+            message: palloc_str(&error.to_string()),
+            detail: palloc_opt(error.detail().as_deref()),
+            hint: palloc_opt(error.hint().as_deref()),
+            schema: palloc_opt(schema),
+            table: palloc_opt(table),
+        };
+        Self::alloc(raise)
+    }
+
+    /// Somebody else's error, caught by [`protect`], to be raised again as it was.
+    pub fn foreign(error: Foreign) -> *mut Raise {
+        Self::alloc(Raise {
+            foreign: error.0,
+            sqlstate: 0,
+            message: ptr::null(),
+            detail: ptr::null(),
+            hint: ptr::null(),
+            schema: ptr::null(),
+            table: ptr::null(),
+        })
+    }
+
+    fn alloc(raise: Raise) -> *mut Raise {
+        // SAFETY: palloc gives maximally aligned memory of the size asked for.
+        unsafe {
+            let copy = pg_sys::palloc(size_of::<Raise>()).cast::<Raise>();
+            copy.write(raise);
+            copy
+        }
+    }
+}
+
+/// Why a function of ours does not return normally.
+pub enum Failure {
+    /// An error of ours.
+    Ours(crate::error::Error),
+    /// An error of somebody else, untouched.
+    Foreign(Foreign),
+    /// Either, as a deeper guard left it.
+    Ready(*mut Raise),
+}
+
+impl Failure {
+    /// Makes it ready for the frame that raises it.
+    pub fn into_raise(self) -> *mut Raise {
+        match self {
+            Failure::Ours(error) => Raise::error(&error),
+            Failure::Foreign(error) => Raise::foreign(error),
+            Failure::Ready(raise) => raise,
+        }
+    }
+}
+
+impl From<crate::error::Error> for Failure {
+    fn from(error: crate::error::Error) -> Self {
+        Failure::Ours(error)
+    }
+}
+
+impl From<Foreign> for Failure {
+    fn from(error: Foreign) -> Self {
+        Failure::Foreign(error)
+    }
+}
+
+/// What `MAKE_SQLSTATE` of core does.
+fn pack_sqlstate(code: &str) -> c_int {
+    code.bytes()
+        .take(5)
+        .enumerate()
+        .fold(0, |packed, (place, byte)| {
+            packed | (c_int::from((byte.wrapping_sub(b'0')) & 0x3f) << (6 * place))
+        })
+}
+
+/// Raises `raise` when there is one.
+///
+/// # Safety
+/// Only from a plain old frame: an ERROR jumps over the caller.
+#[inline(always)]
+pub unsafe fn raise(raise: *mut Raise) {
+    if !raise.is_null() {
+        // SAFETY: the caller's promise; `raise` was made by `Raise::alloc`.
+        unsafe { raise_now(raise) }
+    }
+}
+
+#[cold]
+unsafe fn raise_now(raise: *mut Raise) {
+    // SAFETY: plain old frame; every pointer is NULL or a C string in palloc'ed memory, and elog.c copies them.
+    unsafe {
+        let raise = &*raise;
+        if !raise.foreign.is_null() {
+            ReThrowError(raise.foreign);
+        }
+        if errstart(PgLogLevel::ERROR as c_int, ptr::null()) {
+            errcode(raise.sqlstate);
+            errmsg_internal(c"%s".as_ptr(), raise.message);
+            if !raise.detail.is_null() {
+                errdetail_internal(c"%s".as_ptr(), raise.detail);
+            }
+            if !raise.hint.is_null() {
+                errhint(c"%s".as_ptr(), raise.hint);
+            }
+            if !raise.schema.is_null() {
+                err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, raise.schema);
+            }
+            if !raise.table.is_null() {
+                err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, raise.table);
+            }
+            errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+    }
+}
+
+/// Writes one line to the server log and to nobody else; statement and context are left out of it, because
+/// the statement may hold a token and the record says in its own words what was run.
+pub fn log_line(message: &str, detail: Option<&str>) {
+    let message = palloc_str(message);
+    let detail = palloc_opt(detail);
+    // SAFETY: LOG_SERVER_ONLY never raises; the strings live in palloc'ed memory and elog.c copies them.
+    unsafe {
+        if errstart(pg_sys::LOG_SERVER_ONLY as c_int, ptr::null()) {
+            errhidestmt(true);
+            errhidecontext(true);
+            errmsg_internal(c"%s".as_ptr(), message);
+            if !detail.is_null() {
+                errdetail_internal(c"%s".as_ptr(), detail);
+            }
+            errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+    }
+}
+
+/// Somebody else's ERROR, whole.
+pub struct Foreign(*mut pg_sys::ErrorData);
+
+/// Runs `body`, which may raise any ERROR, and catches the ERROR with all its fields.
+///
+/// The caller passes the error on (see [`Raise::foreign`]); an ERROR that is caught and forgotten leaves locks, pins and
+/// the transaction behind, unless a subtransaction around `body` is rolled back.
+///
+/// # Safety
+/// `body` is a plain old frame: raw functions only, no destructors, no panic.
+pub unsafe fn protect<F: FnOnce()>(body: F) -> Result<(), Foreign> {
+    // SAFETY: what PG_TRY does: a jump buffer on the exception stack for as long as `body` runs.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let exception_stack = pg_sys::PG_exception_stack;
+        let error_context_stack = pg_sys::error_context_stack;
+        let jumped = call_with_sigsetjmp(false, |buffer| {
+            pg_sys::PG_exception_stack = ptr::from_ref(buffer).cast_mut().cast();
+            body();
+            0
+        });
+        pg_sys::PG_exception_stack = exception_stack;
+        pg_sys::error_context_stack = error_context_stack;
+        if jumped == 0 {
+            return Ok(());
+        }
+        pg_sys::CurrentMemoryContext = context;
+        let error = CopyErrorData();
+        FlushErrorState();
+        Err(Foreign(error))
+    }
+}
+
+/// Sleeps on the process latch for at most `milliseconds`, then serves interrupts.
+///
+/// # Safety
+/// Only from a plain old frame or inside [`protect`]: a cancel raises an ERROR.
+pub unsafe fn sleep_on_latch(milliseconds: c_long) {
+    // SAFETY: the caller's promise; MyLatch is this process's own.
+    unsafe {
+        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        WaitLatch(
+            pg_sys::MyLatch,
+            events as c_int,
+            milliseconds,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        ResetLatch(pg_sys::MyLatch);
+        if pg_sys::InterruptPending != 0 {
+            ProcessInterrupts();
+        }
+    }
+}
+
+/// The text behind a C string of the server; bytes that are no UTF-8 are replaced.
+///
+/// # Safety
+/// `text` is NULL or a valid C string.
+pub unsafe fn text(text: *const c_char) -> Option<String> {
+    // SAFETY: the caller's promise.
+    (!text.is_null()).then(|| {
+        unsafe { CStr::from_ptr(text) }
+            .to_string_lossy()
+            .into_owned()
+    })
+}
+
+/// A value that belongs to this backend.
+///
+/// A backend is one thread, so a plain static serves where `thread_local!` would cost a call on each access in a
+/// shared library. Frames that an ERROR may jump over read and write it through [`Backend::get`].
+pub struct Backend<T>(core::cell::UnsafeCell<T>);
+
+// SAFETY: backends and background workers are single-threaded; nothing in this library starts a thread.
+unsafe impl<T> Sync for Backend<T> {}
+
+impl<T> Backend<T> {
+    /// A static's initial value.
+    pub const fn new(value: T) -> Self {
+        Self(core::cell::UnsafeCell::new(value))
+    }
+
+    /// The place itself.
+    pub const fn get(&self) -> *mut T {
+        self.0.get()
+    }
+}
+
+/// A pointer that an ERROR handler or a callback hands around.
+pub type Opaque = *mut c_void;

@@ -1,0 +1,103 @@
+//! How SQL calls us: each SQL function is a plain old frame around Rust proper, so that errors keep their SQLSTATE and all
+//! their fields. The functions themselves are declared in `sql/`, where people read them.
+
+use pgrx::fcinfo::pg_getarg;
+use pgrx::{FromDatum, IntoDatum, pg_sys};
+
+use crate::error::Error;
+use crate::event::queue;
+use crate::ffi::Failure;
+
+/// The arguments of a call.
+pub struct Arguments(pg_sys::FunctionCallInfo);
+
+impl Arguments {
+    /// # Safety
+    /// `fcinfo` is what PostgreSQL called the function with.
+    pub unsafe fn new(fcinfo: pg_sys::FunctionCallInfo) -> Self {
+        Self(fcinfo)
+    }
+
+    /// The argument at `index`; none for NULL.
+    pub fn get<T: FromDatum>(&self, index: usize) -> Option<T> {
+        // SAFETY: the SQL declaration gives the argument the type that the caller asks for.
+        unsafe { pg_getarg(self.0, index) }
+    }
+
+    /// Whether the argument at `index` is NULL.
+    pub fn is_null(&self, index: usize) -> bool {
+        // SAFETY: the call has as many arguments as the SQL declaration says.
+        unsafe { pgrx::fcinfo::pg_arg_is_null(self.0, index) }
+    }
+
+    /// A text argument that must not be NULL.
+    ///
+    /// # Errors
+    /// WG007 with the argument's name.
+    pub fn text(&self, index: usize, name: &str) -> Result<String, Error> {
+        self.get(index).ok_or_else(|| {
+            Error::invalid(format!("{name} must not be NULL"), format!("{name} => '…'"))
+        })
+    }
+
+    /// The trigger that is being run, when this is a trigger function's call.
+    pub fn trigger(&self) -> Option<*mut pg_sys::TriggerData> {
+        // SAFETY: the call's context is NULL or a node.
+        unsafe {
+            let context = (*self.0).context;
+            (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData)
+                .then_some(context.cast())
+        }
+    }
+}
+
+/// What a function gives; none is NULL.
+pub type Returns = Result<Option<pg_sys::Datum>, Failure>;
+
+/// A value as a function's result.
+pub fn value(value: impl IntoDatum) -> Returns {
+    Ok(value.into_datum())
+}
+
+/// Runs a function's body where the library was preloaded.
+///
+/// # Errors
+/// 55000 without the preload, otherwise those of the body.
+pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
+    if !queue::is_there() {
+        return Err(Failure::Ours(Error::NotPreloaded {
+            hint: "Add this line to postgresql.conf and restart the server: \
+                   shared_preload_libraries = 'pg_writeguard'"
+                .into(),
+        }));
+    }
+    body(arguments)
+}
+
+/// Declares a C function for SQL: its symbol, the symbol of its calling convention, and its body.
+macro_rules! sql_function {
+    ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path) => {
+        #[doc(hidden)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $convention() -> &'static pgrx::pg_sys::Pg_finfo_record {
+            static VERSION_1: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &VERSION_1
+        }
+
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+            // SAFETY: plain old frame; the guarded part has returned before anything is raised.
+            unsafe {
+                let mut result = None;
+                $crate::ffi::raise($crate::guard::book::guarded(|| {
+                    result = $crate::function::call(&$crate::function::Arguments::new(fcinfo), $body)?;
+                    Ok(())
+                }));
+                (*fcinfo).isnull = result.is_none();
+                result.unwrap_or(pgrx::pg_sys::Datum::from(0))
+            }
+        }
+    };
+}
+pub(crate) use sql_function;

@@ -1,0 +1,410 @@
+//! The numbers: how many rows each policy's budget was charged in this statement and in this transaction.
+//!
+//! Pure. A *meter* counts one thing, a policy's budget or the rows of one relation. Meters outlive transactions, so that a
+//! covered write allocates nothing once they are there; a transaction or statement that is over is recognised
+//! by its serial number, not by resetting every meter. Rows charged inside a subtransaction are kept apart in frames, so that its rollback
+//! can give them back.
+
+/// Serial number of a statement or a transaction; 0 is none.
+pub type Serial = u64;
+
+/// Place of a meter in the ledger.
+pub type MeterId = usize;
+
+/// Where rows are charged: the running statement and the subtransaction it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub statement: Serial,
+    /// Nesting level as PostgreSQL counts it: 1 is the transaction itself.
+    pub level: i32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Frame {
+    level: i32,
+    statement: Serial,
+    in_statement: u64,
+    in_transaction: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Meter {
+    transaction: Serial,
+    statement: Serial,
+    in_statement: u64,
+    in_transaction: u64,
+    per_statement: u64,
+    per_transaction: u64,
+    /// Open subtransactions that charged something, the innermost last.
+    frames: Vec<Frame>,
+}
+
+/// Which limit a charge went past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    Statement,
+    Transaction,
+}
+
+/// All meters of this backend.
+#[derive(Debug)]
+pub struct Ledger {
+    transaction: Serial,
+    meters: Vec<Meter>,
+    /// What suspended statements had charged, by statement and meter.
+    suspended: Vec<(Serial, MeterId, u64)>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ledger {
+    /// No meters yet.
+    pub const fn new() -> Self {
+        Self {
+            transaction: 1,
+            meters: Vec::new(),
+            suspended: Vec::new(),
+        }
+    }
+
+    /// Adds a meter with its limits in rows; none is no limit.
+    pub fn add(&mut self, per_statement: Option<u64>, per_transaction: Option<u64>) -> MeterId {
+        self.meters.push(Meter {
+            transaction: 0,
+            statement: 0,
+            in_statement: 0,
+            in_transaction: 0,
+            per_statement: per_statement.unwrap_or(u64::MAX),
+            per_transaction: per_transaction.unwrap_or(u64::MAX),
+            frames: Vec::new(),
+        });
+        self.meters.len() - 1
+    }
+
+    /// Forgets all meters. Only between transactions: whoever holds a [`MeterId`] must be gone.
+    pub fn clear(&mut self) {
+        self.meters.clear();
+        self.suspended.clear();
+    }
+
+    /// The transaction is over, one way or the other: all counts start again.
+    pub fn end_transaction(&mut self) {
+        self.transaction += 1;
+        self.suspended.clear();
+    }
+
+    /// Charges `rows` and says which limit that went past, if any. `suspended` tells whether another statement may go on later.
+    #[inline]
+    pub fn charge(
+        &mut self,
+        id: MeterId,
+        rows: u64,
+        place: Place,
+        suspended: impl Fn(Serial) -> bool,
+    ) -> Option<Past> {
+        let transaction = self.transaction;
+        let meter = self.meters.get_mut(id)?;
+        if meter.transaction != transaction || meter.statement != place.statement {
+            self.enter(id, place.statement, suspended);
+        }
+        let meter = self.meters.get_mut(id)?;
+        meter.in_statement += rows;
+        meter.in_transaction += rows;
+        if place.level > 1 {
+            meter.remember(rows, place);
+        }
+        if meter.in_statement > meter.per_statement {
+            Some(Past::Statement)
+        } else if meter.in_transaction > meter.per_transaction {
+            Some(Past::Transaction)
+        } else {
+            None
+        }
+    }
+
+    /// Makes the meter count for another statement or transaction.
+    #[cold]
+    fn enter(&mut self, id: MeterId, statement: Serial, suspended: impl Fn(Serial) -> bool) {
+        let meter = &mut self.meters[id];
+        if meter.transaction != self.transaction {
+            meter.transaction = self.transaction;
+            meter.in_transaction = 0;
+            meter.frames.clear();
+        } else if meter.in_statement > 0 && suspended(meter.statement) {
+            self.suspended
+                .push((meter.statement, id, meter.in_statement));
+        }
+        let before = self
+            .suspended
+            .iter()
+            .position(|(of, meter, _)| *of == statement && *meter == id);
+        meter.in_statement = before.map_or(0, |at| self.suspended.swap_remove(at).2);
+        meter.statement = statement;
+    }
+
+    /// Rows charged by `statement` so far.
+    pub fn in_statement(&self, id: MeterId, statement: Serial) -> u64 {
+        self.meters.get(id).map_or(0, |meter| {
+            if meter.transaction == self.transaction && meter.statement == statement {
+                return meter.in_statement;
+            }
+            let suspended = self
+                .suspended
+                .iter()
+                .find(|(of, meter, _)| *of == statement && *meter == id);
+            suspended.map_or(0, |(_, _, rows)| *rows)
+        })
+    }
+
+    /// Rows charged in this transaction so far.
+    pub fn in_transaction(&self, id: MeterId) -> u64 {
+        self.meters
+            .get(id)
+            .filter(|meter| meter.transaction == self.transaction)
+            .map_or(0, |meter| meter.in_transaction)
+    }
+
+    /// How many more rows the meter takes in this statement before a limit is passed.
+    pub fn left(&self, id: MeterId, statement: Serial) -> u64 {
+        self.meters.get(id).map_or(u64::MAX, |meter| {
+            let of_statement = meter
+                .per_statement
+                .saturating_sub(self.in_statement(id, statement));
+            of_statement.min(
+                meter
+                    .per_transaction
+                    .saturating_sub(self.in_transaction(id)),
+            )
+        })
+    }
+
+    /// A subtransaction of this level was rolled back: what it and all inside it charged is given back.
+    pub fn roll_back(&mut self, level: i32) {
+        for meter in self
+            .meters
+            .iter_mut()
+            .filter(|meter| meter.transaction == self.transaction)
+        {
+            while let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level) {
+                meter.in_transaction = meter.in_transaction.saturating_sub(frame.in_transaction);
+                if frame.statement == meter.statement {
+                    meter.in_statement = meter.in_statement.saturating_sub(frame.in_statement);
+                }
+            }
+        }
+    }
+
+    /// A subtransaction of this level was released: what it charged now belongs to the one around it.
+    pub fn release(&mut self, level: i32) {
+        for meter in self
+            .meters
+            .iter_mut()
+            .filter(|meter| meter.transaction == self.transaction)
+        {
+            let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level) else {
+                continue;
+            };
+            if level > 2 {
+                meter.remember_frame(Frame {
+                    level: level - 1,
+                    ..frame
+                });
+            }
+        }
+    }
+}
+
+impl Meter {
+    #[inline]
+    fn remember(&mut self, rows: u64, place: Place) {
+        if let Some(frame) = self.frames.last_mut()
+            && frame.level == place.level
+            && frame.statement == place.statement
+        {
+            frame.in_statement += rows;
+            frame.in_transaction += rows;
+            return;
+        }
+        self.remember_frame(Frame {
+            level: place.level,
+            statement: place.statement,
+            in_statement: rows,
+            in_transaction: rows,
+        });
+    }
+
+    #[cold]
+    fn remember_frame(&mut self, new: Frame) {
+        match self.frames.last_mut() {
+            Some(frame) if frame.level == new.level => {
+                if frame.statement == new.statement {
+                    frame.in_statement += new.in_statement;
+                } else {
+                    frame.statement = new.statement;
+                    frame.in_statement = new.in_statement;
+                }
+                frame.in_transaction += new.in_transaction;
+            }
+            _ => self.frames.push(new),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NEVER: fn(Serial) -> bool = |_| false;
+
+    fn place(statement: Serial, level: i32) -> Place {
+        Place { statement, level }
+    }
+
+    #[test]
+    fn the_limit_passes_and_one_more_does_not() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(2), Some(3));
+        assert_eq!(ledger.charge(meter, 2, place(1, 1), NEVER), None);
+        assert_eq!(
+            ledger.charge(meter, 1, place(1, 1), NEVER),
+            Some(Past::Statement)
+        );
+        ledger.end_transaction();
+        assert_eq!(ledger.charge(meter, 2, place(2, 1), NEVER), None);
+        assert_eq!(ledger.charge(meter, 1, place(3, 1), NEVER), None);
+        assert_eq!(
+            ledger.charge(meter, 1, place(4, 1), NEVER),
+            Some(Past::Transaction)
+        );
+    }
+
+    #[test]
+    fn zero_means_not_one_row() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(0), None);
+        assert_eq!(
+            ledger.charge(meter, 1, place(1, 1), NEVER),
+            Some(Past::Statement)
+        );
+    }
+
+    #[test]
+    fn a_savepoint_gives_rows_back() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(5), Some(8));
+        ledger.charge(meter, 3, place(1, 1), NEVER);
+        ledger.charge(meter, 2, place(1, 2), NEVER);
+        ledger.roll_back(2);
+        assert_eq!(
+            (ledger.in_statement(meter, 1), ledger.in_transaction(meter)),
+            (3, 3)
+        );
+        ledger.charge(meter, 2, place(1, 3), NEVER);
+        ledger.release(3);
+        ledger.roll_back(2);
+        assert_eq!(
+            (ledger.in_statement(meter, 1), ledger.in_transaction(meter)),
+            (3, 3)
+        );
+        ledger.charge(meter, 2, place(1, 2), NEVER);
+        ledger.release(2);
+        ledger.roll_back(2);
+        assert_eq!(
+            (ledger.in_statement(meter, 1), ledger.in_transaction(meter)),
+            (5, 5)
+        );
+    }
+
+    #[test]
+    fn rolling_back_earlier_statements_leaves_this_one_alone() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(9), Some(9));
+        ledger.charge(meter, 4, place(1, 2), NEVER);
+        ledger.charge(meter, 3, place(2, 2), NEVER);
+        ledger.roll_back(2);
+        assert_eq!(
+            (ledger.in_statement(meter, 2), ledger.in_transaction(meter)),
+            (0, 0)
+        );
+    }
+
+    #[test]
+    fn interleaved_statements_keep_their_own_counts() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(3), None);
+        let alive = |statement| statement == 1;
+        assert_eq!(ledger.charge(meter, 2, place(1, 1), alive), None);
+        assert_eq!(ledger.charge(meter, 3, place(2, 1), alive), None);
+        assert_eq!(ledger.in_statement(meter, 1), 2);
+        assert_eq!(ledger.charge(meter, 1, place(1, 1), alive), None);
+        assert_eq!(
+            ledger.charge(meter, 1, place(1, 1), alive),
+            Some(Past::Statement)
+        );
+    }
+
+    /// What a client could do to a meter, for the model test.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Charge(u8),
+        Statement,
+        Savepoint,
+        Release,
+        RollBack,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1u8..5).prop_map(Step::Charge),
+            1 => Just(Step::Statement),
+            2 => Just(Step::Savepoint),
+            1 => Just(Step::Release),
+            1 => Just(Step::RollBack),
+        ]
+    }
+
+    proptest! {
+        /// The meter agrees with a list of all charges from which rollbacks cut the tail.
+        #[test]
+        fn counts_are_those_of_the_surviving_charges(steps in proptest::collection::vec(step(), 0..60)) {
+            let mut ledger = Ledger::new();
+            let meter = ledger.add(None, None);
+            let mut statement = 1;
+            let mut charges: Vec<(Serial, u64)> = Vec::new();
+            let mut savepoints: Vec<usize> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Charge(rows) => {
+                        let level = savepoints.len() as i32 + 1;
+                        ledger.charge(meter, rows.into(), place(statement, level), NEVER);
+                        charges.push((statement, rows.into()));
+                    }
+                    Step::Statement => statement += 1,
+                    Step::Savepoint => savepoints.push(charges.len()),
+                    Step::Release => {
+                        if savepoints.pop().is_some() {
+                            ledger.release(savepoints.len() as i32 + 2);
+                        }
+                    }
+                    Step::RollBack => {
+                        if let Some(at) = savepoints.pop() {
+                            charges.truncate(at);
+                            ledger.roll_back(savepoints.len() as i32 + 2);
+                        }
+                    }
+                }
+                let in_transaction: u64 = charges.iter().map(|(_, rows)| rows).sum();
+                let in_statement: u64 =
+                    charges.iter().filter(|(of, _)| *of == statement).map(|(_, rows)| rows).sum();
+                prop_assert_eq!(ledger.in_transaction(meter), in_transaction);
+                prop_assert_eq!(ledger.in_statement(meter, statement), in_statement);
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What runs per row: called by the executor itself, so plain old frames throughout.
+//!
+//! A ModifyTable asks its child for a row, changes it, and asks for the next. Between the two the node's counters tell whether the row before
+//! was really changed; that is charged before the next one is fetched, so at most one row past a limit is touched and
+//! nothing is fetched for it. What follows the last fetch is counted by [`rest`].
+
+use core::ptr;
+
+use pgrx::pg_sys;
+
+use super::book;
+use super::budget::Place;
+use super::statement;
+use super::watch::{self, Kind, Watch};
+use crate::ffi::{self, Raise};
+use crate::policy::model::Operation;
+use crate::session;
+
+unsafe fn is_empty(slot: *mut pg_sys::TupleTableSlot) -> bool {
+    // SAFETY: NULL or a slot of the executor's.
+    unsafe { slot.is_null() || (u32::from((*slot).tts_flags) & pg_sys::TTS_FLAG_EMPTY) != 0 }
+}
+
+/// Stands in for the child of a ModifyTable.
+///
+/// # Safety
+/// Called by the executor for a node that `watch` prepared.
+pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: the watch lives as long as the node.
+    unsafe {
+        let watch = watch::of_child(node);
+        ffi::raise(changed(watch, (*(*watch).estate).es_processed));
+        let slot = match (*watch).child_exec {
+            Some(exec) => exec(node),
+            None => ptr::null_mut(),
+        };
+        if let Some(index) = (*watch).direct {
+            ffi::raise(changed_remotely(watch, index, is_empty(slot)));
+        }
+        slot
+    }
+}
+
+/// Stands in for the ModifyTable of a WITH branch, which counts its rows in the query's counter as if it had the tag.
+///
+/// # Safety
+/// Called by the executor for a node that `watch` prepared.
+pub unsafe extern "C-unwind" fn node(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: the watch lives as long as the node. After an error the query, and with it the counter, is gone.
+    unsafe {
+        let watch = watch::of_node(node);
+        let estate = (*watch).estate;
+        let outside = (*estate).es_processed;
+        (*estate).es_processed = (*watch).processed;
+        let slot = match (*watch).node_exec {
+            Some(exec) => exec(node),
+            None => ptr::null_mut(),
+        };
+        (*watch).processed = (*estate).es_processed;
+        (*estate).es_processed = outside;
+        slot
+    }
+}
+
+/// Charges what a node did since it last asked for a row.
+///
+/// # Safety
+/// The watch is alive; called from a plain old frame.
+#[inline]
+unsafe fn changed(watch: *mut Watch, processed: u64) -> *mut Raise {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let watch = &mut *watch;
+        if processed < watch.seen {
+            // A new run of the query starts counting again.
+            watch.seen = 0;
+        }
+        let rows = processed - watch.seen;
+        watch.seen = processed;
+        match watch.kind {
+            Kind::Update => charge_last(watch, Operation::Update, rows),
+            Kind::Delete => charge_last(watch, Operation::Delete, rows),
+            Kind::Merge => merged(watch, rows),
+            Kind::Conflict => conflicted(watch, rows),
+            Kind::Whole(operation) => charge(watch, 0, operation, rows),
+        }
+    }
+}
+
+/// What the last fetch left uncounted: the run is over.
+///
+/// # Safety
+/// As for [`changed`].
+pub unsafe fn rest(watch: *mut Watch, processed: u64) -> *mut Raise {
+    // SAFETY: the caller's promise.
+    unsafe { changed(watch, processed) }
+}
+
+#[inline]
+unsafe fn charge_last(watch: &mut Watch, operation: Operation, rows: u64) -> *mut Raise {
+    if rows == 0 {
+        return ptr::null_mut();
+    }
+    // SAFETY: the node is alive.
+    let index = unsafe { (*watch.node).mt_lastResultIndex };
+    charge(watch, usize::try_from(index).unwrap_or(0), operation, rows)
+}
+
+/// A MERGE's counters tell of updates and deletes apart; an update that turned out to move a row and was suppressed is in them too,
+/// but not in `rows`, which has inserts besides.
+unsafe fn merged(watch: &mut Watch, rows: u64) -> *mut Raise {
+    // SAFETY: the node is alive.
+    unsafe {
+        let (updated, deleted) = (
+            (*watch.node).mt_merge_updated,
+            (*watch.node).mt_merge_deleted,
+        );
+        let (updates, deletes) = (updated - watch.seen_updated, deleted - watch.seen_deleted);
+        (watch.seen_updated, watch.seen_deleted) = (updated, deleted);
+        if rows == 0 {
+            return ptr::null_mut();
+        }
+        if updates > 0.0 {
+            return charge_last(watch, Operation::Update, rows.min(updates as u64));
+        }
+        if deletes > 0.0 {
+            return charge_last(watch, Operation::Delete, rows.min(deletes as u64));
+        }
+        ptr::null_mut()
+    }
+}
+
+/// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition it was in is told by
+/// the slot that the conflicting row was locked into; both marks are wiped for the next row.
+unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
+    // SAFETY: nodes and slots of a living query; between two rows nobody uses these slots.
+    unsafe {
+        let node = watch.node;
+        let own = (*node).resultRelInfo;
+        let mut updated = false;
+        if let Some(relation) = conflict_in(own, &mut updated) {
+            if rows > 0 && updated && relation == (*(*own).ri_RelationDesc).rd_id {
+                return charge(watch, 0, Operation::Update, 1);
+            }
+        }
+        if (*node).mt_partition_tuple_routing.is_null() {
+            return ptr::null_mut();
+        }
+        let routed = (*watch.estate).es_tuple_routing_result_relations;
+        let count = if routed.is_null() {
+            0
+        } else {
+            usize::try_from((*routed).length).unwrap_or(0)
+        };
+        let mut partition = pg_sys::InvalidOid;
+        for index in 0..count {
+            let leaf = (*(*routed).elements.add(index))
+                .ptr_value
+                .cast::<pg_sys::ResultRelInfo>();
+            if let Some(relation) = conflict_in(leaf, &mut updated) {
+                partition = relation;
+            }
+        }
+        if rows == 0 || !updated || partition == pg_sys::InvalidOid {
+            return ptr::null_mut();
+        }
+        charge_partition(watch, partition)
+    }
+}
+
+/// Whether a row of this relation was in conflict, and whether the update for it was projected. Wipes both marks.
+unsafe fn conflict_in(
+    relation: *mut pg_sys::ResultRelInfo,
+    updated: &mut bool,
+) -> Option<pg_sys::Oid> {
+    // SAFETY: a result relation of a living query.
+    unsafe {
+        let state = (*relation).ri_onConflict;
+        if state.is_null() {
+            return None;
+        }
+        let projected = (*state).oc_ProjSlot;
+        if !is_empty(projected) {
+            *updated = true;
+            if let Some(clear) = (*(*projected).tts_ops).clear {
+                clear(projected);
+            }
+        }
+        let existing = (*state).oc_Existing;
+        if existing.is_null() || (*existing).tts_tableOid == pg_sys::InvalidOid {
+            return None;
+        }
+        (*existing).tts_tableOid = pg_sys::InvalidOid;
+        Some((*(*relation).ri_RelationDesc).rd_id)
+    }
+}
+
+/// Partitions of an INSERT are not known before its rows are; their bindings join the watch's when they turn up.
+unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Raise {
+    let mut binding = None;
+    let actor = watch.actor;
+    let raise = book::guarded(|| {
+        binding = book::binding(partition, actor)?;
+        Ok(())
+    });
+    if !raise.is_null() {
+        return raise;
+    }
+    let Some(binding) = binding else {
+        return ptr::null_mut();
+    };
+    let known = watch.bindings.iter().position(|known| {
+        known
+            .as_ref()
+            .is_some_and(|known| known.name == binding.name)
+    });
+    let index = known.unwrap_or_else(|| {
+        watch.bindings.push(Some(binding));
+        watch.bindings.len() - 1
+    });
+    charge(watch, index, Operation::Update, 1)
+}
+
+/// A foreign server changed rows by itself: all at once, or as they are returned.
+unsafe fn changed_remotely(watch: *mut Watch, index: usize, ended: bool) -> *mut Raise {
+    // SAFETY: the watch is alive.
+    unsafe {
+        let watch = &mut *watch;
+        let operation = if watch.kind == Kind::Delete {
+            Operation::Delete
+        } else {
+            Operation::Update
+        };
+        if watch.direct_rows.is_null() {
+            let processed = (*watch.estate).es_processed;
+            let rows = processed.saturating_sub(watch.seen);
+            watch.seen = processed;
+            return charge(watch, index, operation, rows);
+        }
+        if watch.returning {
+            return charge(watch, index, operation, u64::from(!ended));
+        }
+        let total = (*watch.direct_rows).tuplecount as u64;
+        let rows = total.saturating_sub(watch.seen_updated as u64);
+        watch.seen_updated = total as f64;
+        charge(watch, index, operation, rows)
+    }
+}
+
+#[inline]
+fn charge(watch: &mut Watch, index: usize, operation: Operation, rows: u64) -> *mut Raise {
+    if rows == 0 {
+        return ptr::null_mut();
+    }
+    let Some(Some(binding)) = watch.bindings.get(index) else {
+        return ptr::null_mut();
+    };
+    let place = match watch.place {
+        Some(place) => place,
+        None => {
+            session::use_armed();
+            // SAFETY: reads a static. A node runs within one subtransaction, whatever happens between its rows.
+            let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+            *watch.place.insert(Place {
+                statement: statement::current(),
+                level,
+            })
+        }
+    };
+    book::charge(binding, operation, rows, place, watch.estimate)
+}

@@ -1,0 +1,254 @@
+//! TRUNCATE: the rows that vanish are counted by scanning no further than one past the largest budget that applies.
+//!
+//! PostgreSQL announces each table, cascades and partitions included, through `object_access_hook`. For a table that was named
+//! the announcement comes just before its lock is taken, so the lock is taken here, for those who may truncate it at all.
+
+use pgrx::pg_sys;
+
+use super::book::{self, Binding};
+use super::budget::Place;
+use super::decide;
+use super::statement;
+use crate::error::Error;
+use crate::ffi::{self, Backend, Failure, Raise};
+use crate::policy::model::Operation;
+use crate::session::{self, Actor};
+
+/// Tables already counted by the running TRUNCATEs.
+struct State {
+    counted: Vec<pg_sys::Oid>,
+}
+
+static STATE: Backend<State> = Backend::new(State {
+    counted: Vec::new(),
+});
+
+fn state() -> &'static mut State {
+    // SAFETY: single-threaded; no reference outlives its statement.
+    unsafe { &mut *STATE.get() }
+}
+
+/// A TRUNCATE begins; gives what [`end_truncate`] wants back.
+#[inline]
+pub fn begin_truncate() -> usize {
+    // A mark that is no table's OID separates the TRUNCATEs that triggers nest.
+    state().counted.push(pg_sys::InvalidOid);
+    state().counted.len() - 1
+}
+
+/// The TRUNCATE that began there is done.
+#[inline]
+pub fn end_truncate(begin: usize) {
+    state().counted.truncate(begin);
+}
+
+/// A (sub)transaction was rolled back, perhaps by an error in a TRUNCATE. At worst a table is counted twice.
+pub fn rolled_back() {
+    state().counted.clear();
+}
+
+/// A table is about to be truncated. Gives what to raise.
+///
+/// # Safety
+/// Called from a plain old frame, inside a transaction.
+pub unsafe fn truncate(relation: pg_sys::Oid) -> *mut Raise {
+    // SAFETY: the caller's promise.
+    book::guarded(|| unsafe { count_truncate(relation) })
+}
+
+unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
+    // SAFETY: catalog look-ups and locks as the command itself takes them.
+    unsafe {
+        let counted = &state().counted;
+        if counted
+            .iter()
+            .rev()
+            .take_while(|table| **table != pg_sys::InvalidOid)
+            .any(|table| *table == relation)
+        {
+            return Ok(());
+        }
+        let actor = Actor::current();
+        let Some(binding) = book::binding(relation, actor)? else {
+            return Ok(());
+        };
+        if binding.charges(Operation::Truncate).is_empty() {
+            return Ok(());
+        }
+        let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
+        let allowed = pg_sys::pg_class_aclcheck(
+            relation,
+            pg_sys::GetUserId(),
+            pg_sys::ACL_TRUNCATE as pg_sys::AclMode,
+        );
+        if allowed != pg_sys::AclResult::ACLCHECK_OK {
+            // Core refuses it in a moment, with its own words.
+            return Ok(());
+        }
+        pg_sys::LockRelationOid(relation, lock);
+        let table = pg_sys::try_relation_open(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        if table.is_null() {
+            return Ok(());
+        }
+        state().counted.push(relation);
+        session::use_armed();
+        let place = Place {
+            statement: statement::current(),
+            level: ffi::GetCurrentTransactionNestLevel(),
+        };
+        let estimate = (*(*table).rd_rel).reltuples;
+        let estimate = (estimate >= 0.0).then_some(estimate as u64);
+        let result = charge_rows(&binding, table, place, estimate);
+        pg_sys::relation_close(table, pg_sys::NoLock as pg_sys::LOCKMODE);
+        result
+    }
+}
+
+unsafe fn charge_rows(
+    binding: &Binding,
+    table: pg_sys::Relation,
+    place: Place,
+    estimate: Option<u64>,
+) -> Result<(), Failure> {
+    // SAFETY: the table is open and locked.
+    unsafe {
+        let mut scan = match (*(*table).rd_rel).relkind as u8 {
+            pg_sys::RELKIND_PARTITIONED_TABLE => return Ok(()),
+            pg_sys::RELKIND_FOREIGN_TABLE => {
+                return Err(Failure::Ours(Error::Undecided {
+                    reason: "the rows of a foreign table cannot be counted before TRUNCATE".into(),
+                    hint: format!("DELETE FROM {};", binding.name),
+                    relation: Some(binding.relation.clone()),
+                }));
+            }
+            _ => Scan::begin(table)?,
+        };
+        let mut result = Ok(());
+        while let Some(most) = worth_counting(binding, place) {
+            let rows = match scan.count(most) {
+                Ok(0) => break,
+                Ok(rows) => rows,
+                Err(error) => {
+                    result = Err(Failure::Foreign(error));
+                    break;
+                }
+            };
+            let raise = book::charge(binding, Operation::Truncate, rows, place, estimate);
+            if !raise.is_null() {
+                result = Err(Failure::Ready(raise));
+                break;
+            }
+        }
+        scan.end();
+        result
+    }
+}
+
+/// Rows that are counted at a time where a token bounds them.
+const CHUNK: u64 = 10_000;
+
+/// How many more rows could change the verdict: one past the smallest budget that is not lifted; under a token all
+/// of them, because the reviewed number must hold. None: no more.
+fn worth_counting(binding: &Binding, place: Place) -> Option<u64> {
+    if decide::is_granted(place.statement) {
+        return Some(CHUNK);
+    }
+    binding
+        .charges(Operation::Truncate)
+        .iter()
+        .filter(|charge| !decide::is_lifted(charge.meter, place.statement))
+        .map(|charge| {
+            book::ledger()
+                .left(charge.meter, place.statement)
+                .saturating_add(1)
+        })
+        .min()
+}
+
+/// A scan over the live rows of a table: committed ones and the transaction's own.
+struct Scan {
+    scan: pg_sys::TableScanDesc,
+    slot: *mut pg_sys::TupleTableSlot,
+    snapshot: pg_sys::Snapshot,
+    next: NextSlot,
+}
+
+type NextSlot = unsafe extern "C-unwind" fn(
+    pg_sys::TableScanDesc,
+    pg_sys::ScanDirection::Type,
+    *mut pg_sys::TupleTableSlot,
+) -> bool;
+
+impl Scan {
+    /// # Safety
+    /// The table is open, locked and has storage.
+    unsafe fn begin(table: pg_sys::Relation) -> Result<Self, Failure> {
+        let mut begun = Err(Failure::Ours(Error::Undecided {
+            reason: "its storage cannot be scanned".into(),
+            hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;"
+                .into(),
+            relation: None,
+        }));
+        // SAFETY: the caller's promise; an ERROR of the access method is caught whole, and the transaction's abort cleans up.
+        unsafe {
+            let methods = &*(*table).rd_tableam;
+            let (Some(begin), Some(next)) = (methods.scan_begin, methods.scan_getnextslot) else {
+                return begun;
+            };
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let slot = pg_sys::table_slot_create(table, core::ptr::null_mut());
+            let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN
+                | pg_sys::ScanOptions::SO_ALLOW_STRAT
+                | pg_sys::ScanOptions::SO_ALLOW_SYNC
+                | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
+            let mut scan = core::ptr::null_mut();
+            ffi::protect(|| {
+                scan = begin(
+                    table,
+                    snapshot,
+                    0,
+                    core::ptr::null_mut(),
+                    core::ptr::null_mut(),
+                    flags,
+                );
+            })?;
+            begun = Ok(Self {
+                scan,
+                slot,
+                snapshot,
+                next,
+            });
+        }
+        begun
+    }
+
+    /// Counts further rows, at most `most`.
+    fn count(&mut self, most: u64) -> Result<u64, ffi::Foreign> {
+        let mut rows = 0;
+        let (scan, slot, next) = (self.scan, self.slot, self.next);
+        // SAFETY: the scan is open; nothing but raw calls inside.
+        unsafe {
+            ffi::protect(|| {
+                while rows < most && next(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+                    rows += 1;
+                    if pg_sys::InterruptPending != 0 {
+                        ffi::ProcessInterrupts();
+                    }
+                }
+            })?;
+        }
+        Ok(rows)
+    }
+
+    fn end(self) {
+        // SAFETY: opened by `begin`, closed once.
+        unsafe {
+            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+            if let Some(end) = (*(*(*self.scan).rs_rd).rd_tableam).scan_end {
+                let scan = self.scan;
+                pg_sys::ffi::pg_guard_ffi_boundary(|| end(scan));
+            }
+            pg_sys::UnregisterSnapshot(self.snapshot);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The hooks: plain old frames and nothing else.
+//!
+//! Each does a few compares, lets a guarded function look at what there is to see, which has returned before the next hook is called, and calls
+//! the next hook in the open, so that other people's errors pass through here as if we were not there.
+
+use core::ffi::{c_char, c_int, c_void};
+use core::ptr;
+use std::sync::OnceLock;
+
+use pgrx::pg_sys;
+
+use super::{book, ddl, decide, statement, watch};
+use crate::event::{queue, store};
+use crate::ffi;
+use crate::policy::catalog;
+use crate::session;
+
+type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
+#[cfg(not(feature = "pg18"))]
+type Run =
+    unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64, bool);
+#[cfg(feature = "pg18")]
+type Run = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64);
+type Finish = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc);
+type Utility = unsafe extern "C-unwind" fn(
+    *mut pg_sys::PlannedStmt,
+    *const c_char,
+    bool,
+    pg_sys::ProcessUtilityContext::Type,
+    pg_sys::ParamListInfo,
+    *mut pg_sys::QueryEnvironment,
+    *mut pg_sys::DestReceiver,
+    *mut pg_sys::QueryCompletion,
+);
+
+/// What each hook calls: the hook that was there before, or core's own function.
+struct Next {
+    start: Start,
+    run: Run,
+    finish: Finish,
+    utility: Utility,
+    access: pg_sys::object_access_hook_type,
+    shmem_request: pg_sys::shmem_request_hook_type,
+    shmem_startup: pg_sys::shmem_startup_hook_type,
+}
+
+static NEXT: OnceLock<Next> = OnceLock::new();
+
+/// Installs the hooks and the transaction callbacks.
+///
+/// # Safety
+/// Once, in `_PG_init` in the postmaster (or the single-user backend), before any backend exists.
+pub unsafe fn install() {
+    // SAFETY: the caller's promise.
+    unsafe {
+        NEXT.get_or_init(|| Next {
+            start: pg_sys::ExecutorStart_hook.unwrap_or(ffi::standard_ExecutorStart),
+            run: pg_sys::ExecutorRun_hook.unwrap_or(ffi::standard_ExecutorRun),
+            finish: pg_sys::ExecutorFinish_hook.unwrap_or(ffi::standard_ExecutorFinish),
+            utility: pg_sys::ProcessUtility_hook.unwrap_or(ffi::standard_ProcessUtility),
+            access: pg_sys::object_access_hook,
+            shmem_request: pg_sys::shmem_request_hook,
+            shmem_startup: pg_sys::shmem_startup_hook,
+        });
+        pg_sys::ExecutorStart_hook = Some(executor_start);
+        pg_sys::ExecutorRun_hook = Some(executor_run);
+        pg_sys::ExecutorFinish_hook = Some(executor_finish);
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+        pg_sys::object_access_hook = Some(object_access);
+        pg_sys::shmem_request_hook = Some(shmem_request);
+        pg_sys::shmem_startup_hook = Some(shmem_startup);
+        pg_sys::RegisterXactCallback(Some(transaction_ends), ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_ends), ptr::null_mut());
+    }
+}
+
+/// Set before the first hook can run.
+#[inline(always)]
+fn next() -> &'static Next {
+    // SAFETY: `install` sets it before it installs a hook.
+    unsafe { NEXT.get().unwrap_unchecked() }
+}
+
+/// Whether the guard has no say here at all.
+#[inline(always)]
+unsafe fn stays_out() -> bool {
+    // SAFETY: statics of this process.
+    unsafe {
+        pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || pg_sys::IsLogicalWorker()
+    }
+}
+
+unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, eflags: c_int) {
+    // SAFETY: plain old frame; the query is what the executor is to start.
+    unsafe {
+        (next().start)(query_desc, eflags);
+        let writes = (*query_desc).operation != pg_sys::CmdType::CMD_SELECT
+            || (*(*query_desc).plannedstmt).hasModifyingCTE;
+        if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
+            ffi::AcceptInvalidationMessages();
+            ffi::raise(watch::begin(query_desc));
+        }
+    }
+}
+
+#[cfg(not(feature = "pg18"))]
+unsafe extern "C-unwind" fn executor_run(
+    query_desc: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    execute_once: bool,
+) {
+    // SAFETY: plain old frame.
+    unsafe {
+        let outermost = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        (next().run)(query_desc, direction, count, execute_once);
+        after_run(query_desc, outermost);
+    }
+}
+
+#[cfg(feature = "pg18")]
+unsafe extern "C-unwind" fn executor_run(
+    query_desc: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+) {
+    // SAFETY: plain old frame.
+    unsafe {
+        let outermost = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        (next().run)(query_desc, direction, count);
+        after_run(query_desc, outermost);
+    }
+}
+
+unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) {
+    // SAFETY: plain old frame.
+    unsafe {
+        let outermost = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        (next().finish)(query_desc);
+        after_run(query_desc, outermost);
+    }
+}
+
+#[inline(always)]
+unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, outermost: bool) {
+    // SAFETY: plain old frame.
+    unsafe {
+        if watch::any() {
+            ffi::raise(watch::after_run(query_desc));
+        }
+        if outermost {
+            statement::leave();
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    pstmt: *mut pg_sys::PlannedStmt,
+    query_string: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    query_env: *mut pg_sys::QueryEnvironment,
+    dest: *mut pg_sys::DestReceiver,
+    qc: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: plain old frame. What is read of the statement is read before it runs: it may end the transaction.
+    unsafe {
+        let tag = (*(*pstmt).utilityStmt).type_;
+        let is_transaction = tag == pg_sys::NodeTag::T_TransactionStmt;
+        let commits_prepared = is_transaction
+            && (*(*pstmt).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind
+                == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
+        let outermost = !is_transaction && statement::enter(query_string, pstmt);
+        let truncates = tag == pg_sys::NodeTag::T_TruncateStmt;
+        let counted = if truncates { ddl::begin_truncate() } else { 0 };
+        (next().utility)(
+            pstmt,
+            query_string,
+            read_only_tree,
+            context,
+            params,
+            query_env,
+            dest,
+            qc,
+        );
+        if truncates {
+            ddl::end_truncate(counted);
+        }
+        if outermost {
+            statement::leave();
+        }
+        if commits_prepared && catalog::known_installed() {
+            // Its events may have left notifications to send.
+            queue::push(&[], false);
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub_id: c_int,
+    argument: *mut c_void,
+) {
+    // SAFETY: plain old frame.
+    unsafe {
+        if let Some(next) = next().access {
+            next(access, class, object, sub_id, argument);
+        }
+        if access == pg_sys::ObjectAccessType::OAT_TRUNCATE && !stays_out() {
+            ffi::raise(ddl::truncate(object));
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn shmem_request() {
+    // SAFETY: plain old frame, called by the postmaster.
+    unsafe {
+        if let Some(next) = next().shmem_request {
+            next();
+        }
+        queue::request();
+    }
+}
+
+unsafe extern "C-unwind" fn shmem_startup() {
+    // SAFETY: plain old frame, called where shared memory is attached.
+    unsafe {
+        if let Some(next) = next().shmem_startup {
+            next();
+        }
+        queue::startup();
+    }
+}
+
+unsafe extern "C-unwind" fn transaction_ends(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut c_void,
+) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
+            if decide::has_lifts() {
+                // SAFETY: plain old frame; an error here still aborts the transaction.
+                unsafe { ffi::raise(book::guarded(|| Ok(decide::before_commit(book::ledger())?))) }
+            }
+        }
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => end_transaction(true),
+        pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(false),
+        pg_sys::XactEvent::XACT_EVENT_ABORT => {
+            statement::rolled_back();
+            ddl::rolled_back();
+            end_transaction(false);
+        }
+        _ => {}
+    }
+}
+
+fn end_transaction(committed: bool) {
+    decide::end_transaction();
+    book::end_transaction();
+    statement::end_transaction();
+    session::end_transaction();
+    store::end_transaction(committed);
+}
+
+unsafe extern "C-unwind" fn subtransaction_ends(
+    event: pg_sys::SubXactEvent::Type,
+    _mine: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut c_void,
+) {
+    // SAFETY: reads a static.
+    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+            statement::rolled_back();
+            ddl::rolled_back();
+            book::ledger().roll_back(level);
+            decide::roll_back(level);
+        }
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+            book::ledger().release(level);
+            decide::release(level);
+        }
+        _ => {}
+    }
+}

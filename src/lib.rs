@@ -1,0 +1,50 @@
+//! pg_writeguard: refuses UPDATE, DELETE and TRUNCATE past the row limits set per table or role.
+//!
+//! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps the
+//! record, `review` is the people's side, `worker` stores what must survive a rollback.
+
+// Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
+#![allow(clippy::missing_safety_doc)]
+
+use pgrx::pg_sys;
+
+mod error;
+mod event;
+mod ffi;
+mod function;
+mod guard;
+mod owner;
+mod policy;
+mod review;
+mod session;
+mod settings;
+mod token;
+mod worker;
+
+::pgrx::pg_module_magic!();
+
+::pgrx::extension_sql_file!("../sql/preload.sql", name = "preload", bootstrap);
+::pgrx::extension_sql_file!("../sql/tables.sql", name = "tables", requires = ["preload"]);
+::pgrx::extension_sql_file!(
+    "../sql/functions.sql",
+    name = "functions",
+    requires = ["tables"]
+);
+::pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
+
+/// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend exists; then shared
+/// memory is asked for and laid out by the hooks; then backends and the launcher start. In a server that does not
+/// preload the library this does nothing, and every SQL function says so.
+#[allow(non_snake_case)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: statics of this process; PostgreSQL calls this once, where the library is loaded.
+    unsafe {
+        if !pg_sys::process_shared_preload_libraries_in_progress {
+            return;
+        }
+        settings::register();
+        guard::hooks::install();
+    }
+    worker::register();
+}

@@ -1,0 +1,262 @@
+//! What a DBA calls: set, drop and explain policies.
+
+use pgrx::datum::{Interval, Json};
+use pgrx::pg_sys;
+
+use super::catalog::{self, never_covered, role_oid};
+use super::model::{DEFAULT_RATE_INTERVAL, Document, Operation, Policy};
+use super::pattern::{Element, Pattern, parse_element};
+use crate::error::{Error, literal};
+use crate::event::record::{Event, Kind};
+use crate::event::store;
+use crate::function::{Arguments, Returns, sql_function, value};
+use crate::owner;
+
+sql_function!(
+    /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.
+    writeguard_set_policy, pg_finfo_writeguard_set_policy, set_policy
+);
+sql_function!(
+    /// `drop_policy(name text)`.
+    writeguard_drop_policy, pg_finfo_writeguard_drop_policy, drop_policy
+);
+sql_function!(
+    /// `explain(relation oid, role oid, operation text) → json`: the rows of `effective`.
+    writeguard_explain, pg_finfo_writeguard_explain, explain
+);
+sql_function!(
+    /// Trigger on the policy table: tells all sessions, with the commit, that policies changed.
+    writeguard_policy_changed, pg_finfo_writeguard_policy_changed, policy_changed
+);
+sql_function!(
+    /// `assert_preloaded()`: raises 55000 unless the library was preloaded; run by the install script.
+    writeguard_assert_preloaded, pg_finfo_writeguard_assert_preloaded, assert_preloaded
+);
+
+fn assert_preloaded(_arguments: &Arguments) -> Returns {
+    Ok(None)
+}
+
+const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
+     SELECT n.* FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
+     ON CONFLICT (name) DO UPDATE SET tables = EXCLUDED.tables, roles = EXCLUDED.roles, \
+       operations = EXCLUDED.operations, max_rows = EXCLUDED.max_rows, \
+       max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, mode = EXCLUDED.mode, \
+       \"override\" = EXCLUDED.\"override\", comment = EXCLUDED.comment \
+     WHERE p.* IS DISTINCT FROM EXCLUDED.* \
+     RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END";
+
+/// The arguments in the order of `sql/functions.sql`, which is that of the table's columns.
+fn set_policy(arguments: &Arguments) -> Returns {
+    let texts = |index| {
+        arguments
+            .get::<Vec<Option<String>>>(index)
+            .unwrap_or_default()
+    };
+    let given = |index: usize| (!arguments.is_null(index)).then(|| "given".to_owned());
+    let usual = arguments
+        .get::<Interval>(10)
+        .is_some_and(|interval| interval == an_hour());
+    store_policy(Document {
+        name: arguments.get(0),
+        tables: texts(1),
+        roles: texts(2),
+        application: arguments.get(3),
+        client: given(4),
+        schedule: arguments.get(5),
+        operations: texts(6),
+        max_rows: arguments.get(7),
+        max_rows_per_transaction: arguments.get(8),
+        rate_rows: arguments.get(9),
+        rate_interval: Some(
+            if usual {
+                DEFAULT_RATE_INTERVAL
+            } else {
+                "given"
+            }
+            .to_owned(),
+        ),
+        max_fraction: arguments.get(11),
+        require_where: arguments.get(12).unwrap_or_default(),
+        require_transaction: arguments.get(13).unwrap_or_default(),
+        mode: arguments.get(14),
+        override_: arguments.get(15),
+        approvers: arguments.get(16),
+        min_approvals: arguments.get(17),
+        undo: given(18),
+        comment: arguments.get(19),
+    })
+}
+
+fn an_hour() -> Interval {
+    Interval::from_micros(3_600_000_000)
+}
+
+fn store_policy(mut document: Document) -> Returns {
+    for element in document.tables.iter_mut().flatten() {
+        if let Element::Unqualified(name) = parse_element(element)? {
+            *element = qualify(element, &name)?;
+        }
+    }
+    let policy = document.check()?;
+    check_names(&policy)?;
+    document.tables = policy
+        .tables
+        .iter()
+        .map(|pattern| Some(pattern.to_string()))
+        .collect();
+    let json = serde_json::to_string(&document).map_err(|error| {
+        Error::invalid(
+            format!("malformed policy: {error}"),
+            "SELECT writeguard.set_policy('orders-guard', …);",
+        )
+    })?;
+    let action = owner::connect(|client| owner::rows(client, UPSERT, &[json.as_str().into()]))?
+        .pop()
+        .unwrap_or_else(|| "unchanged".into());
+    if action != "unchanged" {
+        record(&policy.name, format!("{action}: {json}"))?;
+    }
+    value(action)
+}
+
+fn record(policy: &str, reason: String) -> Result<(), Error> {
+    let mut event = Event::new(Kind::PolicyChanged);
+    event.policy = Some(policy.to_owned());
+    event.reason = Some(reason);
+    store::insert(&event)?;
+    Ok(())
+}
+
+/// The qualified form of a name that stands without a schema, found through the search_path.
+fn qualify(written: &str, name: &str) -> Result<String, Error> {
+    let unknown = || {
+        Error::invalid(
+            format!("table \"{written}\" does not exist in the search_path"),
+            format!("tables => '{{public.{written}}}' (the schema it is in)"),
+        )
+    };
+    let c_name = std::ffi::CString::new(name).map_err(|_| unknown())?;
+    // SAFETY: a look-up through the search_path; InvalidOid when there is none.
+    let relation = unsafe { pg_sys::RelnameGetRelid(c_name.as_ptr()) };
+    let found = (relation != pg_sys::InvalidOid)
+        .then(|| catalog::relation_name(relation))
+        .flatten();
+    Ok(found.ok_or_else(unknown)?.to_sql())
+}
+
+/// Roles and exactly named tables must be there.
+fn check_names(policy: &Policy) -> Result<(), Error> {
+    for role in policy.roles.iter().filter(|role| *role != "public") {
+        if role_oid(role).is_none() {
+            return Err(Error::invalid(
+                format!("role \"{role}\" does not exist"),
+                "SELECT rolname FROM pg_catalog.pg_roles; (public means everybody)",
+            ));
+        }
+    }
+    for name in policy.tables.iter().filter_map(Pattern::exact) {
+        let unknown = || {
+            Error::invalid(
+                format!("table \"{name}\" does not exist"),
+                format!(
+                    "SELECT schemaname, tablename FROM pg_catalog.pg_tables WHERE tablename = {};",
+                    literal(&name.name)
+                ),
+            )
+        };
+        let (Ok(schema), Ok(table)) = (
+            std::ffi::CString::new(name.schema.as_str()),
+            std::ffi::CString::new(name.name.as_str()),
+        ) else {
+            return Err(unknown());
+        };
+        // SAFETY: syscache look-ups that give InvalidOid for what is not there.
+        let relation = unsafe {
+            let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+            if schema == pg_sys::InvalidOid {
+                return Err(unknown());
+            }
+            pg_sys::get_relname_relid(table.as_ptr(), schema)
+        };
+        if relation == pg_sys::InvalidOid {
+            return Err(unknown());
+        }
+        if let Some(reason) = never_covered(relation) {
+            return Err(Error::invalid(
+                format!("\"{name}\" {reason} and is never covered"),
+                "tables => '{public.orders}' (a table, a partitioned table or a foreign table)",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn drop_policy(arguments: &Arguments) -> Returns {
+    let name = arguments.text(0, "name")?;
+    let dropped = owner::connect(|client| {
+        owner::rows(
+            client,
+            "DELETE FROM writeguard.policy WHERE name OPERATOR(pg_catalog.=) $1 RETURNING name",
+            &[name.as_str().into()],
+        )
+    })?;
+    if dropped.is_empty() {
+        return Err(Error::invalid(
+            format!("policy \"{name}\" does not exist"),
+            "SELECT name FROM writeguard.policy ORDER BY name;",
+        )
+        .into());
+    }
+    record(&name, "dropped".into())?;
+    Ok(None)
+}
+
+fn explain(arguments: &Arguments) -> Returns {
+    let relation = arguments
+        .get::<pg_sys::Oid>(0)
+        .ok_or_else(|| Error::invalid("table must not be NULL", "\"table\" => 'public.orders'"))?;
+    let role = arguments.text(1, "role")?;
+    let word = arguments.text(2, "operation")?;
+    let operation = Operation::parse(&word).ok_or_else(|| {
+        Error::invalid(
+            format!("unknown operation \"{word}\""),
+            "operation => 'update'",
+        )
+    })?;
+    let role = role_oid(&role).ok_or_else(|| {
+        Error::invalid(
+            format!("role \"{role}\" does not exist"),
+            "SELECT rolname FROM pg_catalog.pg_roles;",
+        )
+    })?;
+    // SAFETY: what other sessions committed shall be seen.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+    let rows: Vec<serde_json::Value> = catalog::explain(relation, role, operation)
+        .into_iter()
+        .map(|(loaded, set_aside_by)| {
+            let policy = &loaded.policy;
+            serde_json::json!({
+                "policy": policy.name,
+                "applies": set_aside_by.is_none(),
+                "set_aside_by": set_aside_by,
+                "max_rows": policy.max_rows,
+                "max_rows_per_transaction": policy.max_rows_per_transaction,
+                "require_where": false,
+                "require_transaction": false,
+                "mode": "enforce",
+                "override": policy.override_.word(),
+            })
+        })
+        .collect();
+    value(Json(serde_json::Value::Array(rows)))
+}
+
+fn policy_changed(arguments: &Arguments) -> Returns {
+    if let Some(trigger) = arguments.trigger() {
+        // SAFETY: the trigger's own table is open; the message goes out with the commit.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid((*(*trigger).tg_relation).rd_id) };
+    }
+    // A trigger's result is a pointer, not an SQL NULL.
+    Ok(Some(pg_sys::Datum::from(0)))
+}

@@ -1,0 +1,557 @@
+//! The policies of this database as this backend sees them, and for any relation and acting role the ones that apply.
+//!
+//! Read from `writeguard.policy` by a plain scan, on the first covered write and again after a change: no SPI, no user code, no
+//! privileges needed. Changes arrive as ordinary cache invalidations, with their commit and never for a rolled-back one. Answers depend on
+//! names, ancestors and memberships besides; [`generation`] changes when any of them may have.
+
+use core::ffi::CStr;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use pgrx::datum::Array;
+use pgrx::heap_tuple::PgHeapTuple;
+use pgrx::{PgTupleDesc, pg_sys};
+
+use super::model::{Document, Operation, Policy, RelationName};
+use super::resolve::{self, Candidate, Target};
+use crate::error::Error;
+use crate::ffi::{self, Backend};
+use crate::session::{Actor, role_name};
+
+/// The schema of the extension; fixed by its control file.
+pub const SCHEMA: &CStr = c"writeguard";
+const POLICY_TABLE: &CStr = c"policy";
+const EXTENSION: &CStr = c"pg_writeguard";
+
+/// Most relations this backend keeps answers for; past that it starts again.
+const MOST_RELATIONS: usize = 20_000;
+
+/// Which version of a policy a budget belongs to: a changed policy starts from zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Revision {
+    xmin: u32,
+    block: u32,
+    offset: u16,
+}
+
+/// A policy in force.
+#[derive(Debug)]
+pub struct Loaded {
+    pub policy: Policy,
+    pub revision: Revision,
+}
+
+struct Broken {
+    name: String,
+    reason: String,
+}
+
+/// Everything read from the table.
+struct Policies {
+    installed: bool,
+    loaded: Vec<Rc<Loaded>>,
+    /// The policies alone, as resolution wants them.
+    plain: Vec<Policy>,
+    broken: Vec<Broken>,
+    /// Every role that some policy names.
+    roles: Vec<String>,
+}
+
+struct State {
+    registered: bool,
+    generation: u64,
+    valid: bool,
+    policy_table: pg_sys::Oid,
+    schema: pg_sys::Oid,
+    policies: Option<Rc<Policies>>,
+    /// Memberships by acting role, as of `actors_generation`.
+    actors: HashMap<Actor, Rc<resolve::Actor>>,
+    actors_generation: u64,
+}
+
+static STATE: Backend<Option<State>> = Backend::new(None);
+/// Relations that answers depend on. Apart from the rest, because invalidations read it at any moment.
+static DEPENDENCIES: Backend<Option<HashSet<u32>>> = Backend::new(None);
+
+fn state() -> &'static mut State {
+    // SAFETY: single-threaded; references are dropped before anything that may process invalidations, except in
+    // `load`, which touches only fields the callbacks do not replace.
+    unsafe {
+        (*STATE.get()).get_or_insert_with(|| State {
+            registered: false,
+            generation: 1,
+            valid: false,
+            policy_table: pg_sys::InvalidOid,
+            schema: pg_sys::InvalidOid,
+            policies: None,
+            actors: HashMap::new(),
+            actors_generation: 0,
+        })
+    }
+}
+
+fn dependencies() -> &'static mut HashSet<u32> {
+    // SAFETY: single-threaded; no reference outlives the expression it is used in.
+    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(HashSet::new) }
+}
+
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    let state = state();
+    if relation == pg_sys::InvalidOid || relation == state.policy_table {
+        state.valid = false;
+        state.generation += 1;
+    } else if dependencies().contains(&u32::from(relation)) {
+        state.generation += 1;
+    }
+}
+
+unsafe extern "C-unwind" fn roles_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    state().generation += 1;
+}
+
+/// A schema was made, renamed or dropped: names changed, and the extension may have come or gone.
+unsafe extern "C-unwind" fn schemas_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    let state = state();
+    state.valid = false;
+    state.generation += 1;
+}
+
+/// A number that changes when any answer of this file may have. Invalidations must have been accepted.
+#[inline]
+pub fn generation() -> u64 {
+    state().generation
+}
+
+/// Registers for invalidations, once per backend that writes. The slots for them are few in core.
+fn register() {
+    let state = state();
+    if state.registered {
+        return;
+    }
+    state.registered = true;
+    let nothing = pg_sys::Datum::from(0);
+    // SAFETY: the callbacks live as long as the process and never raise.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::AUTHOID as i32,
+            Some(roles_changed),
+            nothing,
+        );
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM as i32,
+            Some(roles_changed),
+            nothing,
+        );
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
+            Some(schemas_changed),
+            nothing,
+        );
+    }
+}
+
+fn policies() -> Rc<Policies> {
+    register();
+    loop {
+        if state().valid
+            && let Some(policies) = &state().policies
+        {
+            return Rc::clone(policies);
+        }
+        // Set before reading: a change that arrives while we read is not lost, it makes another round.
+        state().valid = true;
+        let policies = Rc::new(load());
+        state().policies = Some(policies);
+    }
+}
+
+fn load() -> Policies {
+    let mut found = Policies {
+        installed: false,
+        loaded: Vec::new(),
+        plain: Vec::new(),
+        broken: Vec::new(),
+        roles: Vec::new(),
+    };
+    // SAFETY: catalog look-ups and a scan of a table of ours; an ERROR unwinds to the guard around the caller.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        state().schema = schema;
+        state().policy_table = pg_sys::InvalidOid;
+        if schema == pg_sys::InvalidOid
+            || pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) == pg_sys::InvalidOid
+        {
+            return found;
+        }
+        let table = pg_sys::get_relname_relid(POLICY_TABLE.as_ptr(), schema);
+        if table == pg_sys::InvalidOid {
+            return found;
+        }
+        state().policy_table = table;
+        found.installed = true;
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let descriptor = PgTupleDesc::from_pg_copy((*relation).rd_att);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::InvalidOid,
+            false,
+            core::ptr::null_mut(),
+            0,
+            core::ptr::null_mut(),
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let header = (*tuple).t_data;
+            let revision = Revision {
+                xmin: u32::from((*header).t_choice.t_heap.t_xmin),
+                block: (u32::from((*tuple).t_self.ip_blkid.bi_hi) << 16)
+                    | u32::from((*tuple).t_self.ip_blkid.bi_lo),
+                offset: (*tuple).t_self.ip_posid,
+            };
+            let row = PgHeapTuple::from_heap_tuple(descriptor.clone(), tuple);
+            let name: Option<String> = row.get_by_name("name").ok().flatten();
+            match read(&row)
+                .and_then(|document| document.check().map_err(|error| error.to_string()))
+            {
+                Ok(policy) => {
+                    found.plain.push(policy.clone());
+                    found.loaded.push(Rc::new(Loaded { policy, revision }));
+                }
+                Err(reason) => found.broken.push(Broken {
+                    name: name.unwrap_or_default(),
+                    reason,
+                }),
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+    }
+    let mut roles: Vec<String> = found
+        .plain
+        .iter()
+        .flat_map(|policy| policy.roles.iter().cloned())
+        .collect();
+    roles.sort_unstable();
+    roles.dedup();
+    roles.retain(|role| role != "public");
+    found.roles = roles;
+    found
+}
+
+/// The columns that this version obeys; the table's constraints keep the others at their defaults.
+fn read(row: &PgHeapTuple<'_, pgrx::AllocatedByPostgres>) -> Result<Document, String> {
+    fn text(
+        row: &PgHeapTuple<'_, pgrx::AllocatedByPostgres>,
+        column: &str,
+    ) -> Result<Option<String>, String> {
+        row.get_by_name::<String>(column)
+            .map_err(|error| format!("column {column}: {error}"))
+    }
+    fn texts(
+        row: &PgHeapTuple<'_, pgrx::AllocatedByPostgres>,
+        column: &str,
+    ) -> Result<Vec<Option<String>>, String> {
+        let array = row
+            .get_by_name::<Array<'_, String>>(column)
+            .map_err(|error| format!("column {column}: {error}"))?;
+        Ok(array
+            .map(|array| array.iter().collect())
+            .unwrap_or_default())
+    }
+    let number = |column: &str| {
+        row.get_by_name::<i64>(column)
+            .map_err(|error| format!("column {column}: {error}"))
+    };
+    Ok(Document {
+        name: text(row, "name")?,
+        tables: texts(row, "tables")?,
+        roles: texts(row, "roles")?,
+        application: text(row, "application")?,
+        client: None,
+        schedule: text(row, "schedule")?,
+        operations: texts(row, "operations")?,
+        max_rows: number("max_rows")?,
+        max_rows_per_transaction: number("max_rows_per_transaction")?,
+        rate_rows: number("rate_rows")?,
+        rate_interval: None,
+        max_fraction: None,
+        require_where: false,
+        require_transaction: false,
+        mode: text(row, "mode")?,
+        override_: text(row, "override")?,
+        approvers: text(row, "approvers")?,
+        min_approvals: Some(1),
+        undo: None,
+        comment: text(row, "comment")?,
+    })
+}
+
+/// Whether this backend knows already that the extension is installed in this database; looks nothing up.
+pub fn known_installed() -> bool {
+    state()
+        .policies
+        .as_ref()
+        .is_some_and(|policies| policies.installed)
+}
+
+/// Whether the extension is installed in this database.
+pub fn installed() -> bool {
+    policies().installed
+}
+
+/// The name of a relation; none when it is gone.
+pub fn relation_name(relation: pg_sys::Oid) -> Option<RelationName> {
+    // SAFETY: syscache look-ups that give NULL for what is not there.
+    unsafe {
+        let name = ffi::text(pg_sys::get_rel_name(relation))?;
+        let schema = ffi::text(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(
+            relation,
+        )))?;
+        Some(RelationName::new(schema, name))
+    }
+}
+
+/// Why a relation can never be covered; none: it can.
+pub fn never_covered(relation: pg_sys::Oid) -> Option<&'static str> {
+    if u32::from(relation) < pg_sys::FirstNormalObjectId {
+        return Some("is a system catalog");
+    }
+    // SAFETY: syscache look-ups.
+    unsafe {
+        match pg_sys::get_rel_relkind(relation) as u8 {
+            pg_sys::RELKIND_RELATION
+            | pg_sys::RELKIND_PARTITIONED_TABLE
+            | pg_sys::RELKIND_FOREIGN_TABLE => {}
+            pg_sys::RELKIND_VIEW => return Some("is a view; name the tables behind it"),
+            pg_sys::RELKIND_MATVIEW => return Some("is a materialized view"),
+            _ => return Some("is not a table"),
+        }
+        if pg_sys::get_rel_persistence(relation) as u8 == pg_sys::RELPERSISTENCE_TEMP {
+            return Some("is a temporary table");
+        }
+        if pg_sys::get_rel_namespace(relation) == pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true) {
+            return Some("belongs to pg_writeguard itself");
+        }
+    }
+    None
+}
+
+/// All partition and inheritance ancestors with their distance, and their OIDs.
+fn ancestors(relation: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
+    let mut found: Vec<(pg_sys::Oid, u32)> = Vec::new();
+    let mut level = vec![relation];
+    let mut distance = 0;
+    while !level.is_empty() {
+        distance += 1;
+        let mut above = Vec::new();
+        for child in level {
+            for parent in parents(child) {
+                if !found.iter().any(|(known, _)| *known == parent) {
+                    found.push((parent, distance));
+                    above.push(parent);
+                }
+            }
+        }
+        level = above;
+    }
+    found
+}
+
+/// `pg_inherits` and its index by child; the bindings lack its header. The OIDs and columns are part of the catalog's
+/// layout and the same in all supported versions.
+const INHERITS: u32 = 2611;
+const INHERITS_BY_CHILD: u32 = 2680;
+const CHILD_COLUMN: pg_sys::AttrNumber = 1;
+
+#[repr(C)]
+struct Inherits {
+    child: pg_sys::Oid,
+    parent: pg_sys::Oid,
+}
+
+fn parents(child: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let mut found = Vec::new();
+    // SAFETY: an index scan of a system catalog, as core does it; released before we return.
+    unsafe {
+        let catalog = pg_sys::table_open(
+            pg_sys::Oid::from_u32(INHERITS),
+            pg_sys::AccessShareLock as pg_sys::LOCKMODE,
+        );
+        let mut key = pg_sys::ScanKeyData::default();
+        pg_sys::ScanKeyInit(
+            &mut key,
+            CHILD_COLUMN,
+            pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+            pg_sys::RegProcedure::from(pg_sys::F_OIDEQ),
+            pg_sys::Datum::from(child),
+        );
+        let scan = pg_sys::systable_beginscan(
+            catalog,
+            pg_sys::Oid::from_u32(INHERITS_BY_CHILD),
+            true,
+            core::ptr::null_mut(),
+            1,
+            &mut key,
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            found.push((*pg_sys::GETSTRUCT(tuple).cast::<Inherits>()).parent);
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(catalog, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+    }
+    found
+}
+
+/// The acting role with its memberships, for all roles that policies name.
+fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
+    let state = state();
+    if state.actors_generation != state.generation {
+        state.actors.clear();
+        state.actors_generation = state.generation;
+    }
+    if let Some(known) = state.actors.get(&actor) {
+        return Rc::clone(known);
+    }
+    let known = Rc::new(memberships(&actor.roles(), &policies.roles));
+    self::state().actors.insert(actor, Rc::clone(&known));
+    known
+}
+
+fn memberships(roles: &[pg_sys::Oid], named: &[String]) -> resolve::Actor {
+    let itself: Vec<String> = roles.iter().map(|role| role_name(*role)).collect();
+    let member_of = named
+        .iter()
+        .filter(|name| !itself.contains(name))
+        .filter(|name| {
+            role_oid(name).is_some_and(|of| {
+                // SAFETY: syscache look-ups.
+                roles
+                    .iter()
+                    .any(|role| unsafe { pg_sys::is_member_of_role_nosuper(*role, of) })
+            })
+        })
+        .cloned()
+        .collect();
+    resolve::Actor { itself, member_of }
+}
+
+/// The OID of the role of that name.
+pub fn role_oid(name: &str) -> Option<pg_sys::Oid> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: with `missing_ok` an unknown role gives InvalidOid.
+    let role = unsafe { pg_sys::get_role_oid(name.as_ptr(), true) };
+    (role != pg_sys::InvalidOid).then_some(role)
+}
+
+/// A relation's name and ancestors; none when it is gone. From now on a change of any of them changes [`generation`].
+fn target(relation: pg_sys::Oid) -> Option<Target> {
+    let above = ancestors(relation);
+    let dependencies = dependencies();
+    if dependencies.len() > MOST_RELATIONS {
+        dependencies.clear();
+        state().generation += 1;
+    }
+    dependencies.insert(u32::from(relation));
+    dependencies.extend(above.iter().map(|(ancestor, _)| u32::from(*ancestor)));
+    Some(Target {
+        name: relation_name(relation)?,
+        ancestors: above
+            .into_iter()
+            .filter_map(|(oid, distance)| Some((relation_name(oid)?, distance)))
+            .collect(),
+    })
+}
+
+/// What the policies say of one relation for one acting role.
+pub struct Covering {
+    pub relation: RelationName,
+    /// The policies that apply to update, delete and truncate, in this order.
+    pub applying: [Vec<Rc<Loaded>>; 3],
+}
+
+/// The operations of [`Covering::applying`].
+pub const COUNTED: [Operation; 3] = [Operation::Update, Operation::Delete, Operation::Truncate];
+
+/// The policies that apply to a relation for an acting role; none where no policy does.
+///
+/// # Errors
+/// WG008 when a policy cannot be read: what it would limit is unknown, so every table is covered by it.
+pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Error> {
+    let policies = policies();
+    if (policies.loaded.is_empty() && policies.broken.is_empty())
+        || never_covered(relation).is_some()
+    {
+        // Still depended on: a policy set later, or a rename, makes this answer stale.
+        dependencies().insert(u32::from(relation));
+        return Ok(None);
+    }
+    let Some(target) = target(relation) else {
+        return Ok(None);
+    };
+    if let Some(broken) = policies.broken.first() {
+        return Err(Error::Undecided {
+            reason: format!(
+                "policy \"{}\" cannot be read: {}",
+                broken.name, broken.reason
+            ),
+            hint: format!(
+                "SELECT writeguard.drop_policy({});",
+                crate::error::literal(&broken.name)
+            ),
+            relation: Some(target.name),
+        });
+    }
+    let acting = actor(actor_now, &policies);
+    let applying = COUNTED.map(|operation| {
+        resolve::candidates(&policies.plain, &target, &acting, operation)
+            .into_iter()
+            .filter(|candidate| candidate.set_aside_by.is_none())
+            .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
+            .collect::<Vec<_>>()
+    });
+    Ok(applying
+        .iter()
+        .any(|policies| !policies.is_empty())
+        .then_some(Covering {
+            relation: target.name,
+            applying,
+        }))
+}
+
+/// Every policy that covers a relation for a role, with the one that sets it aside, for `effective()`.
+pub fn explain(
+    relation: pg_sys::Oid,
+    role: pg_sys::Oid,
+    operation: Operation,
+) -> Vec<(Rc<Loaded>, Option<String>)> {
+    let policies = policies();
+    if never_covered(relation).is_some() {
+        return Vec::new();
+    }
+    let Some(target) = target(relation) else {
+        return Vec::new();
+    };
+    let acting = memberships(&[role], &policies.roles);
+    resolve::candidates(&policies.plain, &target, &acting, operation)
+        .into_iter()
+        .map(
+            |Candidate {
+                 policy,
+                 set_aside_by,
+             }| {
+                (
+                    Rc::clone(&policies.loaded[policy]),
+                    set_aside_by.map(|by| policies.plain[by].name.clone()),
+                )
+            },
+        )
+        .collect()
+}

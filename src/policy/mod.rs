@@ -1,0 +1,11 @@
+//! Which policies there are, and which of them cover a table for an acting role.
+//!
+//! `model`, `pattern` and `resolve` are pure: a policy as a document, the names it covers, and the rule that decides which of
+//! several policies apply. `catalog` reads the table into this backend and keeps the answers until a change is committed;
+//! `api` is what a DBA calls. Nothing here knows of rows or limits being reached: that is the guard's work.
+
+pub mod api;
+pub mod catalog;
+pub mod model;
+pub mod pattern;
+pub mod resolve;

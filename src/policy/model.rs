@@ -1,0 +1,402 @@
+//! A policy as a document: the columns of `writeguard.policy`, which are also the keys of its JSON.
+
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::pattern::{Pattern, quote_identifier};
+use crate::error::Error;
+
+/// What a write does to a row, as far as a policy may limit it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    Update,
+    Delete,
+    Truncate,
+    Drop,
+}
+
+impl Operation {
+    /// The word that policies and events use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Operation::Update => "update",
+            Operation::Delete => "delete",
+            Operation::Truncate => "truncate",
+            Operation::Drop => "drop",
+        }
+    }
+
+    /// The operation of that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [
+            Operation::Update,
+            Operation::Delete,
+            Operation::Truncate,
+            Operation::Drop,
+        ]
+        .into_iter()
+        .find(|operation| operation.word() == word)
+    }
+
+    /// One bit for each operation.
+    pub fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// What a limit is counted over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    Statement,
+    Transaction,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Scope::Statement => "statement",
+            Scope::Transaction => "transaction",
+        })
+    }
+}
+
+/// What lifts all that a policy refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Override {
+    Never,
+    Flag,
+    Token,
+}
+
+impl Override {
+    /// The word in the policy's column.
+    pub fn word(self) -> &'static str {
+        match self {
+            Override::Never => "never",
+            Override::Flag => "flag",
+            Override::Token => "token",
+        }
+    }
+}
+
+/// A relation by name, as events and messages show it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelationName {
+    pub schema: String,
+    pub name: String,
+}
+
+impl RelationName {
+    /// The relation `name` in `schema`, both as the catalog has them.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            schema: schema.into(),
+            name: name.into(),
+        }
+    }
+
+    /// The name as SQL would have it, quoted where it must be.
+    pub fn to_sql(&self) -> String {
+        format!(
+            "{}.{}",
+            quote_identifier(&self.schema),
+            quote_identifier(&self.name)
+        )
+    }
+}
+
+impl fmt::Display for RelationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_sql())
+    }
+}
+
+/// One row of `writeguard.policy`, as a caller gives it: nothing is checked yet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    pub name: Option<String>,
+    #[serde(default = "all_tables")]
+    pub tables: Vec<Option<String>>,
+    #[serde(default = "everybody")]
+    pub roles: Vec<Option<String>>,
+    pub application: Option<String>,
+    pub client: Option<String>,
+    pub schedule: Option<String>,
+    #[serde(default = "rows_vanish")]
+    pub operations: Vec<Option<String>>,
+    pub max_rows: Option<i64>,
+    pub max_rows_per_transaction: Option<i64>,
+    pub rate_rows: Option<i64>,
+    pub rate_interval: Option<String>,
+    pub max_fraction: Option<f64>,
+    #[serde(default)]
+    pub require_where: bool,
+    #[serde(default)]
+    pub require_transaction: bool,
+    #[serde(default = "enforce")]
+    pub mode: Option<String>,
+    #[serde(rename = "override", default = "token")]
+    pub override_: Option<String>,
+    pub approvers: Option<String>,
+    #[serde(default = "one")]
+    pub min_approvals: Option<i32>,
+    pub undo: Option<String>,
+    pub comment: Option<String>,
+}
+
+fn all_tables() -> Vec<Option<String>> {
+    vec![Some("*.*".into())]
+}
+fn everybody() -> Vec<Option<String>> {
+    vec![Some("public".into())]
+}
+fn rows_vanish() -> Vec<Option<String>> {
+    ["update", "delete", "truncate"]
+        .map(|word| Some(word.into()))
+        .into()
+}
+fn enforce() -> Option<String> {
+    Some("enforce".into())
+}
+fn token() -> Option<String> {
+    Some("token".into())
+}
+fn one() -> Option<i32> {
+    Some(1)
+}
+
+/// A policy that the guard can work with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub name: String,
+    pub tables: Vec<Pattern>,
+    /// Role names as the catalog has them; `public` is everybody.
+    pub roles: Vec<String>,
+    /// Bits of [`Operation::bit`].
+    pub operations: u8,
+    pub max_rows: Option<u64>,
+    pub max_rows_per_transaction: Option<u64>,
+    pub override_: Override,
+    pub comment: Option<String>,
+}
+
+/// The interval that `rate_interval` has when nobody says otherwise, as PostgreSQL prints it.
+pub const DEFAULT_RATE_INTERVAL: &str = "01:00:00";
+
+impl Document {
+    /// Checks everything that can be checked without a catalog.
+    ///
+    /// # Errors
+    /// WG007 for a value that is wrong by itself, 0A000 for a column that this version does not have yet.
+    pub fn check(&self) -> Result<Policy, Error> {
+        self.refuse_later_columns()?;
+        let name = self.name.as_deref().unwrap_or_default();
+        if name.trim().is_empty() {
+            return Err(Error::invalid(
+                "policy name must not be empty",
+                "SELECT writeguard.set_policy('orders-guard', …);",
+            ));
+        }
+        let tables = elements("tables", &self.tables, "{public.orders}")?
+            .iter()
+            .map(|element| Pattern::parse(element))
+            .collect::<Result<Vec<_>, _>>()?;
+        let roles = elements("roles", &self.roles, "{public}")?;
+        let operations = elements("operations", &self.operations, "{update,delete,truncate}")?
+            .iter()
+            .map(|word| match Operation::parse(word) {
+                Some(Operation::Drop) => Err(Error::NotYet {
+                    column: "operations",
+                    only: "This version limits update, delete and truncate; drop comes later."
+                        .into(),
+                }),
+                Some(operation) => Ok(operation.bit()),
+                None => Err(Error::invalid(
+                    format!("unknown operation \"{word}\""),
+                    "operations => '{update,delete,truncate}'",
+                )),
+            })
+            .try_fold(0, |bits, bit| bit.map(|bit| bits | bit))?;
+        let mode = self.mode.as_deref().unwrap_or_default();
+        match mode {
+            "enforce" => {}
+            "observe" | "warn" => {
+                return Err(Error::NotYet {
+                    column: "mode",
+                    only: format!("This version knows the mode enforce; {mode} comes later."),
+                });
+            }
+            other => {
+                return Err(Error::invalid(
+                    format!("unknown mode \"{other}\""),
+                    "mode => 'enforce'",
+                ));
+            }
+        }
+        let override_ = match self.override_.as_deref().unwrap_or_default() {
+            "never" => Override::Never,
+            "flag" => Override::Flag,
+            "token" => Override::Token,
+            other => {
+                return Err(Error::invalid(
+                    format!("unknown override \"{other}\""),
+                    "override => 'token' (or 'flag', or 'never')",
+                ));
+            }
+        };
+        Ok(Policy {
+            name: name.to_owned(),
+            tables,
+            roles,
+            operations,
+            max_rows: limit("max_rows", self.max_rows)?,
+            max_rows_per_transaction: limit(
+                "max_rows_per_transaction",
+                self.max_rows_per_transaction,
+            )?,
+            override_,
+            comment: self.comment.clone(),
+        })
+    }
+
+    /// A column that is stored but not obeyed would be worse than one that is missing.
+    fn refuse_later_columns(&self) -> Result<(), Error> {
+        let later = [
+            ("application", self.application.is_some()),
+            ("client", self.client.is_some()),
+            ("schedule", self.schedule.is_some()),
+            ("rate_rows", self.rate_rows.is_some()),
+            (
+                "rate_interval",
+                self.rate_interval
+                    .as_deref()
+                    .is_some_and(|value| value != DEFAULT_RATE_INTERVAL),
+            ),
+            ("max_fraction", self.max_fraction.is_some()),
+            ("require_where", self.require_where),
+            ("require_transaction", self.require_transaction),
+            ("approvers", self.approvers.is_some()),
+            ("min_approvals", self.min_approvals != Some(1)),
+            ("undo", self.undo.is_some()),
+        ];
+        match later.into_iter().find(|(_, given)| *given) {
+            Some((column, _)) => Err(Error::NotYet {
+                column,
+                only: "It is part of the design and comes later.".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The elements of an array column, none of them NULL or empty, and at least one.
+fn elements(column: &str, values: &[Option<String>], example: &str) -> Result<Vec<String>, Error> {
+    let hint = || format!("{column} => '{example}'");
+    if values.is_empty() {
+        return Err(Error::invalid(
+            format!("{column} must not be an empty array"),
+            hint(),
+        ));
+    }
+    values
+        .iter()
+        .map(|value| match value.as_deref() {
+            Some(value) if !value.trim().is_empty() => Ok(value.to_owned()),
+            _ => Err(Error::invalid(
+                format!("{column} must not contain an empty or NULL element"),
+                hint(),
+            )),
+        })
+        .collect()
+}
+
+fn limit(column: &str, value: Option<i64>) -> Result<Option<u64>, Error> {
+    value
+        .map(|rows| {
+            u64::try_from(rows).map_err(|_| {
+                Error::invalid(
+                    format!("{column} must not be negative, but is {rows}"),
+                    format!("{column} => 100 (0 means not one row, NULL means no limit)"),
+                )
+            })
+        })
+        .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(json: &str) -> Document {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let policy = document(r#"{"name": "p"}"#).check().unwrap();
+        assert_eq!(policy.tables, [Pattern::parse("*.*").unwrap()]);
+        assert_eq!(policy.roles, ["public"]);
+        let all = Operation::Update.bit() | Operation::Delete.bit() | Operation::Truncate.bit();
+        assert_eq!(policy.operations, all);
+        assert_eq!(
+            (policy.max_rows, policy.max_rows_per_transaction),
+            (None, None)
+        );
+        assert_eq!(policy.override_, Override::Token);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (json, sqlstate, word) in [
+            (r#"{"name": " "}"#, "WG007", "name"),
+            (r#"{"name": "p", "max_rows": -1}"#, "WG007", "-1"),
+            (r#"{"name": "p", "mode": "strict"}"#, "WG007", "strict"),
+            (r#"{"name": "p", "mode": null}"#, "WG007", "mode"),
+            (r#"{"name": "p", "mode": "warn"}"#, "0A000", "mode"),
+            (
+                r#"{"name": "p", "override": "perhaps"}"#,
+                "WG007",
+                "perhaps",
+            ),
+            (
+                r#"{"name": "p", "operations": ["insert"]}"#,
+                "WG007",
+                "insert",
+            ),
+            (r#"{"name": "p", "operations": []}"#, "WG007", "operations"),
+            (r#"{"name": "p", "tables": [null]}"#, "WG007", "tables"),
+            (r#"{"name": "p", "roles": [""]}"#, "WG007", "roles"),
+            (r#"{"name": "p", "rate_rows": 5}"#, "0A000", "rate_rows"),
+            (
+                r#"{"name": "p", "require_where": true}"#,
+                "0A000",
+                "require_where",
+            ),
+            (
+                r#"{"name": "p", "min_approvals": 2}"#,
+                "0A000",
+                "min_approvals",
+            ),
+        ] {
+            let error = document(json).check().unwrap_err();
+            assert_eq!(error.sqlstate(), sqlstate, "{json}");
+            assert!(error.to_string().contains(word), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(serde_json::from_str::<Document>(r#"{"name": "p", "max_row": 5}"#).is_err());
+    }
+}

@@ -1,0 +1,223 @@
+//! Which of several policies apply to one table, one acting role and one operation.
+//!
+//! A policy is set aside only by another that is more specific on table or on role and no less specific on the other; all
+//! that remain apply together. Pure: names and memberships come in, the answer goes out.
+
+use super::model::{Operation, Policy, RelationName};
+use super::pattern::Fit;
+
+/// How closely a policy names the acting role; the greater is the more specific.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RoleFit {
+    /// `public`.
+    Everybody,
+    /// A role that the acting role is a member of.
+    Member,
+    /// Login, session_user or the role that is SET.
+    Itself,
+}
+
+/// The acting role as resolution sees it.
+#[derive(Debug, Clone, Default)]
+pub struct Actor {
+    /// Login, session_user, and the role that is SET, where one is.
+    pub itself: Vec<String>,
+    /// Every role that one of these is a member of; being superuser makes nobody a member.
+    pub member_of: Vec<String>,
+}
+
+/// A relation as resolution sees it.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub name: RelationName,
+    /// Partition or inheritance ancestors with their distance, 1 for a parent.
+    pub ancestors: Vec<(RelationName, u32)>,
+}
+
+/// What became of a policy that covers the table, the role and the operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its place among the policies given.
+    pub policy: usize,
+    /// The place of a policy that sets it aside; none: it applies.
+    pub set_aside_by: Option<usize>,
+}
+
+fn role_fit(policy: &Policy, actor: &Actor) -> Option<RoleFit> {
+    policy
+        .roles
+        .iter()
+        .filter_map(|role| {
+            if actor.itself.contains(role) {
+                Some(RoleFit::Itself)
+            } else if actor.member_of.contains(role) {
+                Some(RoleFit::Member)
+            } else {
+                (role == "public").then_some(RoleFit::Everybody)
+            }
+        })
+        .max()
+}
+
+fn table_fit(policy: &Policy, target: &Target) -> Option<Fit> {
+    policy
+        .tables
+        .iter()
+        .filter_map(|pattern| pattern.fit(&target.name, &target.ancestors))
+        .max()
+}
+
+/// All policies that cover the table for this role and operation, each with the one that sets it aside, if any.
+pub fn candidates(
+    policies: &[Policy],
+    target: &Target,
+    actor: &Actor,
+    operation: Operation,
+) -> Vec<Candidate> {
+    let covering: Vec<(usize, Fit, RoleFit)> = policies
+        .iter()
+        .enumerate()
+        .filter(|(_, policy)| policy.operations & operation.bit() != 0)
+        .filter_map(|(index, policy)| {
+            Some((index, table_fit(policy, target)?, role_fit(policy, actor)?))
+        })
+        .collect();
+    // However many policies there are, they differ in a handful of ways in how closely they fit.
+    let mut kinds: Vec<(usize, Fit, RoleFit)> = Vec::new();
+    for kind in &covering {
+        if !kinds
+            .iter()
+            .any(|(_, table, role)| (*table, *role) == (kind.1, kind.2))
+        {
+            kinds.push(*kind);
+        }
+    }
+    covering
+        .iter()
+        .map(|(policy, table, role)| Candidate {
+            policy: *policy,
+            set_aside_by: kinds
+                .iter()
+                .filter(|(_, by_table, by_role)| {
+                    (by_table > table && by_role >= role) || (by_role > role && by_table >= table)
+                })
+                .max_by_key(|(_, by_table, by_role)| (*by_table, *by_role))
+                .map(|(index, ..)| *index),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::model::Override;
+    use super::super::pattern::Pattern;
+    use super::*;
+
+    fn policy(table: &str, role: &str) -> Policy {
+        Policy {
+            name: format!("{table}/{role}"),
+            tables: vec![Pattern::parse(table).unwrap()],
+            roles: vec![role.into()],
+            operations: Operation::Update.bit(),
+            max_rows: Some(1),
+            max_rows_per_transaction: None,
+            override_: Override::Token,
+            comment: None,
+        }
+    }
+
+    fn target() -> Target {
+        Target {
+            name: RelationName::new("public", "leaf"),
+            ancestors: vec![
+                (RelationName::new("public", "mid"), 1),
+                (RelationName::new("public", "root"), 2),
+            ],
+        }
+    }
+
+    fn actor() -> Actor {
+        Actor {
+            itself: vec!["app".into()],
+            member_of: vec!["team".into()],
+        }
+    }
+
+    fn applying(policies: &[Policy]) -> Vec<String> {
+        candidates(policies, &target(), &actor(), Operation::Update)
+            .iter()
+            .filter(|candidate| candidate.set_aside_by.is_none())
+            .map(|candidate| policies[candidate.policy].name.clone())
+            .collect()
+    }
+
+    #[test]
+    fn the_more_specific_sets_the_other_aside() {
+        for pair in [
+            ["public.leaf/public", "public.mid/public"],
+            ["public.mid/public", "public.root/public"],
+            ["public.root/public", "public.*/public"],
+            ["public.*/public", "*.*/public"],
+            ["*.*/app", "*.*/team"],
+            ["*.*/team", "*.*/public"],
+            ["public.leaf/app", "*.*/public"],
+        ] {
+            let policies = pair.map(|text| {
+                let (table, role) = text.split_once('/').unwrap();
+                policy(table, role)
+            });
+            assert_eq!(applying(&policies), [pair[0]], "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn more_specific_on_one_and_less_on_the_other_apply_together() {
+        let policies = [policy("public.leaf", "public"), policy("*.*", "app")];
+        assert_eq!(applying(&policies).len(), 2);
+    }
+
+    #[test]
+    fn ties_apply_together() {
+        assert_eq!(
+            applying(&[policy("*.*", "public"), policy("*.leaf", "public")]).len(),
+            2
+        );
+    }
+
+    #[test]
+    fn another_operation_sets_nothing_aside() {
+        let mut exact = policy("public.leaf", "app");
+        exact.operations = Operation::Delete.bit();
+        assert_eq!(applying(&[exact, policy("*.*", "public")]), ["*.*/public"]);
+    }
+
+    #[test]
+    fn strangers_are_not_covered() {
+        assert!(
+            applying(&[
+                policy("public.leaf", "stranger"),
+                policy("public.other", "public")
+            ])
+            .is_empty()
+        );
+    }
+
+    proptest! {
+        /// Where anything covers the table, something applies: policies never set each other aside in a circle.
+        #[test]
+        fn something_always_applies(picks in proptest::collection::vec((0usize..6, 0usize..4), 1..8)) {
+            let tables = ["public.leaf", "public.mid", "public.root", "public.*", "*.*", "*.leaf"];
+            let roles = ["public", "team", "app", "stranger"];
+            let policies: Vec<Policy> = picks.iter().map(|(table, role)| policy(tables[*table], roles[*role])).collect();
+            let found = candidates(&policies, &target(), &actor(), Operation::Update);
+            prop_assert!(found.is_empty() || found.iter().any(|candidate| candidate.set_aside_by.is_none()));
+            for candidate in &found {
+                if let Some(by) = candidate.set_aside_by {
+                    prop_assert!(found.iter().any(|other| other.policy == by));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Who acts in this session, and what the session has armed.
+//!
+//! The acting role is the login with session_user and the role it has SET. SECURITY DEFINER functions and foreign-key
+//! actions run as somebody else and change none of the three.
+//!
+//! `writeguard.override` and `writeguard.token` are armed by SET, SET LOCAL, set_config and a function's SET clause only, and
+//! only until the transaction that uses them ends. The settings' own values cannot say that (a rollback or the end of a SET LOCAL brings
+//! old values back), so each assignment by SET carries a number, and the numbers up to `dead` count no more.
+
+use core::ffi::{c_char, c_void};
+
+use pgrx::datum::Inet;
+use pgrx::pg_sys;
+
+use crate::ffi::{self, Backend};
+
+/// The acting role by OID; compared on every covered write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Actor {
+    pub login: pg_sys::Oid,
+    pub session: pg_sys::Oid,
+    /// The role that is SET; invalid where none is.
+    pub set: pg_sys::Oid,
+}
+
+impl Actor {
+    /// The acting role now.
+    #[inline]
+    pub fn current() -> Self {
+        // SAFETY: these three read a static each and cannot raise.
+        unsafe {
+            Self {
+                login: ffi::GetAuthenticatedUserId(),
+                session: ffi::GetSessionUserId(),
+                set: ffi::GetCurrentRoleId(),
+            }
+        }
+    }
+
+    /// Login, session_user and SET role without repetition.
+    pub fn roles(self) -> Vec<pg_sys::Oid> {
+        let mut roles = vec![self.login];
+        for role in [self.session, self.set] {
+            if role != pg_sys::InvalidOid && !roles.contains(&role) {
+                roles.push(role);
+            }
+        }
+        roles
+    }
+
+    /// The role for events and tokens: the one that is SET, else session_user.
+    pub fn role(self) -> pg_sys::Oid {
+        if self.set == pg_sys::InvalidOid {
+            self.session
+        } else {
+            self.set
+        }
+    }
+}
+
+/// The name of a role; its OID in digits when it was dropped meanwhile.
+pub fn role_name(role: pg_sys::Oid) -> String {
+    // SAFETY: with `noerr` the function returns NULL for an unknown role.
+    unsafe { ffi::text(pg_sys::GetUserNameFromId(role, true)) }
+        .unwrap_or_else(|| u32::from(role).to_string())
+}
+
+/// `application_name` of this session.
+pub fn application() -> Option<String> {
+    // SAFETY: the setting's variable is a C string or NULL.
+    unsafe { ffi::text(pg_sys::application_name) }.filter(|name| !name.is_empty())
+}
+
+/// The client's address; none for a local socket and for background processes.
+pub fn client() -> Option<String> {
+    // SAFETY: reads this backend's port; NULL where there is none.
+    unsafe { pgrx::direct_function_call::<Inet>(pg_sys::inet_client_addr, &[]) }
+        .map(|address| address.0)
+}
+
+/// One of the two settings, as it was last assigned.
+struct Armed {
+    /// Number of the assignment in force; 0 when it was no SET.
+    number: u64,
+    /// Whether its value says anything: `on`, or a token.
+    says: bool,
+    /// Assignments up to this number are spent or were taken back.
+    dead: u64,
+}
+
+impl Armed {
+    const NOTHING: Self = Self {
+        number: 0,
+        says: false,
+        dead: 0,
+    };
+
+    fn holds(&self) -> bool {
+        self.says && self.number > self.dead
+    }
+
+    fn assign(&mut self, says: bool, number: u64, last_number: u64) {
+        if !says || number == 0 {
+            // What was armed before the switch-off does not come back with a rollback.
+            self.dead = last_number;
+        }
+        self.number = number;
+        self.says = says;
+    }
+}
+
+struct State {
+    last_number: u64,
+    flag: Armed,
+    token: Armed,
+    used: bool,
+}
+
+static STATE: Backend<State> = Backend::new(State {
+    last_number: 0,
+    flag: Armed::NOTHING,
+    token: Armed::NOTHING,
+    used: false,
+});
+
+fn state() -> &'static mut State {
+    // SAFETY: single-threaded; no caller keeps the reference across a call that could come back here.
+    unsafe { &mut *STATE.get() }
+}
+
+/// Whether `writeguard.override` is armed.
+pub fn flag() -> bool {
+    state().flag.holds()
+}
+
+/// The armed token.
+pub fn token() -> Option<String> {
+    if state().token.holds() {
+        crate::settings::token()
+    } else {
+        None
+    }
+}
+
+/// A covered write runs in this transaction: what is armed by its end ends with it.
+#[inline]
+pub fn use_armed() {
+    state().used = true;
+}
+
+/// The transaction is over.
+pub fn end_transaction() {
+    let state = state();
+    if state.used {
+        state.used = false;
+        state.flag.dead = state.last_number;
+        state.token.dead = state.last_number;
+    }
+}
+
+unsafe extern "C" {
+    #[cfg(feature = "pg15")]
+    fn malloc(size: usize) -> *mut c_void;
+}
+
+/// Numbers an assignment by SET; `extra` travels with the value wherever PostgreSQL keeps it.
+unsafe fn number(extra: *mut *mut c_void, source: pg_sys::GucSource::Type) -> bool {
+    if source != pg_sys::GucSource::PGC_S_SESSION {
+        return true;
+    }
+    // SAFETY: PostgreSQL frees `extra` the way it is allocated here, and passes a valid place for it.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let place = malloc(size_of::<u64>()).cast::<u64>();
+        #[cfg(not(feature = "pg15"))]
+        let place = pg_sys::guc_malloc(pg_sys::LOG as i32, size_of::<u64>()).cast::<u64>();
+        if place.is_null() {
+            return false;
+        }
+        let state = state();
+        state.last_number += 1;
+        place.write(state.last_number);
+        *extra = place.cast();
+    }
+    true
+}
+
+/// The number that [`number`] gave; 0 for a value that no SET assigned.
+unsafe fn number_of(extra: *mut c_void) -> u64 {
+    // SAFETY: `extra` is NULL or what `number` allocated.
+    if extra.is_null() {
+        0
+    } else {
+        unsafe { *extra.cast::<u64>() }
+    }
+}
+
+/// Check hook of `writeguard.override`.
+pub unsafe extern "C-unwind" fn check_override(
+    _new: *mut bool,
+    extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: called by PostgreSQL with valid places.
+    unsafe { number(extra, source) }
+}
+
+/// Assign hook of `writeguard.override`.
+pub unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
+    // SAFETY: `extra` is what the check hook made.
+    let number = unsafe { number_of(extra) };
+    let state = state();
+    state.flag.assign(new, number, state.last_number);
+}
+
+/// Show hook of `writeguard.override`: what is armed, not what was once assigned.
+pub unsafe extern "C-unwind" fn show_override() -> *const c_char {
+    if flag() {
+        c"on".as_ptr()
+    } else {
+        c"off".as_ptr()
+    }
+}
+
+/// Check hook of `writeguard.token`. It accepts everything: an error message would quote the token.
+pub unsafe extern "C-unwind" fn check_token(
+    _new: *mut *mut c_char,
+    extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: called by PostgreSQL with valid places.
+    unsafe { number(extra, source) }
+}
+
+/// Assign hook of `writeguard.token`.
+pub unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void) {
+    // SAFETY: `new` is NULL or a C string, `extra` what the check hook made.
+    let (says, number) = unsafe { (!new.is_null() && *new != 0, number_of(extra)) };
+    let state = state();
+    state.token.assign(says, number, state.last_number);
+}
+
+/// Show hook of `writeguard.token`: whether one is armed, never which.
+pub unsafe extern "C-unwind" fn show_token() -> *const c_char {
+    if state().token.holds() {
+        c"********".as_ptr()
+    } else {
+        c"".as_ptr()
+    }
+}

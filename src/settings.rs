@@ -1,0 +1,118 @@
+//! The settings `writeguard.*`: their texts, their contexts, and typed access to them.
+
+use core::ffi::CStr;
+use std::ffi::CString;
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::pg_sys;
+
+use crate::session;
+
+static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static OVERRIDE: GucSetting<bool> = GucSetting::<bool>::new(false);
+static TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static EVENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
+static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
+
+const NOTHING_MORE: &CStr = c"";
+
+/// Whether the guard acts at all.
+pub fn enabled() -> bool {
+    ENABLED.get()
+}
+
+/// The token as it was last assigned; `session` knows whether it counts.
+pub fn token() -> Option<String> {
+    TOKEN
+        .get()
+        .map(|token| token.to_string_lossy().into_owned())
+        .filter(|token| !token.is_empty())
+}
+
+/// How long a refused write waits for its event, in milliseconds.
+pub fn event_timeout() -> i64 {
+    i64::from(EVENT_TIMEOUT.get())
+}
+
+/// Default lifetime of a token, in seconds.
+pub fn approval_lifetime() -> i32 {
+    APPROVAL_LIFETIME.get()
+}
+
+/// Bytes of shared memory for events that wait for the worker.
+pub fn event_queue_bytes() -> usize {
+    usize::try_from(EVENT_QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+/// Defines the settings. Runs once, in `_PG_init`.
+pub fn register() {
+    GucRegistry::define_bool_guc(
+        c"writeguard.enabled",
+        c"Enables the refusal of writes past the limits of policies.",
+        c"A covered write that runs while it is off is recorded in the server log.",
+        &ENABLED,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.event_timeout",
+        c"Sets how long a refused write waits for its event to be on disk.",
+        c"When it is over, the error goes out all the same; the event is in the server log and is stored later.",
+        &EVENT_TIMEOUT,
+        0,
+        600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.approval_lifetime",
+        c"Sets the default lifetime of an approval token.",
+        NOTHING_MORE,
+        &APPROVAL_LIFETIME,
+        1,
+        7 * 24 * 60 * 60,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.event_queue_size",
+        c"Sets the size of the shared memory in which events wait for the worker.",
+        NOTHING_MORE,
+        &EVENT_QUEUE_SIZE,
+        64,
+        1_048_576,
+        GucContext::Postmaster,
+        GucFlags::UNIT_KB,
+    );
+    let armed = GucFlags::from_bits_retain(
+        (pg_sys::GUC_DISALLOW_IN_FILE | pg_sys::GUC_NOT_IN_SAMPLE) as i32,
+    );
+    let secret = armed | GucFlags::from_bits_retain(pg_sys::GUC_NO_SHOW_ALL as i32);
+    // SAFETY: the hooks neither raise nor read catalogs, and keep nothing of what they are handed.
+    unsafe {
+        GucRegistry::define_bool_guc_with_hooks(
+            c"writeguard.override",
+            c"Says that the next write goes past a limit on purpose.",
+            c"Lasts for the transaction that uses it. A policy may ask for an approval token besides.",
+            &OVERRIDE,
+            GucContext::Userset,
+            armed,
+            Some(session::check_override),
+            Some(session::assign_override),
+            Some(session::show_override),
+        );
+        GucRegistry::define_string_guc_with_hooks(
+            c"writeguard.token",
+            c"Presents the approval token of a second person.",
+            c"Lasts for the transaction that uses it, and is never shown.",
+            &TOKEN,
+            GucContext::Userset,
+            secret,
+            Some(session::check_token),
+            Some(session::assign_token),
+            Some(session::show_token),
+        );
+        pg_sys::MarkGUCPrefixReserved(c"writeguard".as_ptr());
+    }
+}

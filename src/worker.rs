@@ -1,0 +1,272 @@
+//! The background processes: a launcher that is connected to no database, and for each database with something to store
+//! a worker that stores it, notifies, lingers for a moment and leaves.
+//!
+//! So nobody stands in the way of DROP DATABASE or of CREATE DATABASE from that template, and a worker that is killed is
+//! replaced while its events still wait in the queue. Both die by core's own handler, which the postmaster takes for a
+//! reason to restart them; neither runs on a standby.
+
+use core::ffi::{CStr, c_char, c_int};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags};
+use pgrx::prelude::*;
+use pgrx::{PgLogLevel, ereport};
+
+use crate::event::queue::{self, Taken};
+use crate::event::store;
+use crate::ffi;
+
+/// How long a worker without work stays connected. DROP DATABASE waits five seconds for others to leave.
+const LINGER: Duration = Duration::from_millis(500);
+/// How long a database waits for the next worker after one that did not get far.
+const BACK_OFF: Duration = Duration::from_secs(1);
+/// How often the launcher looks without being woken.
+const LOOK: Duration = Duration::from_secs(5);
+/// An event that could not be stored this often is left to the server log.
+const MOST_ATTEMPTS: u32 = 100;
+
+const LIBRARY: &CStr = c"pg_writeguard";
+
+/// Registers the launcher; in the postmaster only.
+pub fn register() {
+    BackgroundWorkerBuilder::new("pg_writeguard launcher")
+        .set_type("pg_writeguard launcher")
+        .set_library("pg_writeguard")
+        .set_function("writeguard_launcher_main")
+        .enable_spi_access()
+        .set_restart_time(Some(Duration::from_secs(1)))
+        .load();
+}
+
+fn handle_signals() {
+    // SAFETY: before signals are unblocked, which attach_signal_handlers does.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(ffi::die));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(pg_sys::SIGTERM as c_int, Some(ffi::die));
+    }
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
+}
+
+fn serve_sighup() {
+    if BackgroundWorker::sighup_received() {
+        // SAFETY: in a background process, between transactions.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+}
+
+fn alive(pid: i32) -> bool {
+    // SAFETY: looks the process up in shared memory.
+    unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
+}
+
+/// Waits for the latch; false never comes back from core's `die`, which ends the process instead.
+fn wait(duration: Duration) {
+    BackgroundWorker::wait_latch(Some(duration));
+    serve_sighup();
+}
+
+/// The launcher's main function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
+    handle_signals();
+    // SAFETY: without a database only shared catalogs can be read.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0)
+    };
+    queue::become_launcher();
+    let mut started: HashMap<u32, Instant> = HashMap::new();
+    let mut unserved = Vec::new();
+    loop {
+        queue::sweep(alive);
+        queue::unserved(alive, &mut unserved);
+        let mut pause = LOOK;
+        for database in &unserved {
+            let before = started.get(&u32::from(*database)).map(Instant::elapsed);
+            match before {
+                // Started a moment ago: on its way, or failed at once.
+                Some(before) if before < BACK_OFF => pause = pause.min(BACK_OFF - before),
+                _ => {
+                    if before.is_some() && !exists(*database) {
+                        let events = queue::forget(*database);
+                        ereport!(
+                            PgLogLevel::LOG,
+                            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+                            format!(
+                                "pg_writeguard: {events} events of dropped database {} are in this log only",
+                                u32::from(*database)
+                            )
+                        );
+                        continue;
+                    }
+                    started.insert(u32::from(*database), Instant::now());
+                    start(*database);
+                    pause = pause.min(BACK_OFF);
+                }
+            }
+        }
+        started.retain(|_, since| since.elapsed() < Duration::from_secs(60));
+        wait(pause);
+    }
+}
+
+fn exists(database: pg_sys::Oid) -> bool {
+    BackgroundWorker::transaction(|| {
+        // SAFETY: a look-up in a shared catalog.
+        unsafe {
+            pg_sys::SearchSysCacheExists(
+                pg_sys::SysCacheIdentifier::DATABASEOID as c_int,
+                database.into(),
+                pg_sys::Datum::from(0),
+                pg_sys::Datum::from(0),
+                pg_sys::Datum::from(0),
+            )
+        }
+    })
+}
+
+/// Asks the postmaster for a worker. When it has no place for one, the next look tries again.
+fn start(database: pg_sys::Oid) {
+    let mut worker = pg_sys::BackgroundWorker::default();
+    let put = |field: &mut [c_char], text: &CStr| {
+        for (to, from) in field.iter_mut().zip(text.to_bytes_with_nul()) {
+            *to = *from as c_char;
+        }
+    };
+    put(&mut worker.bgw_name, c"pg_writeguard worker");
+    put(&mut worker.bgw_type, c"pg_writeguard worker");
+    put(&mut worker.bgw_function_name, c"writeguard_worker_main");
+    // The field is an array up to 17 and longer in 18; the name fits both.
+    put(&mut worker.bgw_library_name, LIBRARY);
+    worker.bgw_flags =
+        (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int;
+    worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
+    worker.bgw_restart_time = pg_sys::BGW_NEVER_RESTART;
+    worker.bgw_main_arg = pg_sys::Datum::from(database);
+    // SAFETY: the handle is not kept; the postmaster tells us by SIGUSR1 when the worker starts or ends.
+    unsafe {
+        worker.bgw_notify_pid = pg_sys::MyProcPid;
+        if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, core::ptr::null_mut()) {
+            ereport!(
+                PgLogLevel::LOG,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "pg_writeguard: no background worker slot is free for storing events; raise max_worker_processes"
+            );
+        }
+    }
+}
+
+/// A worker's main function; its argument is the database.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
+    handle_signals();
+    // SAFETY: the argument is the OID that `start` put there.
+    unsafe {
+        let database = pg_sys::Oid::from_u32(database.value() as u32);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+    }
+    if !queue::serve(alive) {
+        return;
+    }
+    recover();
+    let (bytes, entries) = queue::capacity();
+    let mut buffer = Vec::with_capacity(bytes);
+    let mut taken = Vec::with_capacity(entries);
+    let mut idle_since = Instant::now();
+    loop {
+        queue::take(&mut buffer, &mut taken);
+        if !taken.is_empty() {
+            store_batch(&buffer, &taken);
+            queue::done(&taken);
+            idle_since = Instant::now();
+        } else if idle_since.elapsed() < LINGER {
+            wait(LINGER.saturating_sub(idle_since.elapsed()));
+        } else if queue::retire() {
+            return;
+        }
+    }
+}
+
+/// Settles what a killed predecessor left behind.
+fn recover() {
+    BackgroundWorker::transaction(|| {
+        queue::recover(|transaction| {
+            // SAFETY: reads the commit log; the transaction is from this server's present life.
+            unsafe {
+                pg_sys::TransactionIdDidCommit(pg_sys::TransactionId::from_inner(
+                    transaction as u32,
+                ))
+            }
+        });
+    });
+}
+
+/// Stores a batch in one transaction: the events' common commit is what makes many refusals cheap.
+fn store_batch(buffer: &[u8], taken: &[Taken]) {
+    BackgroundWorker::transaction(|| {
+        // SAFETY: syscache look-ups.
+        let there = unsafe {
+            let schema = pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true);
+            schema != pg_sys::InvalidOid
+                && pg_sys::get_relname_relid(c"event".as_ptr(), schema) != pg_sys::InvalidOid
+        };
+        if !there {
+            // Dropped with its tables meanwhile; the server log has the events.
+            return;
+        }
+        Spi::connect_mut(|client| {
+            for one in taken {
+                let json = core::str::from_utf8(&buffer[one.bytes.clone()]).unwrap_or_default();
+                if json.is_empty() {
+                    continue;
+                }
+                if one.attempts > MOST_ATTEMPTS {
+                    ereport!(
+                        PgLogLevel::WARNING,
+                        PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                        "pg_writeguard: an event cannot be stored and is in this log only",
+                        json
+                    );
+                    continue;
+                }
+                let inserted = client
+                    .update(store::INSERT, None, &[json.into()])
+                    .and_then(|rows| rows.first().get_one::<String>());
+                let id = match inserted {
+                    Ok(id) => id.and_then(|id| id.parse::<i64>().ok()).unwrap_or_default(),
+                    Err(error) => return must(Err(error)),
+                };
+                // SAFETY: the insert has given the transaction its id.
+                let transaction = unsafe { pg_sys::GetTopFullTransactionIdIfAny().value };
+                queue::storing(one, transaction, id);
+                must(client.update(NOTIFY, None, &[id.into()]).map(|_| ()));
+            }
+            must(client.update(SERVE_OUTBOX, None, &[]).map(|_| ()));
+        });
+    });
+}
+
+/// A statement of our own that fails ends the worker; its successor tries again.
+fn must(result: Result<(), pgrx::spi::Error>) {
+    if let Err(error) = result {
+        ereport!(
+            PgLogLevel::ERROR,
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            format!("own statement failed: {error}")
+        );
+    }
+}
+
+const NOTIFY: &str = "SELECT pg_catalog.pg_notify('writeguard', \
+     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', e.policy)::pg_catalog.text) \
+     FROM writeguard.event AS e WHERE e.id OPERATOR(pg_catalog.=) $1";
+
+/// Sends the notifications of events that were written in transactions of their own.
+const SERVE_OUTBOX: &str = "WITH sent AS (DELETE FROM writeguard.outbox RETURNING event) \
+     SELECT pg_catalog.pg_notify('writeguard', \
+     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', e.policy)::pg_catalog.text) \
+     FROM sent JOIN writeguard.event AS e ON e.id OPERATOR(pg_catalog.=) sent.event ORDER BY e.id";
