@@ -385,7 +385,10 @@ pub fn release(level: i32) {
 /// # Errors
 /// WG008 when the event cannot be written; the transaction then does not commit.
 pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
-    for lift in core::mem::take(&mut state().lifts) {
+    let lifts = core::mem::take(&mut state().lifts);
+    // SAFETY: no portal is active any more, so that our SQL has to bring its snapshot along.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    for lift in lifts {
         let mut event = lift.event;
         event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
         // SAFETY: reads the transaction state.
@@ -393,6 +396,8 @@ pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
         event.xid = (xid != 0).then(|| xid.to_string());
         store::insert(&event)?;
     }
+    // SAFETY: pushed above; after an error the transaction's abort pops it.
+    unsafe { pg_sys::PopActiveSnapshot() };
     Ok(())
 }
 
