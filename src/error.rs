@@ -15,10 +15,7 @@ pub enum WayOut {
     /// `override = 'flag'` and the flag is not set.
     SetFlag,
     /// `override = 'token'` and no token is at hand; the number is that of the refusal's event, where it is stored.
-    Request {
-        event: Option<i64>,
-        statement: String,
-    },
+    Request { event: Option<i64>, statement: String },
     /// A token is set, but not the flag that goes with it.
     FlagForToken,
 }
@@ -40,36 +37,19 @@ pub enum Error {
     },
     /// WG006: a token that does not open this write.
     #[error("approval token refused: {reason}")]
-    TokenRefused {
-        reason: String,
-        detail: Option<String>,
-        hint: String,
-        relation: Option<RelationName>,
-    },
+    TokenRefused { reason: String, detail: Option<String>, hint: String, relation: Option<RelationName> },
     /// WG006: a decision about a request that this person may not take, or not any more.
     #[error("{message}")]
-    ApprovalRefused {
-        message: String,
-        detail: Option<String>,
-        hint: String,
-    },
+    ApprovalRefused { message: String, detail: Option<String>, hint: String },
     /// WG007: a caller's mistake in a policy, request or token.
     #[error("{message}")]
-    Invalid {
-        message: String,
-        detail: Option<String>,
-        hint: String,
-    },
+    Invalid { message: String, detail: Option<String>, hint: String },
     /// 0A000: a part of the contract that this version does not have.
     #[error("policy column \"{column}\" is not supported by this version")]
     NotYet { column: &'static str, only: String },
     /// WG008: the guard cannot decide, so it refuses.
     #[error("cannot decide about this write: {reason}")]
-    Undecided {
-        reason: String,
-        hint: String,
-        relation: Option<RelationName>,
-    },
+    Undecided { reason: String, hint: String, relation: Option<RelationName> },
     /// 55000: the library is not preloaded.
     #[error("pg_writeguard must be loaded via \"shared_preload_libraries\"")]
     NotPreloaded { hint: String },
@@ -95,20 +75,13 @@ pub fn literal(text: &str) -> String {
 impl Error {
     /// A caller's mistake: what is wrong, and what would be right.
     pub fn invalid(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Error::Invalid {
-            message: message.into(),
-            detail: None,
-            hint: hint.into(),
-        }
+        Error::Invalid { message: message.into(), detail: None, hint: hint.into() }
     }
 
     /// The five characters of the SQLSTATE.
     pub fn sqlstate(&self) -> &'static str {
         match self {
-            Error::Limit {
-                operation: Operation::Truncate,
-                ..
-            } => "WG005",
+            Error::Limit { operation: Operation::Truncate, .. } => "WG005",
             Error::Limit { .. } => "WG001",
             Error::TokenRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } => "WG007",
@@ -121,14 +94,7 @@ impl Error {
     /// The numbers, as a sentence.
     pub fn detail(&self) -> Option<String> {
         match self {
-            Error::Limit {
-                policy,
-                scope,
-                limit,
-                estimate,
-                operation,
-                ..
-            } => {
+            Error::Limit { policy, scope, limit, estimate, operation, .. } => {
                 let estimate = match (operation, estimate) {
                     (Operation::Truncate, Some(rows)) => {
                         format!(" (the table has about {})", count(*rows))
@@ -153,12 +119,7 @@ impl Error {
     /// The next command to type.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Error::Limit {
-                relation,
-                operation,
-                way_out,
-                ..
-            } => match way_out {
+            Error::Limit { relation, operation, way_out, .. } => match way_out {
                 WayOut::Never => format!(
                     "No override lifts this policy; see SELECT * FROM writeguard.effective({}, \
                      CURRENT_USER, '{}');",
@@ -166,24 +127,12 @@ impl Error {
                     operation.word()
                 ),
                 WayOut::SetFlag => "SET writeguard.override = on;".to_owned(),
-                WayOut::FlagForToken => {
-                    "A token is set, but not the flag: SET writeguard.override = on;".to_owned()
+                WayOut::FlagForToken => "A token is set, but not the flag: SET writeguard.override = on;".to_owned(),
+                WayOut::Request { event: Some(event), .. } => {
+                    format!("SELECT writeguard.request(event => {event}, reason => 'why this is right');")
                 }
-                WayOut::Request {
-                    event: Some(event), ..
-                } => {
-                    format!(
-                        "SELECT writeguard.request(event => {event}, reason => 'why this is right');"
-                    )
-                }
-                WayOut::Request {
-                    event: None,
-                    statement,
-                } => {
-                    format!(
-                        "SELECT writeguard.request({}, reason => 'why this is right');",
-                        literal(statement)
-                    )
+                WayOut::Request { event: None, statement } => {
+                    format!("SELECT writeguard.request({}, reason => 'why this is right');", literal(statement))
                 }
             },
             Error::TokenRefused { hint, .. }
@@ -199,9 +148,9 @@ impl Error {
     pub fn table(&self) -> Option<(&str, &str)> {
         match self {
             Error::Limit { relation, .. } => Some((&relation.schema, &relation.name)),
-            Error::TokenRefused { relation, .. } | Error::Undecided { relation, .. } => relation
-                .as_ref()
-                .map(|name| (name.schema.as_str(), name.name.as_str())),
+            Error::TokenRefused { relation, .. } | Error::Undecided { relation, .. } => {
+                relation.as_ref().map(|name| (name.schema.as_str(), name.name.as_str()))
+            }
             _ => None,
         }
     }
@@ -213,10 +162,7 @@ pub fn way_out(policy: Override, flag: bool, token: bool, statement: &str) -> Wa
         Override::Never => WayOut::Never,
         Override::Flag => WayOut::SetFlag,
         Override::Token if token && !flag => WayOut::FlagForToken,
-        Override::Token => WayOut::Request {
-            event: None,
-            statement: statement.to_owned(),
-        },
+        Override::Token => WayOut::Request { event: None, statement: statement.to_owned() },
     }
 }
 
@@ -241,23 +187,12 @@ mod tests {
             scope: Scope::Statement,
             limit: 1,
             estimate: None,
-            way_out: WayOut::Request {
-                event: Some(7),
-                statement: String::new(),
-            },
+            way_out: WayOut::Request { event: Some(7), statement: String::new() },
         };
-        assert_eq!(
-            error.to_string(),
-            "update of table \"public.orders\" exceeds the limit of 1 row per statement"
-        );
+        assert_eq!(error.to_string(), "update of table \"public.orders\" exceeds the limit of 1 row per statement");
         assert_eq!(error.sqlstate(), "WG001");
         assert_eq!(error.table(), Some(("public", "orders")));
         assert!(error.hint().unwrap().contains("event => 7"));
-        assert!(
-            error
-                .detail()
-                .unwrap()
-                .contains("allows 1 row per statement, and this is number 2;")
-        );
+        assert!(error.detail().unwrap().contains("allows 1 row per statement, and this is number 2;"));
     }
 }

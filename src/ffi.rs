@@ -26,11 +26,7 @@ unsafe extern "C-unwind" {
         execute_once: bool,
     );
     #[cfg(feature = "pg18")]
-    pub fn standard_ExecutorRun(
-        query_desc: *mut pg_sys::QueryDesc,
-        direction: pg_sys::ScanDirection::Type,
-        count: u64,
-    );
+    pub fn standard_ExecutorRun(query_desc: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64);
     pub fn standard_ExecutorFinish(query_desc: *mut pg_sys::QueryDesc);
     pub fn standard_ProcessUtility(
         pstmt: *mut pg_sys::PlannedStmt,
@@ -68,12 +64,7 @@ unsafe extern "C-unwind" {
     fn CopyErrorData() -> *mut pg_sys::ErrorData;
     fn FlushErrorState();
 
-    fn WaitLatch(
-        latch: *mut pg_sys::Latch,
-        events: c_int,
-        timeout: c_long,
-        wait_event_info: u32,
-    ) -> c_int;
+    fn WaitLatch(latch: *mut pg_sys::Latch, events: c_int, timeout: c_long, wait_event_info: u32) -> c_int;
     fn ResetLatch(latch: *mut pg_sys::Latch);
 
     pub fn BeginInternalSubTransaction(name: *const c_char);
@@ -87,11 +78,7 @@ unsafe extern "C-unwind" {
         read_only: bool,
         tcount: c_long,
     ) -> c_int;
-    pub fn SPI_prepare(
-        src: *const c_char,
-        nargs: c_int,
-        argtypes: *mut pg_sys::Oid,
-    ) -> pg_sys::SPIPlanPtr;
+    pub fn SPI_prepare(src: *const c_char, nargs: c_int, argtypes: *mut pg_sys::Oid) -> pg_sys::SPIPlanPtr;
     pub fn SPI_execute(src: *const c_char, read_only: bool, tcount: c_long) -> c_int;
     pub fn raw_parser(str_: *const c_char, mode: pg_sys::RawParseMode::Type) -> *mut pg_sys::List;
     pub fn parse_analyze_varparams(
@@ -101,11 +88,7 @@ unsafe extern "C-unwind" {
         count: *mut c_int,
         query_env: *mut pg_sys::QueryEnvironment,
     ) -> *mut pg_sys::Query;
-    pub fn getTypeInputInfo(
-        type_oid: pg_sys::Oid,
-        input: *mut pg_sys::Oid,
-        parameter: *mut pg_sys::Oid,
-    );
+    pub fn getTypeInputInfo(type_oid: pg_sys::Oid, input: *mut pg_sys::Oid, parameter: *mut pg_sys::Oid);
     pub fn OidInputFunctionCall(
         function: pg_sys::Oid,
         text: *mut c_char,
@@ -133,10 +116,7 @@ pub struct Raise {
 /// Copies `text` into the current memory context; a NUL inside ends it, as it would for PostgreSQL.
 fn palloc_str(text: &str) -> *const c_char {
     let bytes = text.as_bytes();
-    let bytes = &bytes[..bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len())];
+    let bytes = &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())];
     // SAFETY: palloc returns len + 1 writable bytes or raises an ERROR, which the pgrx guard around us handles.
     unsafe {
         let copy = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
@@ -227,9 +207,7 @@ fn pack_sqlstate(code: &str) -> c_int {
     code.bytes()
         .take(5)
         .enumerate()
-        .fold(0, |packed, (place, byte)| {
-            packed | (c_int::from((byte.wrapping_sub(b'0')) & 0x3f) << (6 * place))
-        })
+        .fold(0, |packed, (place, byte)| packed | (c_int::from((byte.wrapping_sub(b'0')) & 0x3f) << (6 * place)))
 }
 
 /// Raises `raise` when there is one.
@@ -332,12 +310,7 @@ pub unsafe fn sleep_on_latch(milliseconds: c_long) {
     // SAFETY: the caller's promise; MyLatch is this process's own.
     unsafe {
         let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-        WaitLatch(
-            pg_sys::MyLatch,
-            events as c_int,
-            milliseconds,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
+        WaitLatch(pg_sys::MyLatch, events as c_int, milliseconds, pg_sys::PG_WAIT_EXTENSION);
         ResetLatch(pg_sys::MyLatch);
         if pg_sys::InterruptPending != 0 {
             ProcessInterrupts();
@@ -351,11 +324,7 @@ pub unsafe fn sleep_on_latch(milliseconds: c_long) {
 /// `text` is NULL or a valid C string.
 pub unsafe fn text(text: *const c_char) -> Option<String> {
     // SAFETY: the caller's promise.
-    (!text.is_null()).then(|| {
-        unsafe { CStr::from_ptr(text) }
-            .to_string_lossy()
-            .into_owned()
-    })
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
 /// A value that belongs to this backend.

@@ -35,9 +35,7 @@ impl Arguments {
     /// # Errors
     /// WG007 with the argument's name.
     pub fn text(&self, index: usize, name: &str) -> Result<String, Error> {
-        self.get(index).ok_or_else(|| {
-            Error::invalid(format!("{name} must not be NULL"), format!("{name} => '…'"))
-        })
+        self.get(index).ok_or_else(|| Error::invalid(format!("{name} must not be NULL"), format!("{name} => '…'")))
     }
 
     /// The trigger that is being run, when this is a trigger function's call.
@@ -45,8 +43,7 @@ impl Arguments {
         // SAFETY: the call's context is NULL or a node.
         unsafe {
             let context = (*self.0).context;
-            (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData)
-                .then_some(context.cast())
+            (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData).then_some(context.cast())
         }
     }
 }

@@ -25,8 +25,7 @@ fn owner() -> Result<pg_sys::Oid, Error> {
             return Err(missing("the schema writeguard"));
         }
         let table = pg_sys::get_relname_relid(c"event".as_ptr(), schema);
-        let tuple =
-            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, table.into());
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, table.into());
         if tuple.is_null() {
             return Err(missing("the table writeguard.event"));
         }
@@ -48,10 +47,7 @@ pub fn connect<T>(body: impl FnOnce(&mut SpiClient<'_>) -> Result<T, Error>) -> 
         let mut user = pg_sys::InvalidOid;
         let mut context = 0;
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-        pg_sys::SetUserIdAndSecContext(
-            owner,
-            context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
-        );
+        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
         let level = pg_sys::NewGUCNestLevel();
         pg_sys::set_config_option(
             c"search_path".as_ptr(),
@@ -74,11 +70,7 @@ pub fn connect<T>(body: impl FnOnce(&mut SpiClient<'_>) -> Result<T, Error>) -> 
 ///
 /// # Errors
 /// WG008 when SPI itself fails.
-pub fn rows(
-    client: &mut SpiClient<'_>,
-    sql: &str,
-    arguments: &[DatumWithOid<'_>],
-) -> Result<Vec<String>, Error> {
+pub fn rows(client: &mut SpiClient<'_>, sql: &str, arguments: &[DatumWithOid<'_>]) -> Result<Vec<String>, Error> {
     let failed = |error: pgrx::spi::Error| Error::Undecided {
         reason: format!("own statement failed: {error}"),
         hint: "SELECT * FROM pg_catalog.pg_extension WHERE extname = 'pg_writeguard';".into(),

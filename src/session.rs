@@ -50,19 +50,14 @@ impl Actor {
 
     /// The role for events and tokens: the one that is SET, else session_user.
     pub fn role(self) -> pg_sys::Oid {
-        if self.set == pg_sys::InvalidOid {
-            self.session
-        } else {
-            self.set
-        }
+        if self.set == pg_sys::InvalidOid { self.session } else { self.set }
     }
 }
 
 /// The name of a role; its OID in digits when it was dropped meanwhile.
 pub fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: with `noerr` the function returns NULL for an unknown role.
-    unsafe { ffi::text(pg_sys::GetUserNameFromId(role, true)) }
-        .unwrap_or_else(|| u32::from(role).to_string())
+    unsafe { ffi::text(pg_sys::GetUserNameFromId(role, true)) }.unwrap_or_else(|| u32::from(role).to_string())
 }
 
 /// `application_name` of this session.
@@ -74,8 +69,7 @@ pub fn application() -> Option<String> {
 /// The client's address; none for a local socket and for background processes.
 pub fn client() -> Option<String> {
     // SAFETY: reads this backend's port; NULL where there is none.
-    unsafe { pgrx::direct_function_call::<Inet>(pg_sys::inet_client_addr, &[]) }
-        .map(|address| address.0)
+    unsafe { pgrx::direct_function_call::<Inet>(pg_sys::inet_client_addr, &[]) }.map(|address| address.0)
 }
 
 /// One of the two settings, as it was last assigned.
@@ -89,11 +83,7 @@ struct Armed {
 }
 
 impl Armed {
-    const NOTHING: Self = Self {
-        number: 0,
-        says: false,
-        dead: 0,
-    };
+    const NOTHING: Self = Self { number: 0, says: false, dead: 0 };
 
     fn holds(&self) -> bool {
         self.says && self.number > self.dead
@@ -116,12 +106,8 @@ struct State {
     used: bool,
 }
 
-static STATE: Backend<State> = Backend::new(State {
-    last_number: 0,
-    flag: Armed::NOTHING,
-    token: Armed::NOTHING,
-    used: false,
-});
+static STATE: Backend<State> =
+    Backend::new(State { last_number: 0, flag: Armed::NOTHING, token: Armed::NOTHING, used: false });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no caller keeps the reference across a call that could come back here.
@@ -135,11 +121,7 @@ pub fn flag() -> bool {
 
 /// The armed token.
 pub fn token() -> Option<String> {
-    if state().token.holds() {
-        crate::settings::token()
-    } else {
-        None
-    }
+    if state().token.holds() { crate::settings::token() } else { None }
 }
 
 /// A covered write runs in this transaction: what is armed by its end ends with it.
@@ -188,11 +170,7 @@ unsafe fn number(extra: *mut *mut c_void, source: pg_sys::GucSource::Type) -> bo
 /// The number that [`number`] gave; 0 for a value that no SET assigned.
 unsafe fn number_of(extra: *mut c_void) -> u64 {
     // SAFETY: `extra` is NULL or what `number` allocated.
-    if extra.is_null() {
-        0
-    } else {
-        unsafe { *extra.cast::<u64>() }
-    }
+    if extra.is_null() { 0 } else { unsafe { *extra.cast::<u64>() } }
 }
 
 /// Check hook of `writeguard.override`.
@@ -215,11 +193,7 @@ pub unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
 
 /// Show hook of `writeguard.override`: what is armed, not what was once assigned.
 pub unsafe extern "C-unwind" fn show_override() -> *const c_char {
-    if flag() {
-        c"on".as_ptr()
-    } else {
-        c"off".as_ptr()
-    }
+    if flag() { c"on".as_ptr() } else { c"off".as_ptr() }
 }
 
 /// Check hook of `writeguard.token`. It accepts everything: an error message would quote the token.
@@ -242,9 +216,5 @@ pub unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_v
 
 /// Show hook of `writeguard.token`: whether one is armed, never which.
 pub unsafe extern "C-unwind" fn show_token() -> *const c_char {
-    if state().token.holds() {
-        c"********".as_ptr()
-    } else {
-        c"".as_ptr()
-    }
+    if state().token.holds() { c"********".as_ptr() } else { c"".as_ptr() }
 }

@@ -24,10 +24,7 @@ pub fn enabled() -> bool {
 
 /// The token as it was last assigned; `session` knows whether it counts.
 pub fn token() -> Option<String> {
-    TOKEN
-        .get()
-        .map(|token| token.to_string_lossy().into_owned())
-        .filter(|token| !token.is_empty())
+    TOKEN.get().map(|token| token.to_string_lossy().into_owned()).filter(|token| !token.is_empty())
 }
 
 /// How long a refused write waits for its event, in milliseconds.
@@ -85,9 +82,7 @@ pub fn register() {
         GucContext::Postmaster,
         GucFlags::UNIT_KB,
     );
-    let armed = GucFlags::from_bits_retain(
-        (pg_sys::GUC_DISALLOW_IN_FILE | pg_sys::GUC_NOT_IN_SAMPLE) as i32,
-    );
+    let armed = GucFlags::from_bits_retain((pg_sys::GUC_DISALLOW_IN_FILE | pg_sys::GUC_NOT_IN_SAMPLE) as i32);
     let secret = armed | GucFlags::from_bits_retain(pg_sys::GUC_NO_SHOW_ALL as i32);
     // SAFETY: the hooks neither raise nor read catalogs, and keep nothing of what they are handed.
     unsafe {

@@ -74,9 +74,7 @@ fn wait(duration: Duration) {
 pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     handle_signals();
     // SAFETY: without a database only shared catalogs can be read.
-    unsafe {
-        pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0)
-    };
+    unsafe { pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0) };
     queue::become_launcher();
     let mut started: HashMap<u32, Instant> = HashMap::new();
     let mut unserved = Vec::new();
@@ -141,8 +139,7 @@ fn start(database: pg_sys::Oid) {
     put(&mut worker.bgw_function_name, c"writeguard_worker_main");
     // The field is an array up to 17 and longer in 18; the name fits both.
     put(&mut worker.bgw_library_name, LIBRARY);
-    worker.bgw_flags =
-        (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int;
+    worker.bgw_flags = (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int;
     worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
     worker.bgw_restart_time = pg_sys::BGW_NEVER_RESTART;
     worker.bgw_main_arg = pg_sys::Datum::from(database);
@@ -168,6 +165,15 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
     unsafe {
         let database = pg_sys::Oid::from_u32(database.value() as u32);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+    }
+    // SAFETY: nothing that a database's settings say about names concerns our own statements.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
     }
     if !queue::serve(alive) {
         return;
@@ -196,11 +202,7 @@ fn recover() {
     BackgroundWorker::transaction(|| {
         queue::recover(|transaction| {
             // SAFETY: reads the commit log; the transaction is from this server's present life.
-            unsafe {
-                pg_sys::TransactionIdDidCommit(pg_sys::TransactionId::from_inner(
-                    transaction as u32,
-                ))
-            }
+            unsafe { pg_sys::TransactionIdDidCommit(pg_sys::TransactionId::from_inner(transaction as u32)) }
         });
     });
 }
@@ -211,8 +213,7 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
         // SAFETY: syscache look-ups.
         let there = unsafe {
             let schema = pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true);
-            schema != pg_sys::InvalidOid
-                && pg_sys::get_relname_relid(c"event".as_ptr(), schema) != pg_sys::InvalidOid
+            schema != pg_sys::InvalidOid && pg_sys::get_relname_relid(c"event".as_ptr(), schema) != pg_sys::InvalidOid
         };
         if !there {
             // Dropped with its tables meanwhile; the server log has the events.
@@ -253,11 +254,7 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
 /// A statement of our own that fails ends the worker; its successor tries again.
 fn must(result: Result<(), pgrx::spi::Error>) {
     if let Err(error) = result {
-        ereport!(
-            PgLogLevel::ERROR,
-            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-            format!("own statement failed: {error}")
-        );
+        ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("own statement failed: {error}"));
     }
 }
 

@@ -124,28 +124,17 @@ pub unsafe extern "C-unwind" fn startup() {
         let base = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size(), &mut found).cast::<u8>();
         let header = base.cast::<Header>();
         let entries = base.add(size_of::<Header>()).cast::<Entry>();
-        let blocks = base
-            .add(size_of::<Header>() + entry_count() * size_of::<Entry>())
-            .cast::<Block>();
+        let blocks = base.add(size_of::<Header>() + entry_count() * size_of::<Entry>()).cast::<Block>();
         if !found {
             base.write_bytes(0, size());
             (*header).entries = entry_count() as u32;
             (*header).blocks = block_count() as u32;
             for index in 0..block_count() {
-                (*blocks.add(index)).next = if index + 1 == block_count() {
-                    NONE
-                } else {
-                    index as u32 + 1
-                };
+                (*blocks.add(index)).next = if index + 1 == block_count() { NONE } else { index as u32 + 1 };
             }
         }
         let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
-        *QUEUE.get() = Some(Queue {
-            lock,
-            header,
-            entries,
-            blocks,
-        });
+        *QUEUE.get() = Some(Queue { lock, header, entries, blocks });
     }
 }
 
@@ -266,10 +255,7 @@ pub fn statement_bytes() -> usize {
 pub fn push(json: &[u8], wait: bool) -> Option<Ticket> {
     let (ticket, latches) = {
         let queue = Locked::lock()?;
-        let place = queue
-            .entries()
-            .iter()
-            .position(|entry| entry.phase == Phase::Free)?;
+        let place = queue.entries().iter().position(|entry| entry.phase == Phase::Free)?;
         let first_block = queue.write(json)?;
         let header = queue.header();
         header.last_number += 1;
@@ -289,18 +275,9 @@ pub fn push(json: &[u8], wait: bool) -> Option<Ticket> {
             event_id: 0,
             attempts: 0,
         };
-        let worker = header
-            .serving
-            .iter()
-            .find(|serving| serving.pid != 0 && serving.database == database);
+        let worker = header.serving.iter().find(|serving| serving.pid != 0 && serving.database == database);
         let latch = worker.map_or(header.launcher, |worker| worker.latch);
-        (
-            Ticket {
-                entry: place,
-                number: header.last_number,
-            },
-            latch,
-        )
+        (Ticket { entry: place, number: header.last_number }, latch)
     };
     set_latch(latches);
     Some(ticket)
@@ -345,11 +322,7 @@ pub fn counters() -> [u64; 4] {
     let Some(queue) = Locked::lock() else {
         return [0; 4];
     };
-    let waiting = queue
-        .entries()
-        .iter()
-        .filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken))
-        .count();
+    let waiting = queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken)).count();
     let header = queue.header();
     [
         waiting as u64,
@@ -373,11 +346,7 @@ pub fn become_launcher() {
 pub fn unserved(alive: impl Fn(i32) -> bool, found: &mut Vec<pg_sys::Oid>) {
     found.clear();
     found.reserve(MOST_WORKERS);
-    let mut serving = [Serving {
-        database: pg_sys::InvalidOid,
-        pid: 0,
-        latch: core::ptr::null_mut(),
-    }; MOST_WORKERS];
+    let mut serving = [Serving { database: pg_sys::InvalidOid, pid: 0, latch: core::ptr::null_mut() }; MOST_WORKERS];
     if let Some(queue) = Locked::lock() {
         serving.copy_from_slice(&queue.header().serving);
     }
@@ -388,14 +357,8 @@ pub fn unserved(alive: impl Fn(i32) -> bool, found: &mut Vec<pg_sys::Oid>) {
         }
     }
     let Some(queue) = Locked::lock() else { return };
-    for entry in queue
-        .entries()
-        .iter()
-        .filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken))
-    {
-        let served = serving
-            .iter()
-            .any(|place| place.pid != 0 && place.database == entry.database);
+    for entry in queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken)) {
+        let served = serving.iter().any(|place| place.pid != 0 && place.database == entry.database);
         if !served && !found.contains(&entry.database) && found.len() < MOST_WORKERS {
             found.push(entry.database);
         }
@@ -405,8 +368,7 @@ pub fn unserved(alive: impl Fn(i32) -> bool, found: &mut Vec<pg_sys::Oid>) {
 /// Makes this process the worker of its database. False when another living one has it, or there is no place.
 pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
     // SAFETY: statics of this process.
-    let (database, pid, latch) =
-        unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid, pg_sys::MyLatch) };
+    let (database, pid, latch) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid, pg_sys::MyLatch) };
     let mut holders = [0i32; MOST_WORKERS];
     if let Some(queue) = Locked::lock() {
         for (holder, serving) in holders.iter_mut().zip(&queue.header().serving) {
@@ -422,26 +384,12 @@ pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
             serving.pid = 0;
         }
     }
-    if queue
-        .header()
-        .serving
-        .iter()
-        .any(|serving| serving.pid != 0 && serving.database == database)
-    {
+    if queue.header().serving.iter().any(|serving| serving.pid != 0 && serving.database == database) {
         return false;
     }
-    match queue
-        .header()
-        .serving
-        .iter_mut()
-        .find(|serving| serving.pid == 0)
-    {
+    match queue.header().serving.iter_mut().find(|serving| serving.pid == 0) {
         Some(place) => {
-            *place = Serving {
-                database,
-                pid,
-                latch,
-            };
+            *place = Serving { database, pid, latch };
             true
         }
         None => false,
@@ -455,19 +403,10 @@ pub fn retire() -> bool {
     let Some(queue) = Locked::lock() else {
         return true;
     };
-    if queue
-        .entries()
-        .iter()
-        .any(|entry| entry.phase == Phase::Queued && entry.database == database)
-    {
+    if queue.entries().iter().any(|entry| entry.phase == Phase::Queued && entry.database == database) {
         return false;
     }
-    if let Some(place) = queue
-        .header()
-        .serving
-        .iter_mut()
-        .find(|serving| serving.pid == pid)
-    {
+    if let Some(place) = queue.header().serving.iter_mut().find(|serving| serving.pid == pid) {
         place.pid = 0;
     }
     true
@@ -499,11 +438,7 @@ pub fn take(buffer: &mut Vec<u8>, taken: &mut Vec<Taken>) {
         queue.read(entry, buffer);
         entry.phase = Phase::Taken;
         entry.attempts += 1;
-        taken.push(Taken {
-            entry: place,
-            bytes: from..buffer.len(),
-            attempts: entry.attempts,
-        });
+        taken.push(Taken { entry: place, bytes: from..buffer.len(), attempts: entry.attempts });
     }
 }
 
@@ -552,8 +487,7 @@ pub fn recover(committed: impl Fn(u64) -> bool) {
             let Some(queue) = Locked::lock() else { return };
             let entries = queue.entries();
             let left = entries.iter().enumerate().skip(place);
-            let mut taken =
-                left.filter(|(_, entry)| entry.phase == Phase::Taken && entry.database == database);
+            let mut taken = left.filter(|(_, entry)| entry.phase == Phase::Taken && entry.database == database);
             let Some((found, entry)) = taken.next() else {
                 return;
             };
@@ -635,7 +569,6 @@ pub fn wait(ticket: Ticket) -> Result<Option<i64>, ffi::Foreign> {
             abandon(ticket);
             return Err(error);
         }
-        left = settings::event_timeout()
-            - i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        left = settings::event_timeout() - i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
     }
 }

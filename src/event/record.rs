@@ -67,15 +67,9 @@ impl Event {
         let actor = Actor::current();
         // SAFETY: these read statics, or format a timestamp into a static buffer.
         let (occurred_at, pid, xid, query_id) = unsafe {
-            let now = ffi::text(pg_sys::timestamptz_to_str(pg_sys::GetCurrentTimestamp()))
-                .unwrap_or_default();
+            let now = ffi::text(pg_sys::timestamptz_to_str(pg_sys::GetCurrentTimestamp())).unwrap_or_default();
             let xid = pg_sys::GetTopFullTransactionIdIfAny().value;
-            (
-                now,
-                pg_sys::MyProcPid,
-                xid,
-                pg_sys::pgstat_get_my_query_id(),
-            )
+            (now, pg_sys::MyProcPid, xid, pg_sys::pgstat_get_my_query_id())
         };
         Self {
             occurred_at,
@@ -135,10 +129,7 @@ impl Event {
             && text.len() > bytes
         {
             let whole = text.len();
-            let end = (0..=bytes)
-                .rev()
-                .find(|end| text.is_char_boundary(*end))
-                .unwrap_or(0);
+            let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
             text.truncate(end);
             text.push_str(&format!(" … ({whole} bytes in all, see the server log)"));
         }

@@ -116,8 +116,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Erro
             Some((meter, known)) if *known == name => *meter,
             _ => {
                 let meter = book.ledger.add(None, None);
-                book.relations
-                    .insert(u32::from(relation), (meter, name.clone()));
+                book.relations.insert(u32::from(relation), (meter, name.clone()));
                 meter
             }
         };
@@ -126,10 +125,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Erro
                 .into_iter()
                 .map(|policy| {
                     let meter = *book.policies.entry(policy.revision).or_insert_with(|| {
-                        book.ledger.add(
-                            policy.policy.max_rows,
-                            policy.policy.max_rows_per_transaction,
-                        )
+                        book.ledger.add(policy.policy.max_rows, policy.policy.max_rows_per_transaction)
                     });
                     Charge { meter, policy }
                 })
@@ -140,15 +136,9 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Erro
             // The smallest limit is the one to name in the error.
             charges.sort_by_key(|charge| charge.policy.policy.max_rows.unwrap_or(u64::MAX));
         }
-        Rc::new(Binding {
-            relation: covering.relation,
-            name,
-            rows,
-            charges,
-        })
+        Rc::new(Binding { relation: covering.relation, name, rows, charges })
     });
-    book.bindings
-        .insert((u32::from(relation), actor), binding.clone());
+    book.bindings.insert((u32::from(relation), actor), binding.clone());
     Ok(binding)
 }
 
@@ -156,13 +146,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Erro
 ///
 /// Runs once per row: no allocation, no lock, nothing that raises, unless a limit is passed.
 #[inline]
-pub fn charge(
-    binding: &Binding,
-    operation: Operation,
-    rows: u64,
-    place: Place,
-    estimate: Option<u64>,
-) -> *mut Raise {
+pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, estimate: Option<u64>) -> *mut Raise {
     if !settings::enabled() {
         return switched_off(binding, operation, place);
     }
@@ -220,12 +204,7 @@ fn past_limit(
 }
 
 #[cold]
-fn past_review(
-    binding: &Binding,
-    operation: Operation,
-    place: Place,
-    estimate: Option<u64>,
-) -> *mut Raise {
+fn past_review(binding: &Binding, operation: Operation, place: Place, estimate: Option<u64>) -> *mut Raise {
     guarded(|| {
         let Some(charge) = binding.charges(operation).first() else {
             return Ok(());

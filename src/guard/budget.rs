@@ -53,6 +53,8 @@ pub struct Ledger {
     meters: Vec<Meter>,
     /// What suspended statements had charged, by statement and meter.
     suspended: Vec<(Serial, MeterId, u64)>,
+    /// Meters that have frames: the others need not be looked at when a subtransaction ends.
+    framed: Vec<MeterId>,
 }
 
 impl Default for Ledger {
@@ -64,11 +66,7 @@ impl Default for Ledger {
 impl Ledger {
     /// No meters yet.
     pub const fn new() -> Self {
-        Self {
-            transaction: 1,
-            meters: Vec::new(),
-            suspended: Vec::new(),
-        }
+        Self { transaction: 1, meters: Vec::new(), suspended: Vec::new(), framed: Vec::new() }
     }
 
     /// Adds a meter with its limits in rows; none is no limit.
@@ -89,23 +87,23 @@ impl Ledger {
     pub fn clear(&mut self) {
         self.meters.clear();
         self.suspended.clear();
+        self.framed.clear();
     }
 
     /// The transaction is over, one way or the other: all counts start again.
     pub fn end_transaction(&mut self) {
         self.transaction += 1;
         self.suspended.clear();
+        for id in self.framed.drain(..) {
+            if let Some(meter) = self.meters.get_mut(id) {
+                meter.frames.clear();
+            }
+        }
     }
 
     /// Charges `rows` and says which limit that went past, if any. `suspended` tells whether another statement may go on later.
     #[inline]
-    pub fn charge(
-        &mut self,
-        id: MeterId,
-        rows: u64,
-        place: Place,
-        suspended: impl Fn(Serial) -> bool,
-    ) -> Option<Past> {
+    pub fn charge(&mut self, id: MeterId, rows: u64, place: Place, suspended: impl Fn(Serial) -> bool) -> Option<Past> {
         let transaction = self.transaction;
         let meter = self.meters.get_mut(id)?;
         if meter.transaction != transaction || meter.statement != place.statement {
@@ -115,6 +113,9 @@ impl Ledger {
         meter.in_statement += rows;
         meter.in_transaction += rows;
         if place.level > 1 {
+            if meter.frames.is_empty() {
+                self.framed.push(id);
+            }
             meter.remember(rows, place);
         }
         if meter.in_statement > meter.per_statement {
@@ -133,15 +134,10 @@ impl Ledger {
         if meter.transaction != self.transaction {
             meter.transaction = self.transaction;
             meter.in_transaction = 0;
-            meter.frames.clear();
         } else if meter.in_statement > 0 && suspended(meter.statement) {
-            self.suspended
-                .push((meter.statement, id, meter.in_statement));
+            self.suspended.push((meter.statement, id, meter.in_statement));
         }
-        let before = self
-            .suspended
-            .iter()
-            .position(|(of, meter, _)| *of == statement && *meter == id);
+        let before = self.suspended.iter().position(|(of, meter, _)| *of == statement && *meter == id);
         meter.in_statement = before.map_or(0, |at| self.suspended.swap_remove(at).2);
         meter.statement = statement;
     }
@@ -152,10 +148,7 @@ impl Ledger {
             if meter.transaction == self.transaction && meter.statement == statement {
                 return meter.in_statement;
             }
-            let suspended = self
-                .suspended
-                .iter()
-                .find(|(of, meter, _)| *of == statement && *meter == id);
+            let suspended = self.suspended.iter().find(|(of, meter, _)| *of == statement && *meter == id);
             suspended.map_or(0, |(_, _, rows)| *rows)
         })
     }
@@ -171,50 +164,43 @@ impl Ledger {
     /// How many more rows the meter takes in this statement before a limit is passed.
     pub fn left(&self, id: MeterId, statement: Serial) -> u64 {
         self.meters.get(id).map_or(u64::MAX, |meter| {
-            let of_statement = meter
-                .per_statement
-                .saturating_sub(self.in_statement(id, statement));
-            of_statement.min(
-                meter
-                    .per_transaction
-                    .saturating_sub(self.in_transaction(id)),
-            )
+            let of_statement = meter.per_statement.saturating_sub(self.in_statement(id, statement));
+            of_statement.min(meter.per_transaction.saturating_sub(self.in_transaction(id)))
         })
     }
 
     /// A subtransaction of this level was rolled back: what it and all inside it charged is given back.
     pub fn roll_back(&mut self, level: i32) {
-        for meter in self
-            .meters
-            .iter_mut()
-            .filter(|meter| meter.transaction == self.transaction)
-        {
+        self.unframe(|meter| {
             while let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level) {
                 meter.in_transaction = meter.in_transaction.saturating_sub(frame.in_transaction);
                 if frame.statement == meter.statement {
                     meter.in_statement = meter.in_statement.saturating_sub(frame.in_statement);
                 }
             }
-        }
+        });
     }
 
     /// A subtransaction of this level was released: what it charged now belongs to the one around it.
     pub fn release(&mut self, level: i32) {
-        for meter in self
-            .meters
-            .iter_mut()
-            .filter(|meter| meter.transaction == self.transaction)
-        {
-            let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level) else {
-                continue;
-            };
-            if level > 2 {
-                meter.remember_frame(Frame {
-                    level: level - 1,
-                    ..frame
-                });
+        self.unframe(|meter| {
+            if let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level)
+                && level > 2
+            {
+                meter.remember_frame(Frame { level: level - 1, ..frame });
             }
-        }
+        });
+    }
+
+    /// Changes the frames of all meters that have some, and forgets those that have none any more.
+    fn unframe(&mut self, change: impl Fn(&mut Meter)) {
+        let meters = &mut self.meters;
+        self.framed.retain(|id| {
+            meters.get_mut(*id).is_some_and(|meter| {
+                change(meter);
+                !meter.frames.is_empty()
+            })
+        });
     }
 }
 
@@ -271,27 +257,18 @@ mod tests {
         let mut ledger = Ledger::new();
         let meter = ledger.add(Some(2), Some(3));
         assert_eq!(ledger.charge(meter, 2, place(1, 1), NEVER), None);
-        assert_eq!(
-            ledger.charge(meter, 1, place(1, 1), NEVER),
-            Some(Past::Statement)
-        );
+        assert_eq!(ledger.charge(meter, 1, place(1, 1), NEVER), Some(Past::Statement));
         ledger.end_transaction();
         assert_eq!(ledger.charge(meter, 2, place(2, 1), NEVER), None);
         assert_eq!(ledger.charge(meter, 1, place(3, 1), NEVER), None);
-        assert_eq!(
-            ledger.charge(meter, 1, place(4, 1), NEVER),
-            Some(Past::Transaction)
-        );
+        assert_eq!(ledger.charge(meter, 1, place(4, 1), NEVER), Some(Past::Transaction));
     }
 
     #[test]
     fn zero_means_not_one_row() {
         let mut ledger = Ledger::new();
         let meter = ledger.add(Some(0), None);
-        assert_eq!(
-            ledger.charge(meter, 1, place(1, 1), NEVER),
-            Some(Past::Statement)
-        );
+        assert_eq!(ledger.charge(meter, 1, place(1, 1), NEVER), Some(Past::Statement));
     }
 
     #[test]
@@ -301,24 +278,15 @@ mod tests {
         ledger.charge(meter, 3, place(1, 1), NEVER);
         ledger.charge(meter, 2, place(1, 2), NEVER);
         ledger.roll_back(2);
-        assert_eq!(
-            (ledger.in_statement(meter, 1), ledger.in_transaction(meter)),
-            (3, 3)
-        );
+        assert_eq!((ledger.in_statement(meter, 1), ledger.in_transaction(meter)), (3, 3));
         ledger.charge(meter, 2, place(1, 3), NEVER);
         ledger.release(3);
         ledger.roll_back(2);
-        assert_eq!(
-            (ledger.in_statement(meter, 1), ledger.in_transaction(meter)),
-            (3, 3)
-        );
+        assert_eq!((ledger.in_statement(meter, 1), ledger.in_transaction(meter)), (3, 3));
         ledger.charge(meter, 2, place(1, 2), NEVER);
         ledger.release(2);
         ledger.roll_back(2);
-        assert_eq!(
-            (ledger.in_statement(meter, 1), ledger.in_transaction(meter)),
-            (5, 5)
-        );
+        assert_eq!((ledger.in_statement(meter, 1), ledger.in_transaction(meter)), (5, 5));
     }
 
     #[test]
@@ -328,10 +296,7 @@ mod tests {
         ledger.charge(meter, 4, place(1, 2), NEVER);
         ledger.charge(meter, 3, place(2, 2), NEVER);
         ledger.roll_back(2);
-        assert_eq!(
-            (ledger.in_statement(meter, 2), ledger.in_transaction(meter)),
-            (0, 0)
-        );
+        assert_eq!((ledger.in_statement(meter, 2), ledger.in_transaction(meter)), (0, 0));
     }
 
     #[test]
@@ -343,10 +308,7 @@ mod tests {
         assert_eq!(ledger.charge(meter, 3, place(2, 1), alive), None);
         assert_eq!(ledger.in_statement(meter, 1), 2);
         assert_eq!(ledger.charge(meter, 1, place(1, 1), alive), None);
-        assert_eq!(
-            ledger.charge(meter, 1, place(1, 1), alive),
-            Some(Past::Statement)
-        );
+        assert_eq!(ledger.charge(meter, 1, place(1, 1), alive), Some(Past::Statement));
     }
 
     /// What a client could do to a meter, for the model test.

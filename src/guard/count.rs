@@ -111,10 +111,7 @@ unsafe fn charge_last(watch: &mut Watch, operation: Operation, rows: u64) -> *mu
 unsafe fn merged(watch: &mut Watch, rows: u64) -> *mut Raise {
     // SAFETY: the node is alive.
     unsafe {
-        let (updated, deleted) = (
-            (*watch.node).mt_merge_updated,
-            (*watch.node).mt_merge_deleted,
-        );
+        let (updated, deleted) = ((*watch.node).mt_merge_updated, (*watch.node).mt_merge_deleted);
         let (updates, deletes) = (updated - watch.seen_updated, deleted - watch.seen_deleted);
         (watch.seen_updated, watch.seen_deleted) = (updated, deleted);
         if rows == 0 {
@@ -147,16 +144,10 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
             return ptr::null_mut();
         }
         let routed = (*watch.estate).es_tuple_routing_result_relations;
-        let count = if routed.is_null() {
-            0
-        } else {
-            usize::try_from((*routed).length).unwrap_or(0)
-        };
+        let count = if routed.is_null() { 0 } else { usize::try_from((*routed).length).unwrap_or(0) };
         let mut partition = pg_sys::InvalidOid;
         for index in 0..count {
-            let leaf = (*(*routed).elements.add(index))
-                .ptr_value
-                .cast::<pg_sys::ResultRelInfo>();
+            let leaf = (*(*routed).elements.add(index)).ptr_value.cast::<pg_sys::ResultRelInfo>();
             if let Some(relation) = conflict_in(leaf, &mut updated) {
                 partition = relation;
             }
@@ -169,10 +160,7 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
 }
 
 /// Whether a row of this relation was in conflict, and whether the update for it was projected. Wipes both marks.
-unsafe fn conflict_in(
-    relation: *mut pg_sys::ResultRelInfo,
-    updated: &mut bool,
-) -> Option<pg_sys::Oid> {
+unsafe fn conflict_in(relation: *mut pg_sys::ResultRelInfo, updated: &mut bool) -> Option<pg_sys::Oid> {
     // SAFETY: a result relation of a living query.
     unsafe {
         let state = (*relation).ri_onConflict;
@@ -209,11 +197,7 @@ unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Ra
     let Some(binding) = binding else {
         return ptr::null_mut();
     };
-    let known = watch.bindings.iter().position(|known| {
-        known
-            .as_ref()
-            .is_some_and(|known| known.name == binding.name)
-    });
+    let known = watch.bindings.iter().position(|known| known.as_ref().is_some_and(|known| known.name == binding.name));
     let index = known.unwrap_or_else(|| {
         watch.bindings.push(Some(binding));
         watch.bindings.len() - 1
@@ -226,11 +210,7 @@ unsafe fn changed_remotely(watch: *mut Watch, index: usize, ended: bool) -> *mut
     // SAFETY: the watch is alive.
     unsafe {
         let watch = &mut *watch;
-        let operation = if watch.kind == Kind::Delete {
-            Operation::Delete
-        } else {
-            Operation::Update
-        };
+        let operation = if watch.kind == Kind::Delete { Operation::Delete } else { Operation::Update };
         if watch.direct_rows.is_null() {
             let processed = (*watch.estate).es_processed;
             let rows = processed.saturating_sub(watch.seen);
@@ -261,10 +241,7 @@ fn charge(watch: &mut Watch, index: usize, operation: Operation, rows: u64) -> *
             session::use_armed();
             // SAFETY: reads a static. A node runs within one subtransaction, whatever happens between its rows.
             let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-            *watch.place.insert(Place {
-                statement: statement::current(),
-                level,
-            })
+            *watch.place.insert(Place { statement: statement::current(), level })
         }
     };
     book::charge(binding, operation, rows, place, watch.estimate)

@@ -19,9 +19,7 @@ struct State {
     counted: Vec<pg_sys::Oid>,
 }
 
-static STATE: Backend<State> = Backend::new(State {
-    counted: Vec::new(),
-});
+static STATE: Backend<State> = Backend::new(State { counted: Vec::new() });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no reference outlives its statement.
@@ -60,12 +58,7 @@ unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
     // SAFETY: catalog look-ups and locks as the command itself takes them.
     unsafe {
         let counted = &state().counted;
-        if counted
-            .iter()
-            .rev()
-            .take_while(|table| **table != pg_sys::InvalidOid)
-            .any(|table| *table == relation)
-        {
+        if counted.iter().rev().take_while(|table| **table != pg_sys::InvalidOid).any(|table| *table == relation) {
             return Ok(());
         }
         let actor = Actor::current();
@@ -76,11 +69,7 @@ unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
             return Ok(());
         }
         let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
-        let allowed = pg_sys::pg_class_aclcheck(
-            relation,
-            pg_sys::GetUserId(),
-            pg_sys::ACL_TRUNCATE as pg_sys::AclMode,
-        );
+        let allowed = pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), pg_sys::ACL_TRUNCATE as pg_sys::AclMode);
         if allowed != pg_sys::AclResult::ACLCHECK_OK {
             // Core refuses it in a moment, with its own words.
             return Ok(());
@@ -92,10 +81,7 @@ unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
         }
         state().counted.push(relation);
         session::use_armed();
-        let place = Place {
-            statement: statement::current(),
-            level: ffi::GetCurrentTransactionNestLevel(),
-        };
+        let place = Place { statement: statement::current(), level: ffi::GetCurrentTransactionNestLevel() };
         let estimate = (*(*table).rd_rel).reltuples;
         let estimate = (estimate >= 0.0).then_some(estimate as u64);
         let result = charge_rows(&binding, table, place, estimate);
@@ -157,11 +143,7 @@ fn worth_counting(binding: &Binding, place: Place) -> Option<u64> {
         .charges(Operation::Truncate)
         .iter()
         .filter(|charge| !decide::is_lifted(charge.meter, place.statement))
-        .map(|charge| {
-            book::ledger()
-                .left(charge.meter, place.statement)
-                .saturating_add(1)
-        })
+        .map(|charge| book::ledger().left(charge.meter, place.statement).saturating_add(1))
         .min()
 }
 
@@ -185,8 +167,7 @@ impl Scan {
     unsafe fn begin(table: pg_sys::Relation) -> Result<Self, Failure> {
         let mut begun = Err(Failure::Ours(Error::Undecided {
             reason: "its storage cannot be scanned".into(),
-            hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;"
-                .into(),
+            hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;".into(),
             relation: None,
         }));
         // SAFETY: the caller's promise; an ERROR of the access method is caught whole, and the transaction's abort cleans up.
@@ -203,21 +184,9 @@ impl Scan {
                 | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
             let mut scan = core::ptr::null_mut();
             ffi::protect(|| {
-                scan = begin(
-                    table,
-                    snapshot,
-                    0,
-                    core::ptr::null_mut(),
-                    core::ptr::null_mut(),
-                    flags,
-                );
+                scan = begin(table, snapshot, 0, core::ptr::null_mut(), core::ptr::null_mut(), flags);
             })?;
-            begun = Ok(Self {
-                scan,
-                slot,
-                snapshot,
-                next,
-            });
+            begun = Ok(Self { scan, slot, snapshot, next });
         }
         begun
     }

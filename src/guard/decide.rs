@@ -54,12 +54,8 @@ struct State {
     disabled: Serial,
 }
 
-static STATE: Backend<State> = Backend::new(State {
-    lifts: Vec::new(),
-    granted: Vec::new(),
-    rehearsing: 0,
-    disabled: 0,
-});
+static STATE: Backend<State> =
+    Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsing: 0, disabled: 0 });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no reference is kept across SPI.
@@ -70,11 +66,7 @@ fn state() -> &'static mut State {
 #[inline]
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     let state = state();
-    state.rehearsing > 0
-        || state
-            .lifts
-            .iter()
-            .any(|lift| lift.meter == meter && lift.statement == statement)
+    state.rehearsing > 0 || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement)
 }
 
 /// Whether a statement lifted anything, so that its count is needed until the transaction ends.
@@ -90,20 +82,13 @@ pub fn has_lifts() -> bool {
 /// Whether a token was accepted for this statement, so that its rows per table are bounded.
 #[inline]
 pub fn is_granted(statement: Serial) -> bool {
-    state()
-        .granted
-        .iter()
-        .any(|granted| granted.statement == statement)
+    state().granted.iter().any(|granted| granted.statement == statement)
 }
 
 /// Switches rehearsal on or off; calls nest.
 pub fn rehearse(on: bool) {
     let rehearsing = &mut state().rehearsing;
-    *rehearsing = if on {
-        *rehearsing + 1
-    } else {
-        rehearsing.saturating_sub(1)
-    };
+    *rehearsing = if on { *rehearsing + 1 } else { rehearsing.saturating_sub(1) };
 }
 
 /// Decides about a write past a limit. Ok: it is lifted and may go on.
@@ -134,11 +119,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
                 Some(token) if flag => {
                     let grant = spend(&token, attempt)?;
                     let request = grant.request;
-                    state().granted.push(Granted {
-                        statement,
-                        level: attempt.place.level,
-                        grant,
-                    });
+                    state().granted.push(Granted { statement, level: attempt.place.level, grant });
                     lift(attempt, Some(request));
                     Ok(())
                 }
@@ -149,11 +130,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
 }
 
 fn granted_request(statement: Serial) -> Option<i64> {
-    state()
-        .granted
-        .iter()
-        .find(|granted| granted.statement == statement)
-        .map(|granted| granted.grant.request)
+    state().granted.iter().find(|granted| granted.statement == statement).map(|granted| granted.grant.request)
 }
 
 /// The client's parameters as text, as their types' output functions print them.
@@ -207,10 +184,7 @@ fn limit_of(attempt: &Attempt<'_>) -> (Scope, u64) {
     let policy = &attempt.policy.policy;
     match attempt.past {
         Past::Statement => (Scope::Statement, policy.max_rows.unwrap_or(u64::MAX)),
-        Past::Transaction => (
-            Scope::Transaction,
-            policy.max_rows_per_transaction.unwrap_or(u64::MAX),
-        ),
+        Past::Transaction => (Scope::Transaction, policy.max_rows_per_transaction.unwrap_or(u64::MAX)),
     }
 }
 
@@ -218,12 +192,7 @@ fn lift(attempt: &Attempt<'_>, request: Option<i64>) {
     let mut event = Event::new(Kind::Overridden);
     describe(&mut event, attempt);
     event.approval = request;
-    let lift = Lift {
-        meter: attempt.meter,
-        statement: attempt.place.statement,
-        level: attempt.place.level,
-        event,
-    };
+    let lift = Lift { meter: attempt.meter, statement: attempt.place.statement, level: attempt.place.level, event };
     state().lifts.push(lift);
 }
 
@@ -235,12 +204,7 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
     event.rows = Some(limit.saturating_add(1));
     let id = record_and_wait(&event)?;
     let text = event.statement.unwrap_or_default();
-    let mut way_out = way_out(
-        policy.override_,
-        session::flag(),
-        session::token().is_some(),
-        &text,
-    );
+    let mut way_out = way_out(policy.override_, session::flag(), session::token().is_some(), &text);
     if let WayOut::Request { event, .. } = &mut way_out {
         *event = id;
     }
@@ -309,11 +273,7 @@ fn enqueue(event: &Event) -> Result<Option<queue::Ticket>, ffi::Foreign> {
 /// WG006 when a table, or all together where the approver said so, got more rows than reviewed.
 pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), Failure> {
     let statement = attempt.place.statement;
-    let Some(granted) = state()
-        .granted
-        .iter()
-        .find(|granted| granted.statement == statement)
-    else {
+    let Some(granted) = state().granted.iter().find(|granted| granted.statement == statement) else {
         return Ok(());
     };
     let Some((name, allowed)) = granted.grant.exceeded(rows) else {
@@ -371,11 +331,7 @@ pub fn release(level: i32) {
     for lift in state.lifts.iter_mut().filter(|lift| lift.level >= level) {
         lift.level = level - 1;
     }
-    for granted in state
-        .granted
-        .iter_mut()
-        .filter(|granted| granted.level >= level)
-    {
+    for granted in state.granted.iter_mut().filter(|granted| granted.level >= level) {
         granted.level = level - 1;
     }
 }

@@ -17,8 +17,7 @@ use crate::session;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
 #[cfg(not(feature = "pg18"))]
-type Run =
-    unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64, bool);
+type Run = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64, bool);
 #[cfg(feature = "pg18")]
 type Run = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64);
 type Finish = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc);
@@ -85,17 +84,15 @@ fn next() -> &'static Next {
 #[inline(always)]
 unsafe fn stays_out() -> bool {
     // SAFETY: statics of this process.
-    unsafe {
-        pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || pg_sys::IsLogicalWorker()
-    }
+    unsafe { pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || pg_sys::IsLogicalWorker() }
 }
 
 unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, eflags: c_int) {
     // SAFETY: plain old frame; the query is what the executor is to start.
     unsafe {
         (next().start)(query_desc, eflags);
-        let writes = (*query_desc).operation != pg_sys::CmdType::CMD_SELECT
-            || (*(*query_desc).plannedstmt).hasModifyingCTE;
+        let writes =
+            (*query_desc).operation != pg_sys::CmdType::CMD_SELECT || (*(*query_desc).plannedstmt).hasModifyingCTE;
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
             ffi::raise(watch::begin(query_desc));
@@ -175,16 +172,7 @@ unsafe extern "C-unwind" fn process_utility(
         let outermost = !is_transaction && statement::enter(query_string, pstmt);
         let truncates = tag == pg_sys::NodeTag::T_TruncateStmt;
         let counted = if truncates { ddl::begin_truncate() } else { 0 };
-        (next().utility)(
-            pstmt,
-            query_string,
-            read_only_tree,
-            context,
-            params,
-            query_env,
-            dest,
-            qc,
-        );
+        (next().utility)(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
         if truncates {
             ddl::end_truncate(counted);
         }
@@ -236,10 +224,7 @@ unsafe extern "C-unwind" fn shmem_startup() {
     }
 }
 
-unsafe extern "C-unwind" fn transaction_ends(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut c_void,
-) {
+unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
             if decide::has_lifts() {

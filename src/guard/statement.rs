@@ -27,12 +27,8 @@ pub struct Outermost {
 }
 
 /// NULL portal: nothing of the client's runs, or what runs has no portal.
-static OUTERMOST: Backend<Outermost> = Backend::new(Outermost {
-    portal: ptr::null_mut(),
-    source: ptr::null(),
-    location: -1,
-    length: 0,
-});
+static OUTERMOST: Backend<Outermost> =
+    Backend::new(Outermost { portal: ptr::null_mut(), source: ptr::null(), location: -1, length: 0 });
 
 /// Notes the command as the outermost one, if it is; the caller then calls [`leave`] when it is done.
 ///
@@ -95,11 +91,7 @@ struct State {
     all: Vec<Box<Statement>>,
 }
 
-static STATE: Backend<State> = Backend::new(State {
-    last_serial: 0,
-    current: None,
-    all: Vec::new(),
-});
+static STATE: Backend<State> = Backend::new(State { last_serial: 0, current: None, all: Vec::new() });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded, and nothing below calls back into this file while it holds the reference.
@@ -113,22 +105,14 @@ pub fn current() -> Serial {
     let state = state();
     if let Some(current) = state.current {
         let statement = &mut state.all[current];
-        let same = if outermost.portal.is_null() {
-            statement.started == now
-        } else {
-            statement.portal == outermost.portal
-        };
+        let same =
+            if outermost.portal.is_null() { statement.started == now } else { statement.portal == outermost.portal };
         if same {
             return statement.serial;
         }
     }
     let resumed = (!outermost.portal.is_null())
-        .then(|| {
-            state
-                .all
-                .iter()
-                .position(|statement| statement.portal == outermost.portal)
-        })
+        .then(|| state.all.iter().position(|statement| statement.portal == outermost.portal))
         .flatten();
     let place = resumed.unwrap_or_else(|| open(state, outermost));
     let statement = &mut state.all[place];
@@ -139,10 +123,7 @@ pub fn current() -> Serial {
 
 #[cold]
 fn open(state: &mut State, outermost: Outermost) -> usize {
-    let free = state
-        .all
-        .iter()
-        .position(|statement| statement.portal.is_null());
+    let free = state.all.iter().position(|statement| statement.portal.is_null());
     let place = free.unwrap_or_else(|| {
         state.all.push(Box::new(Statement {
             serial: 0,
@@ -176,10 +157,7 @@ fn open(state: &mut State, outermost: Outermost) -> usize {
             statement.length = outermost.length;
             statement.callback.func = Some(portal_gone);
             statement.callback.arg = ptr::from_mut::<Statement>(statement).cast();
-            pg_sys::MemoryContextRegisterResetCallback(
-                (*outermost.portal).portalContext,
-                &mut statement.callback,
-            );
+            pg_sys::MemoryContextRegisterResetCallback((*outermost.portal).portalContext, &mut statement.callback);
         }
     }
     place
@@ -217,9 +195,7 @@ fn cut(statement: &Statement) -> Option<&[u8]> {
     }
     // SAFETY: `source` is NULL or alive as long as the portal is.
     let bytes = unsafe { core::ffi::CStr::from_ptr(statement.source) }.to_bytes();
-    let from = usize::try_from(statement.location)
-        .unwrap_or(0)
-        .min(bytes.len());
+    let from = usize::try_from(statement.location).unwrap_or(0).min(bytes.len());
     let to = match usize::try_from(statement.length) {
         Ok(length) if length > 0 => from.saturating_add(length).min(bytes.len()),
         _ => bytes.len(),
@@ -229,10 +205,7 @@ fn cut(statement: &Statement) -> Option<&[u8]> {
 
 /// Whether another statement than the current one may go on later.
 pub fn may_resume(serial: Serial) -> bool {
-    state()
-        .all
-        .iter()
-        .any(|statement| statement.serial == serial && !statement.portal.is_null())
+    state().all.iter().any(|statement| statement.serial == serial && !statement.portal.is_null())
 }
 
 /// The client's text of the current statement, without surrounding blanks and final semicolon.
@@ -248,15 +221,9 @@ pub fn text() -> String {
 /// The parameters the client bound to the current statement; NULL when there are none.
 pub fn parameters() -> pg_sys::ParamListInfo {
     let state = state();
-    let portal = state
-        .current
-        .map_or(ptr::null_mut(), |current| state.all[current].portal);
+    let portal = state.current.map_or(ptr::null_mut(), |current| state.all[current].portal);
     // SAFETY: a portal that is not NULL is alive.
-    if portal.is_null() {
-        ptr::null_mut()
-    } else {
-        unsafe { (*portal).portalParams }
-    }
+    if portal.is_null() { ptr::null_mut() } else { unsafe { (*portal).portalParams } }
 }
 
 /// The transaction is over; a procedure that commits goes on in the same statement.

@@ -31,8 +31,7 @@ pub enum Kind {
     Whole(Operation),
 }
 
-type ExecProcNode =
-    unsafe extern "C-unwind" fn(*mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot;
+type ExecProcNode = unsafe extern "C-unwind" fn(*mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot;
 
 /// The counting of one node. Boxed and used again; all that the per-row functions touch is plain data.
 pub struct Watch {
@@ -67,10 +66,7 @@ struct State {
     free: Vec<Box<Watch>>,
 }
 
-static STATE: Backend<State> = Backend::new(State {
-    active: Vec::new(),
-    free: Vec::new(),
-});
+static STATE: Backend<State> = Backend::new(State { active: Vec::new(), free: Vec::new() });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; references end before the executor goes on.
@@ -110,11 +106,7 @@ fn find(matches: impl Fn(&Watch) -> bool) -> *mut Watch {
 unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
     // SAFETY: a list of the executor's, NULL or valid; its cells hold pointers.
     unsafe {
-        let length = if list.is_null() {
-            0
-        } else {
-            usize::try_from((*list).length).unwrap_or(0)
-        };
+        let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
         (0..length).map(move |index| (*(*list).elements.add(index)).ptr_value.cast())
     }
 }
@@ -158,10 +150,7 @@ unsafe fn begin_watching(query_desc: *mut pg_sys::QueryDesc) -> Result<(), Failu
         let own = own_node((*query_desc).planstate);
         if !own.is_null() {
             watch_node(estate, own, actor)?;
-        } else if matches!(
-            operation,
-            pg_sys::CmdType::CMD_UPDATE | pg_sys::CmdType::CMD_DELETE
-        ) {
+        } else if matches!(operation, pg_sys::CmdType::CMD_UPDATE | pg_sys::CmdType::CMD_DELETE) {
             watch_whole(query_desc, actor)?;
         }
         for node in pointers::<pg_sys::ModifyTableState>((*estate).es_auxmodifytables) {
@@ -185,9 +174,7 @@ unsafe fn watch_node(
             pg_sys::CmdType::CMD_UPDATE => Kind::Update,
             pg_sys::CmdType::CMD_DELETE => Kind::Delete,
             pg_sys::CmdType::CMD_MERGE => Kind::Merge,
-            pg_sys::CmdType::CMD_INSERT
-                if (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_UPDATE =>
-            {
+            pg_sys::CmdType::CMD_INSERT if (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_UPDATE => {
                 Kind::Conflict
             }
             _ => return Ok(()),
@@ -203,37 +190,26 @@ unsafe fn watch_node(
         let relation = |index: usize| (*(*(*node).resultRelInfo.add(index)).ri_RelationDesc).rd_id;
         let mut covered = routed && catalog::installed();
         for index in 0..relations {
-            covered |= book::binding(relation(index), actor)?.is_some_and(|binding| {
-                operations
-                    .iter()
-                    .any(|operation| !binding.charges(*operation).is_empty())
-            });
+            covered |= book::binding(relation(index), actor)?
+                .is_some_and(|binding| operations.iter().any(|operation| !binding.charges(*operation).is_empty()));
         }
         if !covered {
             return Ok(());
         }
         let child = (*node).ps.lefttree;
-        let Some(child_exec) = (!child.is_null())
-            .then(|| (*child).ExecProcNodeReal)
-            .flatten()
-        else {
+        let Some(child_exec) = (!child.is_null()).then(|| (*child).ExecProcNodeReal).flatten() else {
             return Err(undecided("its plan has no rows to count", relation(0)));
         };
-        let direct = (0..relations)
-            .find(|index| (*(*node).resultRelInfo.add(*index)).ri_usesFdwDirectModify);
+        let direct = (0..relations).find(|index| (*(*node).resultRelInfo.add(*index)).ri_usesFdwDirectModify);
         let is_branch = !(*node).canSetTag;
         let mut direct_rows = ptr::null_mut();
         if direct.is_some() && is_branch {
             // Without the tag such a scan tells its rows to EXPLAIN only.
             if (*child).type_ != pg_sys::NodeTag::T_ForeignScanState {
-                return Err(undecided(
-                    "rows that a foreign server changes inside WITH cannot be counted",
-                    relation(0),
-                ));
+                return Err(undecided("rows that a foreign server changes inside WITH cannot be counted", relation(0)));
             }
             if (*child).instrument.is_null() {
-                (*child).instrument =
-                    pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
+                (*child).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
             }
             direct_rows = (*child).instrument;
         }
@@ -264,26 +240,18 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
     // SAFETY: structures of the query that was just started; result relations are indexes into the range table.
     unsafe {
         let statement = (*query_desc).plannedstmt;
-        let operation = if (*query_desc).operation == pg_sys::CmdType::CMD_DELETE {
-            Operation::Delete
-        } else {
-            Operation::Update
-        };
+        let operation =
+            if (*query_desc).operation == pg_sys::CmdType::CMD_DELETE { Operation::Delete } else { Operation::Update };
         let targets = (*statement).resultRelations;
         if targets.is_null() || (*targets).length < 1 {
             return Ok(());
         }
         let index = usize::try_from((*(*targets).elements).int_value).unwrap_or(0);
-        let Some(entry) =
-            pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(index.saturating_sub(1))
-        else {
+        let Some(entry) = pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(index.saturating_sub(1)) else {
             return Ok(());
         };
         let binding = book::binding((*entry).relid, actor)?;
-        if binding
-            .as_ref()
-            .is_none_or(|binding| binding.charges(operation).is_empty())
-        {
+        if binding.as_ref().is_none_or(|binding| binding.charges(operation).is_empty()) {
             return Ok(());
         }
         let mut watch = fresh(Kind::Whole(operation), (*query_desc).estate, actor);
@@ -297,8 +265,7 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
 fn undecided(reason: &str, relation: pg_sys::Oid) -> Failure {
     Failure::Ours(Error::Undecided {
         reason: reason.into(),
-        hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;"
-            .into(),
+        hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;".into(),
         relation: catalog::relation_name(relation),
     })
 }
@@ -339,12 +306,7 @@ unsafe fn activate(mut watch: Box<Watch>) {
     watch.callback.func = Some(query_gone);
     watch.callback.arg = ptr::from_mut(&mut *watch).cast();
     // SAFETY: the query's memory lives as long as its nodes; the box does not move and outlives it.
-    unsafe {
-        pg_sys::MemoryContextRegisterResetCallback(
-            (*watch.estate).es_query_cxt,
-            &mut watch.callback,
-        )
-    };
+    unsafe { pg_sys::MemoryContextRegisterResetCallback((*watch.estate).es_query_cxt, &mut watch.callback) };
     state().active.push(watch);
 }
 
@@ -352,11 +314,7 @@ unsafe fn activate(mut watch: Box<Watch>) {
 unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
     let gone: *mut Watch = argument.cast();
     let state = state();
-    if let Some(at) = state
-        .active
-        .iter()
-        .rposition(|watch| ptr::eq(&raw const **watch, gone))
-    {
+    if let Some(at) = state.active.iter().rposition(|watch| ptr::eq(&raw const **watch, gone)) {
         let mut watch = state.active.swap_remove(at);
         watch.bindings.clear();
         watch.node = ptr::null_mut();

@@ -48,15 +48,9 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
 
 /// The arguments in the order of `sql/functions.sql`, which is that of the table's columns.
 fn set_policy(arguments: &Arguments) -> Returns {
-    let texts = |index| {
-        arguments
-            .get::<Vec<Option<String>>>(index)
-            .unwrap_or_default()
-    };
+    let texts = |index| arguments.get::<Vec<Option<String>>>(index).unwrap_or_default();
     let given = |index: usize| (!arguments.is_null(index)).then(|| "given".to_owned());
-    let usual = arguments
-        .get::<Interval>(10)
-        .is_some_and(|interval| interval == an_hour());
+    let usual = arguments.get::<Interval>(10).is_some_and(|interval| interval == an_hour());
     store_policy(Document {
         name: arguments.get(0),
         tables: texts(1),
@@ -68,14 +62,7 @@ fn set_policy(arguments: &Arguments) -> Returns {
         max_rows: arguments.get(7),
         max_rows_per_transaction: arguments.get(8),
         rate_rows: arguments.get(9),
-        rate_interval: Some(
-            if usual {
-                DEFAULT_RATE_INTERVAL
-            } else {
-                "given"
-            }
-            .to_owned(),
-        ),
+        rate_interval: Some(if usual { DEFAULT_RATE_INTERVAL } else { "given" }.to_owned()),
         max_fraction: arguments.get(11),
         require_where: arguments.get(12).unwrap_or_default(),
         require_transaction: arguments.get(13).unwrap_or_default(),
@@ -100,16 +87,9 @@ fn store_policy(mut document: Document) -> Returns {
     }
     let policy = document.check()?;
     check_names(&policy)?;
-    document.tables = policy
-        .tables
-        .iter()
-        .map(|pattern| Some(pattern.to_string()))
-        .collect();
+    document.tables = policy.tables.iter().map(|pattern| Some(pattern.to_string())).collect();
     let json = serde_json::to_string(&document).map_err(|error| {
-        Error::invalid(
-            format!("malformed policy: {error}"),
-            "SELECT writeguard.set_policy('orders-guard', …);",
-        )
+        Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
     })?;
     let action = owner::connect(|client| owner::rows(client, UPSERT, &[json.as_str().into()]))?
         .pop()
@@ -139,9 +119,7 @@ fn qualify(written: &str, name: &str) -> Result<String, Error> {
     let c_name = std::ffi::CString::new(name).map_err(|_| unknown())?;
     // SAFETY: a look-up through the search_path; InvalidOid when there is none.
     let relation = unsafe { pg_sys::RelnameGetRelid(c_name.as_ptr()) };
-    let found = (relation != pg_sys::InvalidOid)
-        .then(|| catalog::relation_name(relation))
-        .flatten();
+    let found = (relation != pg_sys::InvalidOid).then(|| catalog::relation_name(relation)).flatten();
     Ok(found.ok_or_else(unknown)?.to_sql())
 }
 
@@ -165,10 +143,9 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
                 ),
             )
         };
-        let (Ok(schema), Ok(table)) = (
-            std::ffi::CString::new(name.schema.as_str()),
-            std::ffi::CString::new(name.name.as_str()),
-        ) else {
+        let (Ok(schema), Ok(table)) =
+            (std::ffi::CString::new(name.schema.as_str()), std::ffi::CString::new(name.name.as_str()))
+        else {
             return Err(unknown());
         };
         // SAFETY: syscache look-ups that give InvalidOid for what is not there.
@@ -218,17 +195,10 @@ fn explain(arguments: &Arguments) -> Returns {
         .ok_or_else(|| Error::invalid("table must not be NULL", "\"table\" => 'public.orders'"))?;
     let role = arguments.text(1, "role")?;
     let word = arguments.text(2, "operation")?;
-    let operation = Operation::parse(&word).ok_or_else(|| {
-        Error::invalid(
-            format!("unknown operation \"{word}\""),
-            "operation => 'update'",
-        )
-    })?;
+    let operation = Operation::parse(&word)
+        .ok_or_else(|| Error::invalid(format!("unknown operation \"{word}\""), "operation => 'update'"))?;
     let role = role_oid(&role).ok_or_else(|| {
-        Error::invalid(
-            format!("role \"{role}\" does not exist"),
-            "SELECT rolname FROM pg_catalog.pg_roles;",
-        )
+        Error::invalid(format!("role \"{role}\" does not exist"), "SELECT rolname FROM pg_catalog.pg_roles;")
     })?;
     // SAFETY: what other sessions committed shall be seen.
     unsafe { pg_sys::AcceptInvalidationMessages() };

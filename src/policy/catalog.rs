@@ -5,12 +5,11 @@
 //! names, ancestors and memberships besides; [`generation`] changes when any of them may have.
 
 use core::ffi::CStr;
+use core::ptr;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use pgrx::datum::Array;
-use pgrx::heap_tuple::PgHeapTuple;
-use pgrx::{PgTupleDesc, pg_sys};
+use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, pg_sys};
 
 use super::model::{Document, Operation, Policy, RelationName};
 use super::resolve::{self, Candidate, Target};
@@ -133,11 +132,7 @@ fn register() {
     // SAFETY: the callbacks live as long as the process and never raise.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
-        pg_sys::CacheRegisterSyscacheCallback(
-            pg_sys::SysCacheIdentifier::AUTHOID as i32,
-            Some(roles_changed),
-            nothing,
-        );
+        pg_sys::CacheRegisterSyscacheCallback(pg_sys::SysCacheIdentifier::AUTHOID as i32, Some(roles_changed), nothing);
         pg_sys::CacheRegisterSyscacheCallback(
             pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM as i32,
             Some(roles_changed),
@@ -167,21 +162,14 @@ fn policies() -> Rc<Policies> {
 }
 
 fn load() -> Policies {
-    let mut found = Policies {
-        installed: false,
-        loaded: Vec::new(),
-        plain: Vec::new(),
-        broken: Vec::new(),
-        roles: Vec::new(),
-    };
+    let mut found =
+        Policies { installed: false, loaded: Vec::new(), plain: Vec::new(), broken: Vec::new(), roles: Vec::new() };
     // SAFETY: catalog look-ups and a scan of a table of ours; an ERROR unwinds to the guard around the caller.
     unsafe {
         let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
         state().schema = schema;
         state().policy_table = pg_sys::InvalidOid;
-        if schema == pg_sys::InvalidOid
-            || pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) == pg_sys::InvalidOid
-        {
+        if schema == pg_sys::InvalidOid || pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) == pg_sys::InvalidOid {
             return found;
         }
         let table = pg_sys::get_relname_relid(POLICY_TABLE.as_ptr(), schema);
@@ -190,51 +178,10 @@ fn load() -> Policies {
         }
         state().policy_table = table;
         found.installed = true;
-        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-        let descriptor = PgTupleDesc::from_pg_copy((*relation).rd_att);
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            pg_sys::InvalidOid,
-            false,
-            core::ptr::null_mut(),
-            0,
-            core::ptr::null_mut(),
-        );
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            let header = (*tuple).t_data;
-            let revision = Revision {
-                xmin: u32::from((*header).t_choice.t_heap.t_xmin),
-                block: (u32::from((*tuple).t_self.ip_blkid.bi_hi) << 16)
-                    | u32::from((*tuple).t_self.ip_blkid.bi_lo),
-                offset: (*tuple).t_self.ip_posid,
-            };
-            let row = PgHeapTuple::from_heap_tuple(descriptor.clone(), tuple);
-            let name: Option<String> = row.get_by_name("name").ok().flatten();
-            match read(&row)
-                .and_then(|document| document.check().map_err(|error| error.to_string()))
-            {
-                Ok(policy) => {
-                    found.plain.push(policy.clone());
-                    found.loaded.push(Rc::new(Loaded { policy, revision }));
-                }
-                Err(reason) => found.broken.push(Broken {
-                    name: name.unwrap_or_default(),
-                    reason,
-                }),
-            }
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let mut scratch = PgMemoryContexts::new("pg_writeguard policies");
+        scratch.switch_to(|_| read_table(table, &mut found));
     }
-    let mut roles: Vec<String> = found
-        .plain
-        .iter()
-        .flat_map(|policy| policy.roles.iter().cloned())
-        .collect();
+    let mut roles: Vec<String> = found.plain.iter().flat_map(|policy| policy.roles.iter().cloned()).collect();
     roles.sort_unstable();
     roles.dedup();
     roles.retain(|role| role != "public");
@@ -242,60 +189,96 @@ fn load() -> Policies {
     found
 }
 
-/// The columns that this version obeys; the table's constraints keep the others at their defaults.
-fn read(row: &PgHeapTuple<'_, pgrx::AllocatedByPostgres>) -> Result<Document, String> {
-    fn text(
-        row: &PgHeapTuple<'_, pgrx::AllocatedByPostgres>,
-        column: &str,
-    ) -> Result<Option<String>, String> {
-        row.get_by_name::<String>(column)
-            .map_err(|error| format!("column {column}: {error}"))
+/// Scans the table. What PostgreSQL allocates meanwhile lives in the caller's memory context.
+unsafe fn read_table(table: pg_sys::Oid, found: &mut Policies) {
+    // SAFETY: a plain scan of a table of ours; an ERROR unwinds to the guard around the caller, and the abort closes
+    // what is open.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let descriptor = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+        let columns: HashMap<String, usize> =
+            descriptor.iter().enumerate().map(|(index, column)| (column.name().to_owned(), index)).collect();
+        let mut values = vec![pg_sys::Datum::from(0); descriptor.len()];
+        let mut nulls = vec![true; descriptor.len()];
+        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, ptr::null_mut(), 0, ptr::null_mut());
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let header = (*tuple).t_data;
+            let at = (*tuple).t_self;
+            let revision = Revision {
+                xmin: u32::from((*header).t_choice.t_heap.t_xmin),
+                block: (u32::from(at.ip_blkid.bi_hi) << 16) | u32::from(at.ip_blkid.bi_lo),
+                offset: at.ip_posid,
+            };
+            pg_sys::heap_deform_tuple(tuple, (*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let row = Row { columns: &columns, values: &values, nulls: &nulls };
+            let document = row.document();
+            let name = document.name.clone().unwrap_or_default();
+            match document.check() {
+                Ok(policy) => {
+                    found.plain.push(policy.clone());
+                    found.loaded.push(Rc::new(Loaded { policy, revision }));
+                }
+                Err(error) => found.broken.push(Broken { name, reason: error.to_string() }),
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
     }
-    fn texts(
-        row: &PgHeapTuple<'_, pgrx::AllocatedByPostgres>,
-        column: &str,
-    ) -> Result<Vec<Option<String>>, String> {
-        let array = row
-            .get_by_name::<Array<'_, String>>(column)
-            .map_err(|error| format!("column {column}: {error}"))?;
-        Ok(array
-            .map(|array| array.iter().collect())
-            .unwrap_or_default())
+}
+
+/// One row of the policy table.
+struct Row<'a> {
+    columns: &'a HashMap<String, usize>,
+    values: &'a [pg_sys::Datum],
+    nulls: &'a [bool],
+}
+
+impl Row<'_> {
+    fn get<T: FromDatum>(&self, column: &str) -> Option<T> {
+        let index = *self.columns.get(column)?;
+        // SAFETY: the table's column has the type that the caller asks for.
+        unsafe { T::from_datum(self.values[index], self.nulls[index]) }
     }
-    let number = |column: &str| {
-        row.get_by_name::<i64>(column)
-            .map_err(|error| format!("column {column}: {error}"))
-    };
-    Ok(Document {
-        name: text(row, "name")?,
-        tables: texts(row, "tables")?,
-        roles: texts(row, "roles")?,
-        application: text(row, "application")?,
-        client: None,
-        schedule: text(row, "schedule")?,
-        operations: texts(row, "operations")?,
-        max_rows: number("max_rows")?,
-        max_rows_per_transaction: number("max_rows_per_transaction")?,
-        rate_rows: number("rate_rows")?,
-        rate_interval: None,
-        max_fraction: None,
-        require_where: false,
-        require_transaction: false,
-        mode: text(row, "mode")?,
-        override_: text(row, "override")?,
-        approvers: text(row, "approvers")?,
-        min_approvals: Some(1),
-        undo: None,
-        comment: text(row, "comment")?,
-    })
+
+    /// NULL or not is all that matters of a column that this version does not obey.
+    fn given(&self, column: &str) -> Option<String> {
+        self.columns.get(column).filter(|index| !self.nulls[**index]).map(|_| "given".to_owned())
+    }
+
+    fn document(&self) -> Document {
+        Document {
+            name: self.get("name"),
+            tables: self.get("tables").unwrap_or_default(),
+            roles: self.get("roles").unwrap_or_default(),
+            application: self.get("application"),
+            client: self.given("client"),
+            schedule: self.get("schedule"),
+            operations: self.get("operations").unwrap_or_default(),
+            max_rows: self.get("max_rows"),
+            max_rows_per_transaction: self.get("max_rows_per_transaction"),
+            rate_rows: self.get("rate_rows"),
+            // Means nothing without rate_rows.
+            rate_interval: None,
+            max_fraction: self.get("max_fraction"),
+            require_where: self.get("require_where").unwrap_or_default(),
+            require_transaction: self.get("require_transaction").unwrap_or_default(),
+            mode: self.get("mode"),
+            override_: self.get("override"),
+            approvers: self.get("approvers"),
+            min_approvals: self.get("min_approvals"),
+            undo: self.given("undo"),
+            comment: self.get("comment"),
+        }
+    }
 }
 
 /// Whether this backend knows already that the extension is installed in this database; looks nothing up.
 pub fn known_installed() -> bool {
-    state()
-        .policies
-        .as_ref()
-        .is_some_and(|policies| policies.installed)
+    state().policies.as_ref().is_some_and(|policies| policies.installed)
 }
 
 /// Whether the extension is installed in this database.
@@ -308,9 +291,7 @@ pub fn relation_name(relation: pg_sys::Oid) -> Option<RelationName> {
     // SAFETY: syscache look-ups that give NULL for what is not there.
     unsafe {
         let name = ffi::text(pg_sys::get_rel_name(relation))?;
-        let schema = ffi::text(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(
-            relation,
-        )))?;
+        let schema = ffi::text(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation)))?;
         Some(RelationName::new(schema, name))
     }
 }
@@ -323,9 +304,7 @@ pub fn never_covered(relation: pg_sys::Oid) -> Option<&'static str> {
     // SAFETY: syscache look-ups.
     unsafe {
         match pg_sys::get_rel_relkind(relation) as u8 {
-            pg_sys::RELKIND_RELATION
-            | pg_sys::RELKIND_PARTITIONED_TABLE
-            | pg_sys::RELKIND_FOREIGN_TABLE => {}
+            pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE | pg_sys::RELKIND_FOREIGN_TABLE => {}
             pg_sys::RELKIND_VIEW => return Some("is a view; name the tables behind it"),
             pg_sys::RELKIND_MATVIEW => return Some("is a materialized view"),
             _ => return Some("is not a table"),
@@ -377,10 +356,7 @@ fn parents(child: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     let mut found = Vec::new();
     // SAFETY: an index scan of a system catalog, as core does it; released before we return.
     unsafe {
-        let catalog = pg_sys::table_open(
-            pg_sys::Oid::from_u32(INHERITS),
-            pg_sys::AccessShareLock as pg_sys::LOCKMODE,
-        );
+        let catalog = pg_sys::table_open(pg_sys::Oid::from_u32(INHERITS), pg_sys::AccessShareLock as pg_sys::LOCKMODE);
         let mut key = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyInit(
             &mut key,
@@ -393,7 +369,7 @@ fn parents(child: pg_sys::Oid) -> Vec<pg_sys::Oid> {
             catalog,
             pg_sys::Oid::from_u32(INHERITS_BY_CHILD),
             true,
-            core::ptr::null_mut(),
+            ptr::null_mut(),
             1,
             &mut key,
         );
@@ -433,9 +409,7 @@ fn memberships(roles: &[pg_sys::Oid], named: &[String]) -> resolve::Actor {
         .filter(|name| {
             role_oid(name).is_some_and(|of| {
                 // SAFETY: syscache look-ups.
-                roles
-                    .iter()
-                    .any(|role| unsafe { pg_sys::is_member_of_role_nosuper(*role, of) })
+                roles.iter().any(|role| unsafe { pg_sys::is_member_of_role_nosuper(*role, of) })
             })
         })
         .cloned()
@@ -463,10 +437,7 @@ fn target(relation: pg_sys::Oid) -> Option<Target> {
     dependencies.extend(above.iter().map(|(ancestor, _)| u32::from(*ancestor)));
     Some(Target {
         name: relation_name(relation)?,
-        ancestors: above
-            .into_iter()
-            .filter_map(|(oid, distance)| Some((relation_name(oid)?, distance)))
-            .collect(),
+        ancestors: above.into_iter().filter_map(|(oid, distance)| Some((relation_name(oid)?, distance))).collect(),
     })
 }
 
@@ -486,9 +457,7 @@ pub const COUNTED: [Operation; 3] = [Operation::Update, Operation::Delete, Opera
 /// WG008 when a policy cannot be read: what it would limit is unknown, so every table is covered by it.
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Error> {
     let policies = policies();
-    if (policies.loaded.is_empty() && policies.broken.is_empty())
-        || never_covered(relation).is_some()
-    {
+    if (policies.loaded.is_empty() && policies.broken.is_empty()) || never_covered(relation).is_some() {
         // Still depended on: a policy set later, or a rename, makes this answer stale.
         dependencies().insert(u32::from(relation));
         return Ok(None);
@@ -498,14 +467,8 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
     };
     if let Some(broken) = policies.broken.first() {
         return Err(Error::Undecided {
-            reason: format!(
-                "policy \"{}\" cannot be read: {}",
-                broken.name, broken.reason
-            ),
-            hint: format!(
-                "SELECT writeguard.drop_policy({});",
-                crate::error::literal(&broken.name)
-            ),
+            reason: format!("policy \"{}\" cannot be read: {}", broken.name, broken.reason),
+            hint: format!("SELECT writeguard.drop_policy({});", crate::error::literal(&broken.name)),
             relation: Some(target.name),
         });
     }
@@ -517,21 +480,11 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
             .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
             .collect::<Vec<_>>()
     });
-    Ok(applying
-        .iter()
-        .any(|policies| !policies.is_empty())
-        .then_some(Covering {
-            relation: target.name,
-            applying,
-        }))
+    Ok(applying.iter().any(|policies| !policies.is_empty()).then_some(Covering { relation: target.name, applying }))
 }
 
 /// Every policy that covers a relation for a role, with the one that sets it aside, for `effective()`.
-pub fn explain(
-    relation: pg_sys::Oid,
-    role: pg_sys::Oid,
-    operation: Operation,
-) -> Vec<(Rc<Loaded>, Option<String>)> {
+pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Vec<(Rc<Loaded>, Option<String>)> {
     let policies = policies();
     if never_covered(relation).is_some() {
         return Vec::new();
@@ -542,16 +495,8 @@ pub fn explain(
     let acting = memberships(&[role], &policies.roles);
     resolve::candidates(&policies.plain, &target, &acting, operation)
         .into_iter()
-        .map(
-            |Candidate {
-                 policy,
-                 set_aside_by,
-             }| {
-                (
-                    Rc::clone(&policies.loaded[policy]),
-                    set_aside_by.map(|by| policies.plain[by].name.clone()),
-                )
-            },
-        )
+        .map(|Candidate { policy, set_aside_by }| {
+            (Rc::clone(&policies.loaded[policy]), set_aside_by.map(|by| policies.plain[by].name.clone()))
+        })
         .collect()
 }

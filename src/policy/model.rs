@@ -30,14 +30,9 @@ impl Operation {
 
     /// The operation of that word.
     pub fn parse(word: &str) -> Option<Self> {
-        [
-            Operation::Update,
-            Operation::Delete,
-            Operation::Truncate,
-            Operation::Drop,
-        ]
-        .into_iter()
-        .find(|operation| operation.word() == word)
+        [Operation::Update, Operation::Delete, Operation::Truncate, Operation::Drop]
+            .into_iter()
+            .find(|operation| operation.word() == word)
     }
 
     /// One bit for each operation.
@@ -99,19 +94,12 @@ pub struct RelationName {
 impl RelationName {
     /// The relation `name` in `schema`, both as the catalog has them.
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            schema: schema.into(),
-            name: name.into(),
-        }
+        Self { schema: schema.into(), name: name.into() }
     }
 
     /// The name as SQL would have it, quoted where it must be.
     pub fn to_sql(&self) -> String {
-        format!(
-            "{}.{}",
-            quote_identifier(&self.schema),
-            quote_identifier(&self.name)
-        )
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
     }
 }
 
@@ -162,9 +150,7 @@ fn everybody() -> Vec<Option<String>> {
     vec![Some("public".into())]
 }
 fn rows_vanish() -> Vec<Option<String>> {
-    ["update", "delete", "truncate"]
-        .map(|word| Some(word.into()))
-        .into()
+    ["update", "delete", "truncate"].map(|word| Some(word.into())).into()
 }
 fn enforce() -> Option<String> {
     Some("enforce".into())
@@ -218,8 +204,7 @@ impl Document {
             .map(|word| match Operation::parse(word) {
                 Some(Operation::Drop) => Err(Error::NotYet {
                     column: "operations",
-                    only: "This version limits update, delete and truncate; drop comes later."
-                        .into(),
+                    only: "This version limits update, delete and truncate; drop comes later.".into(),
                 }),
                 Some(operation) => Ok(operation.bit()),
                 None => Err(Error::invalid(
@@ -238,10 +223,7 @@ impl Document {
                 });
             }
             other => {
-                return Err(Error::invalid(
-                    format!("unknown mode \"{other}\""),
-                    "mode => 'enforce'",
-                ));
+                return Err(Error::invalid(format!("unknown mode \"{other}\""), "mode => 'enforce'"));
             }
         }
         let override_ = match self.override_.as_deref().unwrap_or_default() {
@@ -261,10 +243,7 @@ impl Document {
             roles,
             operations,
             max_rows: limit("max_rows", self.max_rows)?,
-            max_rows_per_transaction: limit(
-                "max_rows_per_transaction",
-                self.max_rows_per_transaction,
-            )?,
+            max_rows_per_transaction: limit("max_rows_per_transaction", self.max_rows_per_transaction)?,
             override_,
             comment: self.comment.clone(),
         })
@@ -277,12 +256,7 @@ impl Document {
             ("client", self.client.is_some()),
             ("schedule", self.schedule.is_some()),
             ("rate_rows", self.rate_rows.is_some()),
-            (
-                "rate_interval",
-                self.rate_interval
-                    .as_deref()
-                    .is_some_and(|value| value != DEFAULT_RATE_INTERVAL),
-            ),
+            ("rate_interval", self.rate_interval.as_deref().is_some_and(|value| value != DEFAULT_RATE_INTERVAL)),
             ("max_fraction", self.max_fraction.is_some()),
             ("require_where", self.require_where),
             ("require_transaction", self.require_transaction),
@@ -291,10 +265,9 @@ impl Document {
             ("undo", self.undo.is_some()),
         ];
         match later.into_iter().find(|(_, given)| *given) {
-            Some((column, _)) => Err(Error::NotYet {
-                column,
-                only: "It is part of the design and comes later.".into(),
-            }),
+            Some((column, _)) => {
+                Err(Error::NotYet { column, only: "It is part of the design and comes later.".into() })
+            }
             None => Ok(()),
         }
     }
@@ -304,19 +277,13 @@ impl Document {
 fn elements(column: &str, values: &[Option<String>], example: &str) -> Result<Vec<String>, Error> {
     let hint = || format!("{column} => '{example}'");
     if values.is_empty() {
-        return Err(Error::invalid(
-            format!("{column} must not be an empty array"),
-            hint(),
-        ));
+        return Err(Error::invalid(format!("{column} must not be an empty array"), hint()));
     }
     values
         .iter()
         .map(|value| match value.as_deref() {
             Some(value) if !value.trim().is_empty() => Ok(value.to_owned()),
-            _ => Err(Error::invalid(
-                format!("{column} must not contain an empty or NULL element"),
-                hint(),
-            )),
+            _ => Err(Error::invalid(format!("{column} must not contain an empty or NULL element"), hint())),
         })
         .collect()
 }
@@ -349,10 +316,7 @@ mod tests {
         assert_eq!(policy.roles, ["public"]);
         let all = Operation::Update.bit() | Operation::Delete.bit() | Operation::Truncate.bit();
         assert_eq!(policy.operations, all);
-        assert_eq!(
-            (policy.max_rows, policy.max_rows_per_transaction),
-            (None, None)
-        );
+        assert_eq!((policy.max_rows, policy.max_rows_per_transaction), (None, None));
         assert_eq!(policy.override_, Override::Token);
     }
 
@@ -364,30 +328,14 @@ mod tests {
             (r#"{"name": "p", "mode": "strict"}"#, "WG007", "strict"),
             (r#"{"name": "p", "mode": null}"#, "WG007", "mode"),
             (r#"{"name": "p", "mode": "warn"}"#, "0A000", "mode"),
-            (
-                r#"{"name": "p", "override": "perhaps"}"#,
-                "WG007",
-                "perhaps",
-            ),
-            (
-                r#"{"name": "p", "operations": ["insert"]}"#,
-                "WG007",
-                "insert",
-            ),
+            (r#"{"name": "p", "override": "perhaps"}"#, "WG007", "perhaps"),
+            (r#"{"name": "p", "operations": ["insert"]}"#, "WG007", "insert"),
             (r#"{"name": "p", "operations": []}"#, "WG007", "operations"),
             (r#"{"name": "p", "tables": [null]}"#, "WG007", "tables"),
             (r#"{"name": "p", "roles": [""]}"#, "WG007", "roles"),
             (r#"{"name": "p", "rate_rows": 5}"#, "0A000", "rate_rows"),
-            (
-                r#"{"name": "p", "require_where": true}"#,
-                "0A000",
-                "require_where",
-            ),
-            (
-                r#"{"name": "p", "min_approvals": 2}"#,
-                "0A000",
-                "min_approvals",
-            ),
+            (r#"{"name": "p", "require_where": true}"#, "0A000", "require_where"),
+            (r#"{"name": "p", "min_approvals": 2}"#, "0A000", "min_approvals"),
         ] {
             let error = document(json).check().unwrap_err();
             assert_eq!(error.sqlstate(), sqlstate, "{json}");

@@ -59,13 +59,13 @@ impl Part {
         fn from(pieces: &[Piece], text: &str) -> bool {
             match pieces {
                 [] => text.is_empty(),
-                [Piece::Literal(literal), rest @ ..] => text
-                    .strip_prefix(literal.as_str())
-                    .is_some_and(|text| from(rest, text)),
+                [Piece::Literal(literal), rest @ ..] => {
+                    text.strip_prefix(literal.as_str()).is_some_and(|text| from(rest, text))
+                }
                 [Piece::Any] => true,
-                [Piece::Any, Piece::Literal(literal), rest @ ..] => text
-                    .match_indices(literal.as_str())
-                    .any(|(at, _)| from(rest, &text[at + literal.len()..])),
+                [Piece::Any, Piece::Literal(literal), rest @ ..] => {
+                    text.match_indices(literal.as_str()).any(|(at, _)| from(rest, &text[at + literal.len()..]))
+                }
                 // Two wildcards in a row are one; the parser does not make them.
                 [Piece::Any, rest @ ..] => from(rest, text),
             }
@@ -155,12 +155,7 @@ fn part(text: &str) -> Option<(Part, &str)> {
 /// # Errors
 /// WG007 for what is neither a name nor a pattern, and for a wildcard without a schema.
 pub fn parse_element(text: &str) -> Result<Element, Error> {
-    let wrong = |hint: &str| {
-        Error::invalid(
-            format!("\"{text}\" is not a table name or pattern"),
-            hint.to_owned(),
-        )
-    };
+    let wrong = |hint: &str| Error::invalid(format!("\"{text}\" is not a table name or pattern"), hint.to_owned());
     let example = "tables => '{public.orders}' (schema.table, * as wildcard)";
     if text.contains('\0') {
         return Err(wrong(example));
@@ -169,18 +164,12 @@ pub fn parse_element(text: &str) -> Result<Element, Error> {
     if rest.is_empty() {
         return match first.literal() {
             Some(name) => Ok(Element::Unqualified(name.to_owned())),
-            None => Err(wrong(&format!(
-                "tables => '{{*.{}}}' (a pattern has a schema)",
-                text.trim()
-            ))),
+            None => Err(wrong(&format!("tables => '{{*.{}}}' (a pattern has a schema)", text.trim()))),
         };
     }
     let rest = rest.strip_prefix('.').ok_or_else(|| wrong(example))?;
     match part(rest) {
-        Some((name, "")) => Ok(Element::Qualified(Pattern {
-            schema: first,
-            name,
-        })),
+        Some((name, "")) => Ok(Element::Qualified(Pattern { schema: first, name })),
         _ => Err(wrong(example)),
     }
 }
@@ -193,19 +182,15 @@ impl Pattern {
     pub fn parse(text: &str) -> Result<Self, Error> {
         match parse_element(text)? {
             Element::Qualified(pattern) => Ok(pattern),
-            Element::Unqualified(_) => Err(Error::invalid(
-                format!("\"{text}\" has no schema"),
-                format!("tables => '{{public.{text}}}'"),
-            )),
+            Element::Unqualified(_) => {
+                Err(Error::invalid(format!("\"{text}\" has no schema"), format!("tables => '{{public.{text}}}'")))
+            }
         }
     }
 
     /// The one relation that this names, where it has no wildcard.
     pub fn exact(&self) -> Option<RelationName> {
-        Some(RelationName::new(
-            self.schema.literal()?,
-            self.name.literal()?,
-        ))
+        Some(RelationName::new(self.schema.literal()?, self.name.literal()?))
     }
 
     fn matches(&self, name: &RelationName) -> bool {
@@ -218,20 +203,12 @@ impl Pattern {
             if self.matches(name) {
                 return Some(Fit::Own);
             }
-            let nearest = ancestors
-                .iter()
-                .filter(|(name, _)| self.matches(name))
-                .map(|(_, distance)| *distance)
-                .min()?;
+            let nearest =
+                ancestors.iter().filter(|(name, _)| self.matches(name)).map(|(_, distance)| *distance).min()?;
             return Some(Fit::Ancestor(core::cmp::Reverse(nearest)));
         }
-        (self.matches(name) || ancestors.iter().any(|(name, _)| self.matches(name))).then_some(
-            if self.schema.literal().is_some() {
-                Fit::PatternInSchema
-            } else {
-                Fit::Pattern
-            },
-        )
+        (self.matches(name) || ancestors.iter().any(|(name, _)| self.matches(name)))
+            .then_some(if self.schema.literal().is_some() { Fit::PatternInSchema } else { Fit::Pattern })
     }
 }
 
@@ -246,9 +223,7 @@ impl fmt::Display for Pattern {
                 match piece {
                     Piece::Any => f.write_str("*")?,
                     // After a wildcard a digit may lead.
-                    Piece::Literal(text) if index > 0 && text.chars().all(is_plain) => {
-                        f.write_str(text)?
-                    }
+                    Piece::Literal(text) if index > 0 && text.chars().all(is_plain) => f.write_str(text)?,
                     Piece::Literal(text) => f.write_str(&quote_identifier(text))?,
                 }
             }
@@ -264,13 +239,8 @@ fn is_plain(letter: char) -> bool {
 /// `text` as an SQL identifier; quoted unless it is plain lower-case letters, digits and underscores. Reserved words
 /// are quoted by nobody here: as a table name they need it in SQL only where no schema stands before them.
 pub fn quote_identifier(text: &str) -> String {
-    let plain =
-        text.chars().all(is_plain) && text.starts_with(|letter: char| !letter.is_ascii_digit());
-    if plain {
-        text.to_owned()
-    } else {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    }
+    let plain = text.chars().all(is_plain) && text.starts_with(|letter: char| !letter.is_ascii_digit());
+    if plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
 }
 
 #[cfg(test)]
@@ -280,9 +250,7 @@ mod tests {
     use super::*;
 
     fn fit(pattern: &str, schema: &str, name: &str) -> Option<Fit> {
-        Pattern::parse(pattern)
-            .unwrap()
-            .fit(&RelationName::new(schema, name), &[])
+        Pattern::parse(pattern).unwrap().fit(&RelationName::new(schema, name), &[])
     }
 
     #[test]
@@ -298,26 +266,17 @@ mod tests {
         assert_eq!(fit("public.\"a*\"", "public", "a*"), Some(Fit::Own));
         assert_eq!(fit("public.\"a*\"", "public", "ab"), None);
         assert_eq!(fit("public.a*", "public", "ab"), Some(Fit::PatternInSchema));
-        assert_eq!(
-            fit("public.*_archive", "public", "orders_archive"),
-            Some(Fit::PatternInSchema)
-        );
+        assert_eq!(fit("public.*_archive", "public", "orders_archive"), Some(Fit::PatternInSchema));
         assert_eq!(fit("public.*_archive", "public", "orders"), None);
         assert_eq!(fit("*.orders", "sales", "orders"), Some(Fit::Pattern));
         assert_eq!(fit("*.*", "x", "y"), Some(Fit::Pattern));
-        assert_eq!(
-            fit("public.*a*a", "public", "aa"),
-            Some(Fit::PatternInSchema)
-        );
+        assert_eq!(fit("public.*a*a", "public", "aa"), Some(Fit::PatternInSchema));
         assert_eq!(fit("public.*a*a", "public", "a"), None);
     }
 
     #[test]
     fn the_nearest_ancestor_counts() {
-        let ancestors = [
-            (RelationName::new("public", "mid"), 1),
-            (RelationName::new("public", "root"), 2),
-        ];
+        let ancestors = [(RelationName::new("public", "mid"), 1), (RelationName::new("public", "root"), 2)];
         let leaf = RelationName::new("public", "leaf");
         let fit = |pattern: &str| Pattern::parse(pattern).unwrap().fit(&leaf, &ancestors);
         assert!(fit("public.leaf") > fit("public.mid"));
@@ -329,17 +288,11 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for text in [
-            "", " ", "a.b.c", "a.", ".b", "a b", "1a.b", "\"a.b", "a..b", "a-b.c", "\"\".a",
-            "orders_*", "*",
-        ] {
+        for text in ["", " ", "a.b.c", "a.", ".b", "a b", "1a.b", "\"a.b", "a..b", "a-b.c", "\"\".a", "orders_*", "*"] {
             let error = parse_element(text).unwrap_err();
             assert_eq!(error.sqlstate(), "WG007", "{text}");
         }
-        assert_eq!(
-            parse_element("Orders").unwrap(),
-            Element::Unqualified("orders".into())
-        );
+        assert_eq!(parse_element("Orders").unwrap(), Element::Unqualified("orders".into()));
     }
 
     proptest! {

@@ -60,35 +60,21 @@ fn role_fit(policy: &Policy, actor: &Actor) -> Option<RoleFit> {
 }
 
 fn table_fit(policy: &Policy, target: &Target) -> Option<Fit> {
-    policy
-        .tables
-        .iter()
-        .filter_map(|pattern| pattern.fit(&target.name, &target.ancestors))
-        .max()
+    policy.tables.iter().filter_map(|pattern| pattern.fit(&target.name, &target.ancestors)).max()
 }
 
 /// All policies that cover the table for this role and operation, each with the one that sets it aside, if any.
-pub fn candidates(
-    policies: &[Policy],
-    target: &Target,
-    actor: &Actor,
-    operation: Operation,
-) -> Vec<Candidate> {
+pub fn candidates(policies: &[Policy], target: &Target, actor: &Actor, operation: Operation) -> Vec<Candidate> {
     let covering: Vec<(usize, Fit, RoleFit)> = policies
         .iter()
         .enumerate()
         .filter(|(_, policy)| policy.operations & operation.bit() != 0)
-        .filter_map(|(index, policy)| {
-            Some((index, table_fit(policy, target)?, role_fit(policy, actor)?))
-        })
+        .filter_map(|(index, policy)| Some((index, table_fit(policy, target)?, role_fit(policy, actor)?)))
         .collect();
     // However many policies there are, they differ in a handful of ways in how closely they fit.
     let mut kinds: Vec<(usize, Fit, RoleFit)> = Vec::new();
     for kind in &covering {
-        if !kinds
-            .iter()
-            .any(|(_, table, role)| (*table, *role) == (kind.1, kind.2))
-        {
+        if !kinds.iter().any(|(_, table, role)| (*table, *role) == (kind.1, kind.2)) {
             kinds.push(*kind);
         }
     }
@@ -131,18 +117,12 @@ mod tests {
     fn target() -> Target {
         Target {
             name: RelationName::new("public", "leaf"),
-            ancestors: vec![
-                (RelationName::new("public", "mid"), 1),
-                (RelationName::new("public", "root"), 2),
-            ],
+            ancestors: vec![(RelationName::new("public", "mid"), 1), (RelationName::new("public", "root"), 2)],
         }
     }
 
     fn actor() -> Actor {
-        Actor {
-            itself: vec!["app".into()],
-            member_of: vec!["team".into()],
-        }
+        Actor { itself: vec!["app".into()], member_of: vec!["team".into()] }
     }
 
     fn applying(policies: &[Policy]) -> Vec<String> {
@@ -180,10 +160,7 @@ mod tests {
 
     #[test]
     fn ties_apply_together() {
-        assert_eq!(
-            applying(&[policy("*.*", "public"), policy("*.leaf", "public")]).len(),
-            2
-        );
+        assert_eq!(applying(&[policy("*.*", "public"), policy("*.leaf", "public")]).len(), 2);
     }
 
     #[test]
@@ -195,13 +172,7 @@ mod tests {
 
     #[test]
     fn strangers_are_not_covered() {
-        assert!(
-            applying(&[
-                policy("public.leaf", "stranger"),
-                policy("public.other", "public")
-            ])
-            .is_empty()
-        );
+        assert!(applying(&[policy("public.leaf", "stranger"), policy("public.other", "public")]).is_empty());
     }
 
     proptest! {

@@ -21,17 +21,11 @@ pub fn check(text: &CString) -> Result<(), Failure> {
     let mut list: *mut pg_sys::List = ptr::null_mut();
     // SAFETY: the raw parser looks nothing up; nothing but the raw call inside.
     unsafe {
-        ffi::protect(|| {
-            list = ffi::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT)
-        })?;
+        ffi::protect(|| list = ffi::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT))?;
         let count = if list.is_null() { 0 } else { (*list).length };
         let hint = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
         if count != 1 {
-            return Err(Error::invalid(
-                format!("a request is for one statement, not for {count}"),
-                hint,
-            )
-            .into());
+            return Err(Error::invalid(format!("a request is for one statement, not for {count}"), hint).into());
         }
         let raw = (*(*list).elements).ptr_value.cast::<pg_sys::RawStmt>();
         match (*(*raw).stmt).type_ {
@@ -42,8 +36,7 @@ pub fn check(text: &CString) -> Result<(), Failure> {
             | pg_sys::NodeTag::T_SelectStmt
             | pg_sys::NodeTag::T_TruncateStmt => Ok(()),
             _ => {
-                let message =
-                    "only UPDATE, DELETE, MERGE, INSERT, SELECT and TRUNCATE can be reviewed";
+                let message = "only UPDATE, DELETE, MERGE, INSERT, SELECT and TRUNCATE can be reviewed";
                 Err(Error::invalid(message, hint).into())
             }
         }
@@ -54,18 +47,9 @@ pub fn check(text: &CString) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Those of the statement itself, untouched; WG007 when the number of parameters is not what it takes.
-pub fn rehearse(
-    text: &CString,
-    parameters: &[Option<String>],
-) -> Result<Vec<(String, u64)>, Failure> {
-    let values: Vec<Option<CString>> = parameters
-        .iter()
-        .map(|value| {
-            value
-                .as_deref()
-                .map(|value| CString::new(value).unwrap_or_default())
-        })
-        .collect();
+pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Vec<(String, u64)>, Failure> {
+    let values: Vec<Option<CString>> =
+        parameters.iter().map(|value| value.as_deref().map(|value| CString::new(value).unwrap_or_default())).collect();
     let serial = statement::current();
     let before = book::rows_by_table(serial);
     let mut run = Run::new(text, &values);
@@ -86,11 +70,7 @@ pub fn rehearse(
     let rows = outcome.map_err(|error: Foreign| Failure::Foreign(error))?;
     if run.wanted != values.len() {
         return Err(Error::invalid(
-            format!(
-                "the statement takes {} parameters, but {} are given",
-                run.wanted,
-                values.len()
-            ),
+            format!("the statement takes {} parameters, but {} are given", run.wanted, values.len()),
             "parameters => '{7, NULL}' (one for each $1, $2, …)",
         )
         .into());
@@ -98,10 +78,7 @@ pub fn rehearse(
     Ok(rows
         .into_iter()
         .map(|(name, rows)| {
-            let earlier = before
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map_or(0, |(_, rows)| *rows);
+            let earlier = before.iter().find(|(known, _)| *known == name).map_or(0, |(_, rows)| *rows);
             (name, rows.saturating_sub(earlier))
         })
         .filter(|(_, rows)| *rows > 0)
@@ -118,12 +95,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(text: &'a CString, values: &'a [Option<CString>]) -> Self {
-        Self {
-            text,
-            values,
-            begun: false,
-            wanted: values.len(),
-        }
+        Self { text, values, begun: false, wanted: values.len() }
     }
 
     /// # Safety
@@ -137,16 +109,9 @@ impl<'a> Run<'a> {
             let mut types: *mut pg_sys::Oid = ptr::null_mut();
             let mut count = 0;
             if !self.values.is_empty() {
-                let raw =
-                    ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+                let raw = ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
                 let raw = (*(*raw).elements).ptr_value.cast();
-                ffi::parse_analyze_varparams(
-                    raw,
-                    self.text.as_ptr(),
-                    &mut types,
-                    &mut count,
-                    ptr::null_mut(),
-                );
+                ffi::parse_analyze_varparams(raw, self.text.as_ptr(), &mut types, &mut count, ptr::null_mut());
             }
             self.wanted = usize::try_from(count).unwrap_or(0);
             if self.wanted != self.values.len() {

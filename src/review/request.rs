@@ -54,28 +54,17 @@ fn login(_arguments: &Arguments) -> Returns {
 }
 
 fn queue_counters(_arguments: &Arguments) -> Returns {
-    value(
-        queue::counters()
-            .map(|count| i64::try_from(count).unwrap_or(i64::MAX))
-            .to_vec(),
-    )
+    value(queue::counters().map(|count| i64::try_from(count).unwrap_or(i64::MAX)).to_vec())
 }
 
 fn hash(arguments: &Arguments) -> Returns {
     let parameters: Vec<Option<String>> = arguments.get(1).unwrap_or_default();
-    value(statement_hash(
-        &arguments.text(0, "statement")?,
-        &parameters,
-    ))
+    value(statement_hash(&arguments.text(0, "statement")?, &parameters))
 }
 
 fn request(arguments: &Arguments) -> Returns {
     let parameters: Vec<Option<String>> = arguments.get(2).unwrap_or_default();
-    value(store_request(
-        &arguments.text(0, "statement")?,
-        arguments.get(1),
-        &parameters,
-    )?)
+    value(store_request(&arguments.text(0, "statement")?, arguments.get(1), &parameters)?)
 }
 
 #[derive(Deserialize)]
@@ -92,17 +81,11 @@ const REFUSED: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
      FROM writeguard.event WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8) AS r";
 
 fn request_event(arguments: &Arguments) -> Returns {
-    let mine =
-        "SELECT id, statement FROM writeguard.my_events WHERE kind = 'blocked' ORDER BY id DESC;";
-    let event: i64 = arguments
-        .get(0)
-        .ok_or_else(|| Error::invalid("event must not be NULL", mine))?;
+    let mine = "SELECT id, statement FROM writeguard.my_events WHERE kind = 'blocked' ORDER BY id DESC;";
+    let event: i64 = arguments.get(0).ok_or_else(|| Error::invalid("event must not be NULL", mine))?;
     let most = i32::try_from(queue::statement_bytes()).unwrap_or(i32::MAX);
-    let found =
-        owner::connect(|client| owner::rows(client, REFUSED, &[event.into(), most.into()]))?;
-    let refused = found
-        .first()
-        .and_then(|json| serde_json::from_str::<Refused>(json).ok());
+    let found = owner::connect(|client| owner::rows(client, REFUSED, &[event.into(), most.into()]))?;
+    let refused = found.first().and_then(|json| serde_json::from_str::<Refused>(json).ok());
     // Somebody else's event and none at all look alike: who may not read events learns nothing here.
     let refused = refused
         .filter(|refused| refused.login == role_name(Actor::current().login))
@@ -139,21 +122,14 @@ const INSERT: &str = "INSERT INTO writeguard.request \
      FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
      RETURNING id::pg_catalog.text";
 
-fn store_request(
-    statement: &str,
-    reason: Option<String>,
-    parameters: &[Option<String>],
-) -> Result<i64, Failure> {
+fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<String>]) -> Result<i64, Failure> {
     let again = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
     let reason = reason.filter(|reason| !reason.trim().is_empty());
-    let reason = reason.ok_or_else(|| {
-        Error::invalid("a request needs a reason", "reason => 'why this is right'")
-    })?;
+    let reason = reason.ok_or_else(|| Error::invalid("a request needs a reason", "reason => 'why this is right'"))?;
     let statement = normalize(statement);
     let text = CString::new(statement).map_err(|_| Error::invalid("malformed statement", again))?;
     rehearse::check(&text)?;
-    let relations: BTreeMap<String, u64> =
-        rehearse::rehearse(&text, parameters)?.into_iter().collect();
+    let relations: BTreeMap<String, u64> = rehearse::rehearse(&text, parameters)?.into_iter().collect();
     if relations.is_empty() {
         return Err(Error::Invalid {
             message: "the statement needs no approval".into(),
@@ -176,10 +152,7 @@ fn store_request(
     };
     let json = serde_json::to_string(&new).unwrap_or_default();
     let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into()]))?;
-    let id: i64 = id
-        .first()
-        .and_then(|id| id.parse().ok())
-        .unwrap_or_default();
+    let id: i64 = id.first().and_then(|id| id.parse().ok()).unwrap_or_default();
     let mut event = Event::new(Kind::Requested);
     event.rows = Some(new.rows);
     event.statement = Some(statement.to_owned());
@@ -213,9 +186,7 @@ fn lock(id: i64) -> Result<Pending, Error> {
     if request.login == login {
         return Err(Error::ApprovalRefused {
             message: "nobody decides about their own request".into(),
-            detail: Some(format!(
-                "Request {id} was made by login \"{login}\", which is also this session's."
-            )),
+            detail: Some(format!("Request {id} was made by login \"{login}\", which is also this session's.")),
             hint: format!("Let a second person type: SELECT writeguard.approve({id});"),
         });
     }
@@ -230,12 +201,9 @@ fn lock(id: i64) -> Result<Pending, Error> {
 }
 
 fn number(arguments: &Arguments) -> Result<i64, Error> {
-    arguments.get(0).ok_or_else(|| {
-        Error::invalid(
-            "request must not be NULL",
-            "SELECT id, statement FROM writeguard.pending;",
-        )
-    })
+    arguments
+        .get(0)
+        .ok_or_else(|| Error::invalid("request must not be NULL", "SELECT id, statement FROM writeguard.pending;"))
 }
 
 /// 256 bits from the operating system, in hexadecimal.
@@ -284,11 +252,7 @@ fn approve(arguments: &Arguments) -> Returns {
         owner::rows(client, APPROVE, &arguments)
     })?;
     if updated.is_empty() {
-        return Err(Error::invalid(
-            "valid_for must be greater than zero",
-            "valid_for => '15 minutes'",
-        )
-        .into());
+        return Err(Error::invalid("valid_for must be greater than zero", "valid_for => '15 minutes'").into());
     }
     record(Kind::Approved, id, &request, max_rows, comment)?;
     value(token)
@@ -304,27 +268,13 @@ fn reject(arguments: &Arguments) -> Returns {
     let request = lock(id)?;
     let approver = role_name(Actor::current().login);
     owner::connect(|client| {
-        owner::rows(
-            client,
-            REJECT,
-            &[
-                id.into(),
-                approver.as_str().into(),
-                comment.as_deref().into(),
-            ],
-        )
+        owner::rows(client, REJECT, &[id.into(), approver.as_str().into(), comment.as_deref().into()])
     })?;
     record(Kind::Rejected, id, &request, None, comment)?;
     Ok(None)
 }
 
-fn record(
-    kind: Kind,
-    id: i64,
-    request: &Pending,
-    max_rows: Option<i64>,
-    comment: Option<String>,
-) -> Result<(), Error> {
+fn record(kind: Kind, id: i64, request: &Pending, max_rows: Option<i64>, comment: Option<String>) -> Result<(), Error> {
     let mut event = Event::new(kind);
     event.statement = Some(request.statement.clone());
     event.rows = Some(request.rows);

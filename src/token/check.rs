@@ -25,20 +25,12 @@ impl Grant {
     /// The first table with more rows than reviewed, and how many were; with the approver's own maximum, all tables
     /// together.
     pub fn exceeded(&self, rows: &[(String, u64)]) -> Option<(String, u64)> {
-        if let Some((name, _)) = rows
-            .iter()
-            .find(|(name, rows)| *rows > 0 && !self.rows.contains_key(name))
-        {
+        if let Some((name, _)) = rows.iter().find(|(name, rows)| *rows > 0 && !self.rows.contains_key(name)) {
             return Some((name.clone(), 0));
         }
         if let Some(max_rows) = self.max_rows {
             let total: u64 = rows.iter().map(|(_, rows)| rows).sum();
-            let all = || {
-                rows.iter()
-                    .map(|(name, _)| name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
+            let all = || rows.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
             return (total > max_rows).then(|| (all(), max_rows));
         }
         rows.iter().find_map(|(name, rows)| {
@@ -75,11 +67,7 @@ const SPEND: &str = "UPDATE writeguard.request SET state = 'spent', spent_at = p
 /// The names a token is bound to: login, session_user, and the role that is SET.
 pub fn bound_role(actor: Actor) -> (String, String, Option<String>) {
     let set = (actor.set != pgrx::pg_sys::InvalidOid).then(|| session::role_name(actor.set));
-    (
-        session::role_name(actor.login),
-        session::role_name(actor.session),
-        set,
-    )
+    (session::role_name(actor.login), session::role_name(actor.session), set)
 }
 
 /// Accepts and spends `token` for the statement with that hash, in the running transaction: rolled back, it is unused
@@ -102,20 +90,11 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
         let Some(found) = found.first() else {
             return Err(refused("no approval in this database has it", None, mine));
         };
-        let approved: Approved = serde_json::from_str(found).map_err(|error| {
-            refused(
-                "its request cannot be read",
-                Some(format!("{error}.")),
-                again,
-            )
-        })?;
-        let detail =
-            |text: String| Some(format!("It is the token of request {}{text}.", approved.id));
+        let approved: Approved = serde_json::from_str(found)
+            .map_err(|error| refused("its request cannot be read", Some(format!("{error}.")), again))?;
+        let detail = |text: String| Some(format!("It is the token of request {}{text}.", approved.id));
         if approved.login != actor.0 {
-            let text = format!(
-                ", which \"{}\" made; this session's login is \"{}\"",
-                approved.login, actor.0
-            );
+            let text = format!(", which \"{}\" made; this session's login is \"{}\"", approved.login, actor.0);
             return Err(refused("it belongs to another login", detail(text), mine));
         }
         if (&approved.session_role, &approved.set_role) != (&actor.1, &actor.2) {
@@ -125,10 +104,7 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
                 acting(&actor.1, &actor.2)
             );
             let hint = match &approved.set_role {
-                Some(role) => format!(
-                    "SET ROLE {};",
-                    crate::policy::pattern::quote_identifier(role)
-                ),
+                Some(role) => format!("SET ROLE {};", crate::policy::pattern::quote_identifier(role)),
                 None => "RESET ROLE;".into(),
             };
             return Err(refused("it belongs to another role", detail(text), &hint));
@@ -136,18 +112,10 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
         match approved.state.as_str() {
             "approved" => {}
             "spent" => {
-                return Err(refused(
-                    "it is spent",
-                    detail(", and opens one write only".into()),
-                    again,
-                ));
+                return Err(refused("it is spent", detail(", and opens one write only".into()), again));
             }
             other => {
-                return Err(refused(
-                    &format!("its request is {other}"),
-                    detail(String::new()),
-                    again,
-                ));
+                return Err(refused(&format!("its request is {other}"), detail(String::new()), again));
             }
         }
         if approved.expired {
@@ -156,18 +124,10 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
         }
         if approved.statement_sha256 != statement_sha256 {
             let text = ", approved for another statement or other parameters".to_owned();
-            return Err(refused(
-                "it belongs to another statement",
-                detail(text),
-                mine,
-            ));
+            return Err(refused("it belongs to another statement", detail(text), mine));
         }
         owner::rows(client, SPEND, &[approved.id.into()])?;
-        Ok(Grant {
-            request: approved.id,
-            rows: approved.relations,
-            max_rows: approved.max_rows,
-        })
+        Ok(Grant { request: approved.id, rows: approved.relations, max_rows: approved.max_rows })
     })
 }
 

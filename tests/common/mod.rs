@@ -78,20 +78,10 @@ impl Server {
         let data = dir.join("data");
         run(server_command("cp").arg("-a").arg(template).arg(&data));
 
-        let port = if extra_conf
-            .iter()
-            .any(|line| line.starts_with("listen_addresses"))
-        {
-            free_port()
-        } else {
-            5432
-        };
+        let port = if extra_conf.iter().any(|line| line.starts_with("listen_addresses")) { free_port() } else { 5432 };
         let mut conf = fs::read_to_string(data.join("postgresql.conf")).expect("postgresql.conf");
         conf += CONFIGURATION;
-        conf += &format!(
-            "port = {port}\nunix_socket_directories = '{}'\n",
-            dir.display()
-        );
+        conf += &format!("port = {port}\nunix_socket_directories = '{}'\n", dir.display());
         for line in extra_conf {
             conf += line;
             conf.push('\n');
@@ -112,11 +102,7 @@ impl Server {
     /// Starts a stopped server again.
     pub fn start_again(&self) {
         let output = self.pg_ctl("start").output().expect("cannot run pg_ctl");
-        assert!(
-            output.status.success(),
-            "the server does not start:\n{}",
-            self.log()
-        );
+        assert!(output.status.success(), "the server does not start:\n{}", self.log());
     }
 
     /// Stops the server in fast mode and starts it again.
@@ -156,14 +142,8 @@ impl Server {
     /// A new database without the extension.
     pub fn plain_database(&self) -> Database {
         let name = format!("test_{}", next_name());
-        self.postgres()
-            .batch_execute(&format!("CREATE DATABASE {name}"))
-            .expect("cannot create a database");
-        Database {
-            name,
-            socket_dir: self.socket_dir(),
-            port: self.port,
-        }
+        self.postgres().batch_execute(&format!("CREATE DATABASE {name}")).expect("cannot create a database");
+        Database { name, socket_dir: self.socket_dir(), port: self.port }
     }
 
     /// A superuser's connection to the database `postgres`.
@@ -179,24 +159,10 @@ impl Server {
         command
             .args(["-c", r#"exec "$@" 2>&1"#, "sh"])
             .arg(bin().join("psql"))
-            .args([
-                "-X",
-                "-q",
-                "-d",
-                db,
-                "-U",
-                user,
-                "-p",
-                &self.port.to_string(),
-                "-h",
-            ])
+            .args(["-X", "-q", "-d", db, "-U", user, "-p", &self.port.to_string(), "-h"])
             .arg(&self.dir);
         forget_environment(&mut command);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("cannot run psql");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cannot run psql");
         let mut stdin = child.stdin.take().expect("psql's standard input");
         let sql = sql.to_owned();
         // A thread: psql may wait for us to read what it prints before it reads on.
@@ -209,9 +175,7 @@ impl Server {
 
     fn pg_ctl(&self, action: &str) -> Command {
         let mut command = server_command(bin().join("pg_ctl"));
-        command
-            .args([action, "-s", "-w", "-t", "60", "-D"])
-            .arg(self.data_dir());
+        command.args([action, "-s", "-w", "-t", "60", "-D"]).arg(self.data_dir());
         if action == "start" {
             command.arg("-l").arg(self.dir.join("log"));
         }
@@ -219,10 +183,7 @@ impl Server {
     }
 
     fn remove(&self) {
-        let mut keeper = self
-            .keeper
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut keeper = self.keeper.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(mut keeper) = keeper.take() {
             // Closes the pipe that the keeper waits on.
             drop(keeper.stdin.take());
@@ -251,9 +212,7 @@ impl Database {
     }
 
     pub fn connect(&self, user: &str) -> Client {
-        self.config(user)
-            .connect(NoTls)
-            .unwrap_or_else(|error| panic!("{user} cannot connect: {error:?}"))
+        self.config(user).connect(NoTls).unwrap_or_else(|error| panic!("{user} cannot connect: {error:?}"))
     }
 
     /// A connection with options as in `PGOPTIONS`, such as `-c work_mem=1MB`.
@@ -272,9 +231,7 @@ impl Database {
     /// A new role that may log in, with a name that no other test has.
     pub fn role(&self, prefix: &str) -> String {
         let name = format!("{prefix}_{}", next_name());
-        self.admin()
-            .batch_execute(&format!("CREATE ROLE \"{name}\" LOGIN"))
-            .expect("cannot create a role");
+        self.admin().batch_execute(&format!("CREATE ROLE \"{name}\" LOGIN")).expect("cannot create a role");
         name
     }
 
@@ -282,9 +239,7 @@ impl Database {
     pub fn drop(self) {
         config(&self.socket_dir, self.port, "postgres", "postgres")
             .connect(NoTls)
-            .and_then(|mut client| {
-                client.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name))
-            })
+            .and_then(|mut client| client.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)))
             .expect("cannot drop the database");
     }
 }
@@ -354,11 +309,7 @@ fn next_name() -> u32 {
 
 fn config(socket_dir: &Path, port: u16, user: &str, db: &str) -> Config {
     let mut config = Config::new();
-    config
-        .host_path(socket_dir)
-        .port(port)
-        .user(user)
-        .dbname(db);
+    config.host_path(socket_dir).port(port).user(user).dbname(db);
     config
 }
 
@@ -366,9 +317,7 @@ fn bin() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
     BIN.get_or_init(|| match std::env::var_os("PGWG_BIN") {
         Some(dir) => PathBuf::from(dir),
-        None => panic!(
-            "PGWG_BIN is not set: run `make test`, or set it to what scripts/install-private prints"
-        ),
+        None => panic!("PGWG_BIN is not set: run `make test`, or set it to what scripts/install-private prints"),
     })
 }
 
@@ -412,37 +361,22 @@ fn forget_environment(command: &mut Command) {
             command.env_remove(name);
         }
     }
-    command
-        .env_remove("RUST_BACKTRACE")
-        .env_remove("LANGUAGE")
-        .env("LC_ALL", "C");
+    command.env_remove("RUST_BACKTRACE").env_remove("LANGUAGE").env("LC_ALL", "C");
 }
 
 #[track_caller]
 fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
-    assert!(
-        output.status.success(),
-        "{command:?} failed: {}",
-        text(&output.stderr)
-    );
+    assert!(output.status.success(), "{command:?} failed: {}", text(&output.stderr));
     text(&output.stdout)
 }
 
 /// A new directory of the server's user, with a name short enough for a socket.
 fn make_directory() -> PathBuf {
     let temp = std::env::temp_dir();
-    let temp = if temp.as_os_str().len() > 60 {
-        Path::new("/tmp")
-    } else {
-        &temp
-    };
-    PathBuf::from(run(server_command("mktemp")
-        .arg("-d")
-        .arg(temp.join("pgwg-XXXXXX"))))
+    let temp = if temp.as_os_str().len() > 60 { Path::new("/tmp") } else { &temp };
+    PathBuf::from(run(server_command("mktemp").arg("-d").arg(temp.join("pgwg-XXXXXX"))))
 }
 
 fn free_port() -> u16 {
@@ -461,17 +395,7 @@ fn template() -> &'static Path {
             let dir = make_directory();
             let data = dir.join("data");
             run(server_command(bin().join("initdb"))
-                .args([
-                    "-U",
-                    "postgres",
-                    "-A",
-                    "trust",
-                    "-E",
-                    "UTF8",
-                    "--locale=C",
-                    "--no-sync",
-                    "-D",
-                ])
+                .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
                 .arg(&data));
             // Copied beside its place first, then renamed: whoever sees the template
             // sees all of it. Losing the race against another process does no harm.
@@ -492,17 +416,11 @@ fn template() -> &'static Path {
 fn keeper(dir: &Path) -> Child {
     let stop = {
         let mut command = server_command(bin().join("pg_ctl"));
-        command
-            .args(["stop", "-s", "-m", "immediate", "-D"])
-            .arg(dir.join("data"));
+        command.args(["stop", "-s", "-m", "immediate", "-D"]).arg(dir.join("data"));
         command
     };
     Command::new("sh")
-        .args([
-            "-c",
-            r#"read -r _; dir=$1; shift; "$@"; rm -rf "$dir""#,
-            "sh",
-        ])
+        .args(["-c", r#"read -r _; dir=$1; shift; "$@"; rm -rf "$dir""#, "sh"])
         .arg(dir)
         .arg(stop.get_program())
         .args(stop.get_args())
