@@ -5,7 +5,7 @@
 
 use thiserror::Error as ThisError;
 
-use crate::policy::model::{Operation, Override, RelationName, Scope};
+use crate::words::{Operation, Override, RelationName, Scope, count, literal};
 
 /// How somebody gets past a limit on purpose, as far as the policy and the session allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,23 +53,6 @@ pub enum Error {
     /// 55000: the library is not preloaded.
     #[error("pg_writeguard must be loaded via \"shared_preload_libraries\"")]
     NotPreloaded { hint: String },
-}
-
-/// `1 row`, `2 rows`.
-pub fn count(rows: u64) -> String {
-    format!("{rows} row{}", if rows == 1 { "" } else { "s" })
-}
-
-/// `text` as an SQL string literal, dollar-quoted where that reads better.
-pub fn literal(text: &str) -> String {
-    if !text.contains('\'') && !text.contains('\\') {
-        return format!("'{text}'");
-    }
-    let mut tag = String::new();
-    while text.contains(&format!("${tag}$")) || text.ends_with('$') && tag.is_empty() {
-        tag.push('q');
-    }
-    format!("${tag}${text}${tag}$")
 }
 
 impl Error {
@@ -169,14 +152,6 @@ pub fn way_out(policy: Override, flag: bool, token: bool, statement: &str) -> Wa
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn literals_survive_quotes() {
-        assert_eq!(literal("UPDATE t SET a = 1"), "'UPDATE t SET a = 1'");
-        assert_eq!(literal("a = 'x'"), "$$a = 'x'$$");
-        assert_eq!(literal("a = '$$'"), "$q$a = '$$'$q$");
-        assert_eq!(literal("'a$"), "$q$'a$$q$");
-    }
 
     #[test]
     fn a_limit_tells_numbers_and_the_next_command() {

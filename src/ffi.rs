@@ -7,13 +7,13 @@
 //! * A *plain old frame* (no local with a destructor, no panic) may call the raw functions below; an ERROR
 //!   jumps over it. All hooks and all SQL functions of this library have such a frame on the outside.
 //! * Rust proper runs inside `#[pg_guard]` functions that return before the frame goes on. What they want raised
-//!   they return as a [`Raise`], and the frame raises it.
+//!   they return as a `Raise`, and the frame raises it.
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::ptr;
 
 use cee_scape::call_with_sigsetjmp;
-use pgrx::{PgLogLevel, pg_sys};
+use pgrx::pg_sys;
 
 // Each of these is called from plain old frames only, or cannot raise an ERROR (said at the function).
 unsafe extern "C-unwind" {
@@ -51,16 +51,16 @@ unsafe extern "C-unwind" {
     pub fn AcceptInvalidationMessages();
     pub fn ProcessInterrupts();
 
-    fn errstart(elevel: c_int, domain: *const c_char) -> bool;
-    fn errfinish(filename: *const c_char, lineno: c_int, funcname: *const c_char);
-    fn errcode(sqlerrcode: c_int) -> c_int;
-    fn errmsg_internal(fmt: *const c_char, ...) -> c_int;
-    fn errdetail_internal(fmt: *const c_char, ...) -> c_int;
-    fn errhint(fmt: *const c_char, ...) -> c_int;
-    fn errhidestmt(hide: bool) -> c_int;
-    fn errhidecontext(hide: bool) -> c_int;
-    fn err_generic_string(field: c_int, string: *const c_char) -> c_int;
-    fn ReThrowError(edata: *mut pg_sys::ErrorData);
+    pub fn errstart(elevel: c_int, domain: *const c_char) -> bool;
+    pub fn errfinish(filename: *const c_char, lineno: c_int, funcname: *const c_char);
+    pub fn errcode(sqlerrcode: c_int) -> c_int;
+    pub fn errmsg_internal(fmt: *const c_char, ...) -> c_int;
+    pub fn errdetail_internal(fmt: *const c_char, ...) -> c_int;
+    pub fn errhint(fmt: *const c_char, ...) -> c_int;
+    pub fn errhidestmt(hide: bool) -> c_int;
+    pub fn errhidecontext(hide: bool) -> c_int;
+    pub fn err_generic_string(field: c_int, string: *const c_char) -> c_int;
+    pub fn ReThrowError(edata: *mut pg_sys::ErrorData);
     fn CopyErrorData() -> *mut pg_sys::ErrorData;
     fn FlushErrorState();
 
@@ -99,182 +99,19 @@ unsafe extern "C-unwind" {
     pub fn OidOutputFunctionCall(function: pg_sys::Oid, value: pg_sys::Datum) -> *mut c_char;
 }
 
-/// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
-///
-/// Plain data in palloc'ed memory: the frame that raises it has nothing to destroy.
-#[repr(C)]
-pub struct Raise {
-    foreign: *mut pg_sys::ErrorData,
-    sqlstate: c_int,
-    message: *const c_char,
-    detail: *const c_char,
-    hint: *const c_char,
-    schema: *const c_char,
-    table: *const c_char,
-}
-
-/// Copies `text` into the current memory context; a NUL inside ends it, as it would for PostgreSQL.
-fn palloc_str(text: &str) -> *const c_char {
-    let bytes = text.as_bytes();
-    let bytes = &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())];
-    // SAFETY: palloc returns len + 1 writable bytes or raises an ERROR, which the pgrx guard around us handles.
-    unsafe {
-        let copy = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
-        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
-        copy.add(bytes.len()).write(0);
-        copy.cast()
-    }
-}
-
-fn palloc_opt(text: Option<&str>) -> *const c_char {
-    text.map_or(ptr::null(), palloc_str)
-}
-
-impl Raise {
-    /// An error of ours, ready to be raised.
-    pub fn error(error: &crate::error::Error) -> *mut Raise {
-        let (schema, table) = error.table().unzip();
-        let raise = Raise {
-            foreign: ptr::null_mut(),
-            sqlstate: pack_sqlstate(error.sqlstate()),
-            message: palloc_str(&error.to_string()),
-            detail: palloc_opt(error.detail().as_deref()),
-            hint: palloc_opt(error.hint().as_deref()),
-            schema: palloc_opt(schema),
-            table: palloc_opt(table),
-        };
-        Self::alloc(raise)
-    }
-
-    /// Somebody else's error, caught by [`protect`], to be raised again as it was.
-    pub fn foreign(error: Foreign) -> *mut Raise {
-        Self::alloc(Raise {
-            foreign: error.0,
-            sqlstate: 0,
-            message: ptr::null(),
-            detail: ptr::null(),
-            hint: ptr::null(),
-            schema: ptr::null(),
-            table: ptr::null(),
-        })
-    }
-
-    fn alloc(raise: Raise) -> *mut Raise {
-        // SAFETY: palloc gives maximally aligned memory of the size asked for.
-        unsafe {
-            let copy = pg_sys::palloc(size_of::<Raise>()).cast::<Raise>();
-            copy.write(raise);
-            copy
-        }
-    }
-}
-
-/// Why a function of ours does not return normally.
-pub enum Failure {
-    /// An error of ours.
-    Ours(crate::error::Error),
-    /// An error of somebody else, untouched.
-    Foreign(Foreign),
-    /// Either, as a deeper guard left it.
-    Ready(*mut Raise),
-}
-
-impl Failure {
-    /// Makes it ready for the frame that raises it.
-    pub fn into_raise(self) -> *mut Raise {
-        match self {
-            Failure::Ours(error) => Raise::error(&error),
-            Failure::Foreign(error) => Raise::foreign(error),
-            Failure::Ready(raise) => raise,
-        }
-    }
-}
-
-impl From<crate::error::Error> for Failure {
-    fn from(error: crate::error::Error) -> Self {
-        Failure::Ours(error)
-    }
-}
-
-impl From<Foreign> for Failure {
-    fn from(error: Foreign) -> Self {
-        Failure::Foreign(error)
-    }
-}
-
-/// What `MAKE_SQLSTATE` of core does.
-fn pack_sqlstate(code: &str) -> c_int {
-    code.bytes()
-        .take(5)
-        .enumerate()
-        .fold(0, |packed, (place, byte)| packed | (c_int::from((byte.wrapping_sub(b'0')) & 0x3f) << (6 * place)))
-}
-
-/// Raises `raise` when there is one.
-///
-/// # Safety
-/// Only from a plain old frame: an ERROR jumps over the caller.
-#[inline(always)]
-pub unsafe fn raise(raise: *mut Raise) {
-    if !raise.is_null() {
-        // SAFETY: the caller's promise; `raise` was made by `Raise::alloc`.
-        unsafe { raise_now(raise) }
-    }
-}
-
-#[cold]
-unsafe fn raise_now(raise: *mut Raise) {
-    // SAFETY: plain old frame; every pointer is NULL or a C string in palloc'ed memory, and elog.c copies them.
-    unsafe {
-        let raise = &*raise;
-        if !raise.foreign.is_null() {
-            ReThrowError(raise.foreign);
-        }
-        if errstart(PgLogLevel::ERROR as c_int, ptr::null()) {
-            errcode(raise.sqlstate);
-            errmsg_internal(c"%s".as_ptr(), raise.message);
-            if !raise.detail.is_null() {
-                errdetail_internal(c"%s".as_ptr(), raise.detail);
-            }
-            if !raise.hint.is_null() {
-                errhint(c"%s".as_ptr(), raise.hint);
-            }
-            if !raise.schema.is_null() {
-                err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, raise.schema);
-            }
-            if !raise.table.is_null() {
-                err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, raise.table);
-            }
-            errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
-        }
-    }
-}
-
-/// Writes one line to the server log and to nobody else; statement and context are left out of it, because
-/// the statement may hold a token and the record says in its own words what was run.
-pub fn log_line(message: &str, detail: Option<&str>) {
-    let message = palloc_str(message);
-    let detail = palloc_opt(detail);
-    // SAFETY: LOG_SERVER_ONLY never raises; the strings live in palloc'ed memory and elog.c copies them.
-    unsafe {
-        if errstart(pg_sys::LOG_SERVER_ONLY as c_int, ptr::null()) {
-            errhidestmt(true);
-            errhidecontext(true);
-            errmsg_internal(c"%s".as_ptr(), message);
-            if !detail.is_null() {
-                errdetail_internal(c"%s".as_ptr(), detail);
-            }
-            errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
-        }
-    }
-}
-
 /// Somebody else's ERROR, whole.
 pub struct Foreign(*mut pg_sys::ErrorData);
 
+impl Foreign {
+    /// What `ReThrowError` takes.
+    pub fn into_data(self) -> *mut pg_sys::ErrorData {
+        self.0
+    }
+}
+
 /// Runs `body`, which may raise any ERROR, and catches the ERROR with all its fields.
 ///
-/// The caller passes the error on (see [`Raise::foreign`]); an ERROR that is caught and forgotten leaves locks, pins and
+/// The caller passes the error on (see `raise`); an ERROR that is caught and forgotten leaves locks, pins and
 /// the transaction behind, unless a subtransaction around `body` is rolled back.
 ///
 /// # Safety

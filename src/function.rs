@@ -6,7 +6,7 @@ use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 use crate::error::Error;
 use crate::event::queue;
-use crate::ffi::Failure;
+use crate::raise::Failure;
 
 /// The arguments of a call.
 pub struct Arguments(pg_sys::FunctionCallInfo);
@@ -87,7 +87,7 @@ macro_rules! sql_function {
             // SAFETY: plain old frame; the guarded part has returned before anything is raised.
             unsafe {
                 let mut result = None;
-                $crate::ffi::raise($crate::guard::book::guarded(|| {
+                $crate::raise::raise($crate::raise::guarded(|| {
                     result = $crate::function::call(&$crate::function::Arguments::new(fcinfo), $body)?;
                     Ok(())
                 }));

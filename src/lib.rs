@@ -15,10 +15,12 @@ mod function;
 mod guard;
 mod owner;
 mod policy;
+mod raise;
 mod review;
 mod session;
 mod settings;
 mod token;
+mod words;
 mod worker;
 
 ::pgrx::pg_module_magic!();
@@ -39,7 +41,7 @@ pub extern "C-unwind" fn _PG_init() {
         if !pg_sys::process_shared_preload_libraries_in_progress {
             return;
         }
-        settings::register();
+        settings::register(session::arming());
         guard::hooks::install();
     }
     worker::register();

@@ -13,6 +13,7 @@ use pgrx::datum::Inet;
 use pgrx::pg_sys;
 
 use crate::ffi::{self, Backend};
+use crate::settings;
 
 /// The acting role by OID; compared on every covered write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,7 +122,7 @@ pub fn flag() -> bool {
 
 /// The armed token.
 pub fn token() -> Option<String> {
-    if state().token.holds() { crate::settings::token() } else { None }
+    if state().token.holds() { settings::token() } else { None }
 }
 
 /// A covered write runs in this transaction: what is armed by its end ends with it.
@@ -173,8 +174,20 @@ unsafe fn number_of(extra: *mut c_void) -> u64 {
     if extra.is_null() { 0 } else { unsafe { *extra.cast::<u64>() } }
 }
 
+/// The hooks of the two settings.
+pub fn arming() -> settings::Arming {
+    settings::Arming {
+        check_override: Some(check_override),
+        assign_override: Some(assign_override),
+        show_override: Some(show_override),
+        check_token: Some(check_token),
+        assign_token: Some(assign_token),
+        show_token: Some(show_token),
+    }
+}
+
 /// Check hook of `writeguard.override`.
-pub unsafe extern "C-unwind" fn check_override(
+unsafe extern "C-unwind" fn check_override(
     _new: *mut bool,
     extra: *mut *mut c_void,
     source: pg_sys::GucSource::Type,
@@ -184,7 +197,7 @@ pub unsafe extern "C-unwind" fn check_override(
 }
 
 /// Assign hook of `writeguard.override`.
-pub unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
+unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
     // SAFETY: `extra` is what the check hook made.
     let number = unsafe { number_of(extra) };
     let state = state();
@@ -192,12 +205,12 @@ pub unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
 }
 
 /// Show hook of `writeguard.override`: what is armed, not what was once assigned.
-pub unsafe extern "C-unwind" fn show_override() -> *const c_char {
+unsafe extern "C-unwind" fn show_override() -> *const c_char {
     if flag() { c"on".as_ptr() } else { c"off".as_ptr() }
 }
 
 /// Check hook of `writeguard.token`. It accepts everything: an error message would quote the token.
-pub unsafe extern "C-unwind" fn check_token(
+unsafe extern "C-unwind" fn check_token(
     _new: *mut *mut c_char,
     extra: *mut *mut c_void,
     source: pg_sys::GucSource::Type,
@@ -207,7 +220,7 @@ pub unsafe extern "C-unwind" fn check_token(
 }
 
 /// Assign hook of `writeguard.token`.
-pub unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void) {
+unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void) {
     // SAFETY: `new` is NULL or a C string, `extra` what the check hook made.
     let (says, number) = unsafe { (!new.is_null() && *new != 0, number_of(extra)) };
     let state = state();
@@ -215,6 +228,6 @@ pub unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_v
 }
 
 /// Show hook of `writeguard.token`: whether one is armed, never which.
-pub unsafe extern "C-unwind" fn show_token() -> *const c_char {
+unsafe extern "C-unwind" fn show_token() -> *const c_char {
     if state().token.holds() { c"********".as_ptr() } else { c"".as_ptr() }
 }

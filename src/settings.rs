@@ -6,8 +6,6 @@ use std::ffi::CString;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
 
-use crate::session;
-
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static OVERRIDE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -42,8 +40,18 @@ pub fn event_queue_bytes() -> usize {
     usize::try_from(EVENT_QUEUE_SIZE.get()).unwrap_or(0) * 1024
 }
 
+/// The hooks of the settings that arm a session.
+pub struct Arming {
+    pub check_override: pg_sys::GucBoolCheckHook,
+    pub assign_override: pg_sys::GucBoolAssignHook,
+    pub show_override: pg_sys::GucShowHook,
+    pub check_token: pg_sys::GucStringCheckHook,
+    pub assign_token: pg_sys::GucStringAssignHook,
+    pub show_token: pg_sys::GucShowHook,
+}
+
 /// Defines the settings. Runs once, in `_PG_init`.
-pub fn register() {
+pub fn register(arming: Arming) {
     GucRegistry::define_bool_guc(
         c"writeguard.enabled",
         c"Enables the refusal of writes past the limits of policies.",
@@ -93,9 +101,9 @@ pub fn register() {
             &OVERRIDE,
             GucContext::Userset,
             armed,
-            Some(session::check_override),
-            Some(session::assign_override),
-            Some(session::show_override),
+            arming.check_override,
+            arming.assign_override,
+            arming.show_override,
         );
         GucRegistry::define_string_guc_with_hooks(
             c"writeguard.token",
@@ -104,9 +112,9 @@ pub fn register() {
             &TOKEN,
             GucContext::Userset,
             secret,
-            Some(session::check_token),
-            Some(session::assign_token),
-            Some(session::show_token),
+            arming.check_token,
+            arming.assign_token,
+            arming.show_token,
         );
         pg_sys::MarkGUCPrefixReserved(c"writeguard".as_ptr());
     }

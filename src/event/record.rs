@@ -4,6 +4,7 @@ use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
 use crate::ffi;
+use crate::raise::log_line;
 use crate::session::{self, Actor};
 
 /// What happened.
@@ -119,7 +120,7 @@ impl Event {
         if let Some(reason) = &self.reason {
             line.push_str(&format!(": {reason}"));
         }
-        ffi::log_line(&line, Some(&self.json()));
+        log_line(&line, Some(&self.json()));
     }
 
     /// The same event with a statement text of at most `bytes`; the log has the whole text.

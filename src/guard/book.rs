@@ -9,11 +9,12 @@ use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
 use super::statement;
 use crate::error::Error;
-use crate::ffi::{Backend, Raise};
+use crate::ffi::Backend;
 use crate::policy::catalog::{self, COUNTED, Loaded, Revision};
-use crate::policy::model::{Operation, RelationName};
+use crate::raise::{Raise, guarded};
 use crate::session::Actor;
 use crate::settings;
+use crate::words::{Operation, RelationName};
 
 /// A policy's budget that a relation's rows are charged to.
 pub struct Charge {
@@ -230,17 +231,6 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
         .map(|(meter, name)| (name.clone(), book.ledger.in_statement(*meter, statement)))
         .filter(|(_, rows)| *rows > 0)
         .collect()
-}
-
-/// Runs Rust proper inside a pgrx guard, which has returned before the caller's frame goes on.
-pub fn guarded<F: FnOnce() -> Result<(), crate::ffi::Failure>>(body: F) -> *mut Raise {
-    // SAFETY: called from a plain old frame; a panic inside becomes an ERROR at this guard and nowhere else.
-    unsafe {
-        pgrx::pgrx_extern_c_guard(|| match body() {
-            Ok(()) => core::ptr::null_mut(),
-            Err(failure) => failure.into_raise(),
-        })
-    }
 }
 
 /// The transaction is over.

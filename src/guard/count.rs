@@ -2,7 +2,7 @@
 //!
 //! A ModifyTable asks its child for a row, changes it, and asks for the next. Between the two the node's counters tell whether the row before
 //! was really changed; that is charged before the next one is fetched, so at most one row past a limit is touched and
-//! nothing is fetched for it. What follows the last fetch is counted by [`rest`].
+//! nothing is fetched for it. What follows the last fetch is counted by [`after_run`].
 
 use core::ptr;
 
@@ -12,9 +12,10 @@ use super::book;
 use super::budget::Place;
 use super::statement;
 use super::watch::{self, Kind, Watch};
-use crate::ffi::{self, Raise};
-use crate::policy::model::Operation;
+use crate::ffi;
+use crate::raise::{Raise, guarded, raise};
 use crate::session;
+use crate::words::Operation;
 
 unsafe fn is_empty(slot: *mut pg_sys::TupleTableSlot) -> bool {
     // SAFETY: NULL or a slot of the executor's.
@@ -29,13 +30,13 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
     // SAFETY: the watch lives as long as the node.
     unsafe {
         let watch = watch::of_child(node);
-        ffi::raise(changed(watch, (*(*watch).estate).es_processed));
+        raise(changed(watch, (*(*watch).estate).es_processed));
         let slot = match (*watch).child_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
         };
         if let Some(index) = (*watch).direct {
-            ffi::raise(changed_remotely(watch, index, is_empty(slot)));
+            raise(changed_remotely(watch, index, is_empty(slot)));
         }
         slot
     }
@@ -87,13 +88,29 @@ unsafe fn changed(watch: *mut Watch, processed: u64) -> *mut Raise {
     }
 }
 
-/// What the last fetch left uncounted: the run is over.
+/// After ExecutorRun or ExecutorFinish: charges what the nodes did after they last asked for a row. WITH branches always
+/// run until they get no more rows, so nothing is left of them.
 ///
 /// # Safety
-/// As for [`changed`].
-pub unsafe fn rest(watch: *mut Watch, processed: u64) -> *mut Raise {
-    // SAFETY: the caller's promise.
-    unsafe { changed(watch, processed) }
+/// `query_desc` is being run; called from a plain old frame.
+pub unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc) -> *mut Raise {
+    // SAFETY: watches of this query are alive as long as its EState.
+    unsafe {
+        let estate = (*query_desc).estate;
+        let mut next = usize::MAX;
+        loop {
+            let watch = watch::of_query(estate, &mut next);
+            if watch.is_null() {
+                return ptr::null_mut();
+            }
+            if (*watch).node_exec.is_none() {
+                let raise = changed(watch, (*estate).es_processed);
+                if !raise.is_null() {
+                    return raise;
+                }
+            }
+        }
+    }
 }
 
 #[inline]
@@ -135,13 +152,9 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
         let node = watch.node;
         let own = (*node).resultRelInfo;
         let mut updated = false;
-        if let Some(relation) = conflict_in(own, &mut updated) {
-            if rows > 0 && updated && relation == (*(*own).ri_RelationDesc).rd_id {
-                return charge(watch, 0, Operation::Update, 1);
-            }
-        }
+        let here = conflict_in(own, &mut updated).is_some();
         if (*node).mt_partition_tuple_routing.is_null() {
-            return ptr::null_mut();
+            return if here && updated && rows > 0 { charge(watch, 0, Operation::Update, 1) } else { ptr::null_mut() };
         }
         let routed = (*watch.estate).es_tuple_routing_result_relations;
         let count = if routed.is_null() { 0 } else { usize::try_from((*routed).length).unwrap_or(0) };
@@ -187,7 +200,7 @@ unsafe fn conflict_in(relation: *mut pg_sys::ResultRelInfo, updated: &mut bool) 
 unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Raise {
     let mut binding = None;
     let actor = watch.actor;
-    let raise = book::guarded(|| {
+    let raise = guarded(|| {
         binding = book::binding(partition, actor)?;
         Ok(())
     });

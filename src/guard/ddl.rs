@@ -10,9 +10,10 @@ use super::budget::Place;
 use super::decide;
 use super::statement;
 use crate::error::Error;
-use crate::ffi::{self, Backend, Failure, Raise};
-use crate::policy::model::Operation;
+use crate::ffi::{self, Backend};
+use crate::raise::{Failure, Raise, guarded};
 use crate::session::{self, Actor};
+use crate::words::Operation;
 
 /// Tables already counted by the running TRUNCATEs.
 struct State {
@@ -51,7 +52,7 @@ pub fn rolled_back() {
 /// Called from a plain old frame, inside a transaction.
 pub unsafe fn truncate(relation: pg_sys::Oid) -> *mut Raise {
     // SAFETY: the caller's promise.
-    book::guarded(|| unsafe { count_truncate(relation) })
+    guarded(|| unsafe { count_truncate(relation) })
 }
 
 unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {

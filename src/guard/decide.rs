@@ -12,13 +12,14 @@ use super::statement;
 use crate::error::{Error, WayOut, way_out};
 use crate::event::record::{Event, Kind};
 use crate::event::{queue, store};
-use crate::ffi::{self, Backend, Failure};
+use crate::ffi::{self, Backend};
 use crate::policy::catalog::Loaded;
-use crate::policy::model::{Operation, Override, RelationName, Scope};
+use crate::raise::{Failure, log_line};
 use crate::session;
 use crate::settings;
 use crate::token::check::{self, Grant};
 use crate::token::statement::statement_hash;
+use crate::words::{Operation, Override, RelationName, Scope};
 
 /// A write that went past a limit.
 pub struct Attempt<'a> {
@@ -241,10 +242,7 @@ fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
         Some(ticket) => Ok(queue::wait(ticket)?.filter(|id| *id > 0)),
         None => {
             queue::count_unqueued();
-            ffi::log_line(
-                "pg_writeguard: the event queue is full; the event before this line is in this log only",
-                None,
-            );
+            log_line("pg_writeguard: the event queue is full; the event before this line is in this log only", None);
             Ok(None)
         }
     }
@@ -284,12 +282,12 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
         reason: "the write changes more rows than were reviewed".into(),
         detail: Some(format!(
             "Request {request} was approved for {} in \"{name}\", and this is number {}; nothing was changed.",
-            crate::error::count(allowed),
+            crate::words::count(allowed),
             allowed.saturating_add(1)
         )),
         hint: format!(
             "SELECT writeguard.request({}, reason => 'why this is right');",
-            crate::error::literal(&statement::text())
+            crate::words::literal(&statement::text())
         ),
         relation: Some(attempt.relation.clone()),
     };

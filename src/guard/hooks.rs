@@ -9,10 +9,11 @@ use std::sync::OnceLock;
 
 use pgrx::pg_sys;
 
-use super::{book, ddl, decide, statement, watch};
+use super::{book, count, ddl, decide, statement, watch, write};
 use crate::event::{queue, store};
 use crate::ffi;
 use crate::policy::catalog;
+use crate::raise::{guarded, raise};
 use crate::session;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
@@ -95,7 +96,7 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
             (*query_desc).operation != pg_sys::CmdType::CMD_SELECT || (*(*query_desc).plannedstmt).hasModifyingCTE;
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
-            ffi::raise(watch::begin(query_desc));
+            raise(write::begin(query_desc));
         }
     }
 }
@@ -143,7 +144,7 @@ unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, outermost: bool) {
     // SAFETY: plain old frame.
     unsafe {
         if watch::any() {
-            ffi::raise(watch::after_run(query_desc));
+            raise(count::after_run(query_desc));
         }
         if outermost {
             statement::leave();
@@ -199,7 +200,7 @@ unsafe extern "C-unwind" fn object_access(
             next(access, class, object, sub_id, argument);
         }
         if access == pg_sys::ObjectAccessType::OAT_TRUNCATE && !stays_out() {
-            ffi::raise(ddl::truncate(object));
+            raise(ddl::truncate(object));
         }
     }
 }
@@ -226,11 +227,9 @@ unsafe extern "C-unwind" fn shmem_startup() {
 
 unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
-            if decide::has_lifts() {
-                // SAFETY: plain old frame; an error here still aborts the transaction.
-                unsafe { ffi::raise(book::guarded(|| Ok(decide::before_commit(book::ledger())?))) }
-            }
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if decide::has_lifts() => {
+            // SAFETY: plain old frame; an error here still aborts the transaction.
+            unsafe { raise(guarded(|| Ok(decide::before_commit(book::ledger())?))) }
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT => end_transaction(true),
         pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(false),

@@ -87,7 +87,7 @@ struct State {
     last_serial: Serial,
     /// Place of the current statement among `all`.
     current: Option<usize>,
-    /// One box each, because PostgreSQL keeps pointers to the callbacks inside.
+    #[expect(clippy::vec_box, reason = "PostgreSQL keeps pointers to the callbacks inside")]
     all: Vec<Box<Statement>>,
 }
 

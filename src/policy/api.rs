@@ -4,13 +4,14 @@ use pgrx::datum::{Interval, Json};
 use pgrx::pg_sys;
 
 use super::catalog::{self, never_covered, role_oid};
-use super::model::{DEFAULT_RATE_INTERVAL, Document, Operation, Policy};
+use super::model::{DEFAULT_RATE_INTERVAL, Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
-use crate::error::{Error, literal};
+use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::owner;
+use crate::words::{Operation, literal};
 
 sql_function!(
     /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.

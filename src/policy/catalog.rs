@@ -11,11 +11,12 @@ use std::rc::Rc;
 
 use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, pg_sys};
 
-use super::model::{Document, Operation, Policy, RelationName};
+use super::model::{Document, Policy};
 use super::resolve::{self, Candidate, Target};
 use crate::error::Error;
 use crate::ffi::{self, Backend};
 use crate::session::{Actor, role_name};
+use crate::words::{Operation, RelationName};
 
 /// The schema of the extension; fixed by its control file.
 pub const SCHEMA: &CStr = c"writeguard";
@@ -468,7 +469,7 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
     if let Some(broken) = policies.broken.first() {
         return Err(Error::Undecided {
             reason: format!("policy \"{}\" cannot be read: {}", broken.name, broken.reason),
-            hint: format!("SELECT writeguard.drop_policy({});", crate::error::literal(&broken.name)),
+            hint: format!("SELECT writeguard.drop_policy({});", crate::words::literal(&broken.name)),
             relation: Some(target.name),
         });
     }

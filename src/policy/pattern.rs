@@ -4,8 +4,8 @@
 
 use core::fmt;
 
-use super::model::RelationName;
 use crate::error::Error;
+use crate::words::{RelationName, is_plain, quote_identifier};
 
 /// A piece of an identifier: letters to match as they are, or any number of any letters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -230,17 +230,6 @@ impl fmt::Display for Pattern {
         }
         Ok(())
     }
-}
-
-fn is_plain(letter: char) -> bool {
-    matches!(letter, 'a'..='z' | '0'..='9' | '_')
-}
-
-/// `text` as an SQL identifier; quoted unless it is plain lower-case letters, digits and underscores. Reserved words
-/// are quoted by nobody here: as a table name they need it in SQL only where no schema stands before them.
-pub fn quote_identifier(text: &str) -> String {
-    let plain = text.chars().all(is_plain) && text.starts_with(|letter: char| !letter.is_ascii_digit());
-    if plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 //! A policy is set aside only by another that is more specific on table or on role and no less specific on the other; all
 //! that remain apply together. Pure: names and memberships come in, the answer goes out.
 
-use super::model::{Operation, Policy, RelationName};
+use super::model::Policy;
 use super::pattern::Fit;
+use crate::words::{Operation, RelationName};
 
 /// How closely a policy names the acting role; the greater is the more specific.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,9 +98,9 @@ pub fn candidates(policies: &[Policy], target: &Target, actor: &Actor, operation
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::model::Override;
     use super::super::pattern::Pattern;
     use super::*;
+    use crate::words::Override;
 
     fn policy(table: &str, role: &str) -> Policy {
         Policy {

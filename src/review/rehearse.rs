@@ -10,8 +10,9 @@ use std::ffi::CString;
 use pgrx::pg_sys;
 
 use crate::error::Error;
-use crate::ffi::{self, Failure, Foreign};
+use crate::ffi::{self, Foreign};
 use crate::guard::{book, decide, statement};
+use crate::raise::Failure;
 
 /// Checks that `text` is one statement that can be rehearsed.
 ///

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::statement::sha256;
 use crate::error::Error;
 use crate::owner;
-use crate::policy::model::RelationName;
 use crate::session::{self, Actor};
+use crate::words::RelationName;
 
 /// What an accepted token opens, for the one statement it is bound to.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
                 acting(&actor.1, &actor.2)
             );
             let hint = match &approved.set_role {
-                Some(role) => format!("SET ROLE {};", crate::policy::pattern::quote_identifier(role)),
+                Some(role) => format!("SET ROLE {};", crate::words::quote_identifier(role)),
                 None => "RESET ROLE;".into(),
             };
             return Err(refused("it belongs to another role", detail(text), &hint));

@@ -1,0 +1,185 @@
+//! What a plan writes, and to which tables.
+//!
+//! After ExecutorStart the nodes are there and have not run: the plan's own ModifyTable, also below custom scans, and one
+//! for each data-modifying WITH branch. For each that may change rows of a covered table a watch is made, and the node's
+//! child gets [`count::child`] in front, which runs before each row is fetched.
+
+use core::ptr;
+
+use pgrx::pg_sys;
+
+use super::watch::{self, Kind};
+use super::{book, count};
+use crate::error::Error;
+use crate::policy::catalog;
+use crate::raise::{Failure, Raise, guarded};
+use crate::session::Actor;
+use crate::words::Operation;
+
+/// The cells of a list of pointers.
+unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
+    // SAFETY: a list of the executor's, NULL or valid; its cells hold pointers.
+    unsafe {
+        let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
+        (0..length).map(move |index| (*(*list).elements.add(index)).ptr_value.cast())
+    }
+}
+
+/// The ModifyTable node of the plan itself, also below custom scans.
+unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableState {
+    // SAFETY: walks a plan state tree that ExecutorStart built.
+    unsafe {
+        if state.is_null() {
+            return ptr::null_mut();
+        }
+        match (*state).type_ {
+            pg_sys::NodeTag::T_ModifyTableState => state.cast(),
+            pg_sys::NodeTag::T_CustomScanState => {
+                let custom: *mut pg_sys::CustomScanState = state.cast();
+                pointers((*custom).custom_ps)
+                    .map(|below| own_node(below))
+                    .find(|node| !node.is_null())
+                    .unwrap_or(ptr::null_mut())
+            }
+            _ => ptr::null_mut(),
+        }
+    }
+}
+
+/// After ExecutorStart of something that may write: finds what it writes and counts what is covered. Gives what to raise.
+///
+/// # Safety
+/// `query_desc` was just started; called from a plain old frame.
+pub unsafe fn begin(query_desc: *mut pg_sys::QueryDesc) -> *mut Raise {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { begin_watching(query_desc) })
+}
+
+unsafe fn begin_watching(query_desc: *mut pg_sys::QueryDesc) -> Result<(), Failure> {
+    // SAFETY: executor structures of the query that was just started.
+    unsafe {
+        let estate = (*query_desc).estate;
+        let actor = Actor::current();
+        let operation = (*query_desc).operation;
+        let own = own_node((*query_desc).planstate);
+        if !own.is_null() {
+            watch_node(estate, own, actor)?;
+        } else if matches!(operation, pg_sys::CmdType::CMD_UPDATE | pg_sys::CmdType::CMD_DELETE) {
+            watch_whole(query_desc, actor)?;
+        }
+        for node in pointers::<pg_sys::ModifyTableState>((*estate).es_auxmodifytables) {
+            if node != own {
+                watch_node(estate, node, actor)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+unsafe fn watch_node(
+    estate: *mut pg_sys::EState,
+    node: *mut pg_sys::ModifyTableState,
+    actor: Actor,
+) -> Result<(), Failure> {
+    // SAFETY: a node of the query that was just started; it has not run.
+    unsafe {
+        let plan: *mut pg_sys::ModifyTable = (*node).ps.plan.cast();
+        let kind = match (*node).operation {
+            pg_sys::CmdType::CMD_UPDATE => Kind::Update,
+            pg_sys::CmdType::CMD_DELETE => Kind::Delete,
+            pg_sys::CmdType::CMD_MERGE => Kind::Merge,
+            pg_sys::CmdType::CMD_INSERT if (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_UPDATE => {
+                Kind::Conflict
+            }
+            _ => return Ok(()),
+        };
+        let operations: &[Operation] = match kind {
+            Kind::Update | Kind::Conflict => &[Operation::Update],
+            Kind::Delete => &[Operation::Delete],
+            _ => &[Operation::Update, Operation::Delete],
+        };
+        // Rows of an ON CONFLICT on a partitioned table go to partitions that are found row by row.
+        let routed = kind == Kind::Conflict && !(*node).mt_partition_tuple_routing.is_null();
+        let relations = usize::try_from((*node).mt_nrels).unwrap_or(0);
+        let relation = |index: usize| (*(*(*node).resultRelInfo.add(index)).ri_RelationDesc).rd_id;
+        let mut covered = routed && catalog::installed();
+        for index in 0..relations {
+            covered |= book::binding(relation(index), actor)?
+                .is_some_and(|binding| operations.iter().any(|operation| !binding.charges(*operation).is_empty()));
+        }
+        if !covered {
+            return Ok(());
+        }
+        let child = (*node).ps.lefttree;
+        let Some(child_exec) = (!child.is_null()).then(|| (*child).ExecProcNodeReal).flatten() else {
+            return Err(undecided("its plan has no rows to count", relation(0)));
+        };
+        let direct = (0..relations).find(|index| (*(*node).resultRelInfo.add(*index)).ri_usesFdwDirectModify);
+        let is_branch = !(*node).canSetTag;
+        let mut direct_rows = ptr::null_mut();
+        if direct.is_some() && is_branch {
+            // Without the tag such a scan tells its rows to EXPLAIN only.
+            if (*child).type_ != pg_sys::NodeTag::T_ForeignScanState {
+                return Err(undecided("rows that a foreign server changes inside WITH cannot be counted", relation(0)));
+            }
+            if (*child).instrument.is_null() {
+                (*child).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
+            }
+            direct_rows = (*child).instrument;
+        }
+        let mut watch = watch::fresh(kind, estate, actor);
+        for index in 0..relations {
+            watch.bindings.push(book::binding(relation(index), actor)?);
+        }
+        watch.node = node;
+        watch.child = child;
+        watch.child_exec = Some(child_exec);
+        watch.estimate = Some((*(*child).plan).plan_rows as u64);
+        watch.direct = direct;
+        watch.direct_rows = direct_rows;
+        watch.returning = !(*plan).returningLists.is_null();
+        (*child).ExecProcNodeReal = Some(count::child);
+        if is_branch {
+            watch.node_exec = (*node).ps.ExecProcNodeReal;
+            (*node).canSetTag = true;
+            (*node).ps.ExecProcNodeReal = Some(count::node);
+        }
+        watch::activate(watch);
+        Ok(())
+    }
+}
+
+/// A plan without a ModifyTable, of a distributed engine say: its count is checked when the run is over.
+unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Result<(), Failure> {
+    // SAFETY: structures of the query that was just started; result relations are indexes into the range table.
+    unsafe {
+        let statement = (*query_desc).plannedstmt;
+        let operation =
+            if (*query_desc).operation == pg_sys::CmdType::CMD_DELETE { Operation::Delete } else { Operation::Update };
+        let targets = (*statement).resultRelations;
+        if targets.is_null() || (*targets).length < 1 {
+            return Ok(());
+        }
+        let index = usize::try_from((*(*targets).elements).int_value).unwrap_or(0);
+        let Some(entry) = pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(index.saturating_sub(1)) else {
+            return Ok(());
+        };
+        let binding = book::binding((*entry).relid, actor)?;
+        if binding.as_ref().is_none_or(|binding| binding.charges(operation).is_empty()) {
+            return Ok(());
+        }
+        let mut watch = watch::fresh(Kind::Whole(operation), (*query_desc).estate, actor);
+        watch.bindings.push(binding);
+        watch.estimate = Some((*(*statement).planTree).plan_rows as u64);
+        watch::activate(watch);
+        Ok(())
+    }
+}
+
+fn undecided(reason: &str, relation: pg_sys::Oid) -> Failure {
+    Failure::Ours(Error::Undecided {
+        reason: reason.into(),
+        hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;".into(),
+        relation: catalog::relation_name(relation),
+    })
+}

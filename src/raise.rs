@@ -1,0 +1,191 @@
+//! From Rust's errors to PostgreSQL's: what a plain old frame raises, and lines for the server log.
+
+use core::ffi::{c_char, c_int};
+use core::ptr;
+
+use pgrx::{PgLogLevel, pg_sys};
+
+use crate::error::Error;
+use crate::ffi::{self, Foreign};
+
+/// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
+///
+/// Plain data in palloc'ed memory: the frame that raises it has nothing to destroy.
+#[repr(C)]
+pub struct Raise {
+    foreign: *mut pg_sys::ErrorData,
+    sqlstate: c_int,
+    message: *const c_char,
+    detail: *const c_char,
+    hint: *const c_char,
+    schema: *const c_char,
+    table: *const c_char,
+}
+
+/// Copies `text` into the current memory context; a NUL inside ends it, as it would for PostgreSQL.
+fn palloc_str(text: &str) -> *const c_char {
+    let bytes = text.as_bytes();
+    let bytes = &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())];
+    // SAFETY: palloc returns len + 1 writable bytes or raises an ERROR, which the pgrx guard around us handles.
+    unsafe {
+        let copy = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
+        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
+        copy.add(bytes.len()).write(0);
+        copy.cast()
+    }
+}
+
+fn palloc_opt(text: Option<&str>) -> *const c_char {
+    text.map_or(ptr::null(), palloc_str)
+}
+
+impl Raise {
+    /// An error of ours, ready to be raised.
+    pub fn error(error: &Error) -> *mut Raise {
+        let (schema, table) = error.table().unzip();
+        let raise = Raise {
+            foreign: ptr::null_mut(),
+            sqlstate: pack_sqlstate(error.sqlstate()),
+            message: palloc_str(&error.to_string()),
+            detail: palloc_opt(error.detail().as_deref()),
+            hint: palloc_opt(error.hint().as_deref()),
+            schema: palloc_opt(schema),
+            table: palloc_opt(table),
+        };
+        Self::alloc(raise)
+    }
+
+    /// Somebody else's error, caught by [`protect`], to be raised again as it was.
+    pub fn foreign(error: Foreign) -> *mut Raise {
+        Self::alloc(Raise {
+            foreign: error.into_data(),
+            sqlstate: 0,
+            message: ptr::null(),
+            detail: ptr::null(),
+            hint: ptr::null(),
+            schema: ptr::null(),
+            table: ptr::null(),
+        })
+    }
+
+    fn alloc(raise: Raise) -> *mut Raise {
+        // SAFETY: palloc gives maximally aligned memory of the size asked for.
+        unsafe {
+            let copy = pg_sys::palloc(size_of::<Raise>()).cast::<Raise>();
+            copy.write(raise);
+            copy
+        }
+    }
+}
+
+/// Why a function of ours does not return normally.
+pub enum Failure {
+    /// An error of ours.
+    Ours(Error),
+    /// An error of somebody else, untouched.
+    Foreign(Foreign),
+    /// Either, as a deeper guard left it.
+    Ready(*mut Raise),
+}
+
+impl Failure {
+    /// Makes it ready for the frame that raises it.
+    pub fn into_raise(self) -> *mut Raise {
+        match self {
+            Failure::Ours(error) => Raise::error(&error),
+            Failure::Foreign(error) => Raise::foreign(error),
+            Failure::Ready(raise) => raise,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Ours(error)
+    }
+}
+
+impl From<Foreign> for Failure {
+    fn from(error: Foreign) -> Self {
+        Failure::Foreign(error)
+    }
+}
+
+/// What `MAKE_SQLSTATE` of core does.
+fn pack_sqlstate(code: &str) -> c_int {
+    code.bytes()
+        .take(5)
+        .enumerate()
+        .fold(0, |packed, (place, byte)| packed | (c_int::from((byte.wrapping_sub(b'0')) & 0x3f) << (6 * place)))
+}
+
+/// Raises `raise` when there is one.
+///
+/// # Safety
+/// Only from a plain old frame: an ERROR jumps over the caller.
+#[inline(always)]
+pub unsafe fn raise(raise: *mut Raise) {
+    if !raise.is_null() {
+        // SAFETY: the caller's promise; `raise` was made by `Raise::alloc`.
+        unsafe { raise_now(raise) }
+    }
+}
+
+#[cold]
+unsafe fn raise_now(raise: *mut Raise) {
+    // SAFETY: plain old frame; every pointer is NULL or a C string in palloc'ed memory, and elog.c copies them.
+    unsafe {
+        let raise = &*raise;
+        if !raise.foreign.is_null() {
+            ffi::ReThrowError(raise.foreign);
+        }
+        if ffi::errstart(PgLogLevel::ERROR as c_int, ptr::null()) {
+            ffi::errcode(raise.sqlstate);
+            ffi::errmsg_internal(c"%s".as_ptr(), raise.message);
+            if !raise.detail.is_null() {
+                ffi::errdetail_internal(c"%s".as_ptr(), raise.detail);
+            }
+            if !raise.hint.is_null() {
+                ffi::errhint(c"%s".as_ptr(), raise.hint);
+            }
+            if !raise.schema.is_null() {
+                ffi::err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, raise.schema);
+            }
+            if !raise.table.is_null() {
+                ffi::err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, raise.table);
+            }
+            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+    }
+}
+
+/// Writes one line to the server log and to nobody else; statement and context are left out of it, because
+/// the statement may hold a token and the record says in its own words what was run.
+pub fn log_line(message: &str, detail: Option<&str>) {
+    let message = palloc_str(message);
+    let detail = palloc_opt(detail);
+    // SAFETY: LOG_SERVER_ONLY never raises; the strings live in palloc'ed memory and elog.c copies them.
+    unsafe {
+        if ffi::errstart(pg_sys::LOG_SERVER_ONLY as c_int, ptr::null()) {
+            ffi::errhidestmt(true);
+            ffi::errhidecontext(true);
+            ffi::errmsg_internal(c"%s".as_ptr(), message);
+            if !detail.is_null() {
+                ffi::errdetail_internal(c"%s".as_ptr(), detail);
+            }
+            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+    }
+}
+
+/// Runs Rust proper inside a pgrx guard, which has returned before the caller's frame goes on. Null: nothing is to be
+/// raised.
+pub fn guarded<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut Raise {
+    // SAFETY: called from a plain old frame; a panic inside becomes an ERROR at this guard and nowhere else.
+    unsafe {
+        pgrx::pgrx_extern_c_guard(|| match body() {
+            Ok(()) => ptr::null_mut(),
+            Err(failure) => failure.into_raise(),
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! The words of the field that everything else speaks in: operations, scopes, overrides, relation names, and how they
+//! are written in SQL and in messages.
+
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a write does to a row, as far as a policy may limit it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    Update,
+    Delete,
+    Truncate,
+    Drop,
+}
+
+impl Operation {
+    /// The word that policies and events use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Operation::Update => "update",
+            Operation::Delete => "delete",
+            Operation::Truncate => "truncate",
+            Operation::Drop => "drop",
+        }
+    }
+
+    /// The operation of that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Operation::Update, Operation::Delete, Operation::Truncate, Operation::Drop]
+            .into_iter()
+            .find(|operation| operation.word() == word)
+    }
+
+    /// One bit for each operation.
+    pub fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// What a limit is counted over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    Statement,
+    Transaction,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Scope::Statement => "statement",
+            Scope::Transaction => "transaction",
+        })
+    }
+}
+
+/// What lifts all that a policy refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Override {
+    Never,
+    Flag,
+    Token,
+}
+
+impl Override {
+    /// The word in the policy's column.
+    pub fn word(self) -> &'static str {
+        match self {
+            Override::Never => "never",
+            Override::Flag => "flag",
+            Override::Token => "token",
+        }
+    }
+}
+
+/// A relation by name, as events and messages show it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelationName {
+    pub schema: String,
+    pub name: String,
+}
+
+impl RelationName {
+    /// The relation `name` in `schema`, both as the catalog has them.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { schema: schema.into(), name: name.into() }
+    }
+
+    /// The name as SQL would have it, quoted where it must be.
+    pub fn to_sql(&self) -> String {
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+    }
+}
+
+impl fmt::Display for RelationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_sql())
+    }
+}
+
+/// Whether a letter needs no quotes in an SQL identifier.
+pub fn is_plain(letter: char) -> bool {
+    matches!(letter, 'a'..='z' | '0'..='9' | '_')
+}
+
+/// `text` as an SQL identifier; quoted unless it is plain lower-case letters, digits and underscores. Reserved words
+/// are quoted by nobody here: as a table name they need it in SQL only where no schema stands before them.
+pub fn quote_identifier(text: &str) -> String {
+    let plain = text.chars().all(is_plain) && text.starts_with(|letter: char| !letter.is_ascii_digit());
+    if plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+}
+
+/// `1 row`, `2 rows`.
+pub fn count(rows: u64) -> String {
+    format!("{rows} row{}", if rows == 1 { "" } else { "s" })
+}
+
+/// `text` as an SQL string literal, dollar-quoted where that reads better.
+pub fn literal(text: &str) -> String {
+    if !text.contains('\'') && !text.contains('\\') {
+        return format!("'{text}'");
+    }
+    let mut tag = String::new();
+    while text.contains(&format!("${tag}$")) || text.ends_with('$') && tag.is_empty() {
+        tag.push('q');
+    }
+    format!("${tag}${text}${tag}$")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_survive_quotes() {
+        assert_eq!(literal("UPDATE t SET a = 1"), "'UPDATE t SET a = 1'");
+        assert_eq!(literal("a = 'x'"), "$$a = 'x'$$");
+        assert_eq!(literal("a = '$$'"), "$q$a = '$$'$q$");
+        assert_eq!(literal("'a$"), "$q$'a$$q$");
+    }
+}
