@@ -154,6 +154,8 @@ struct Scan {
     slot: *mut pg_sys::TupleTableSlot,
     snapshot: pg_sys::Snapshot,
     next: NextSlot,
+    /// A scan that is asked for more after its end begins again.
+    ended: bool,
 }
 
 type NextSlot = unsafe extern "C-unwind" fn(
@@ -187,7 +189,7 @@ impl Scan {
             ffi::protect(|| {
                 scan = begin(table, snapshot, 0, core::ptr::null_mut(), core::ptr::null_mut(), flags);
             })?;
-            begun = Ok(Self { scan, slot, snapshot, next });
+            begun = Ok(Self { scan, slot, snapshot, next, ended: false });
         }
         begun
     }
@@ -195,18 +197,24 @@ impl Scan {
     /// Counts further rows, at most `most`.
     fn count(&mut self, most: u64) -> Result<u64, ffi::Foreign> {
         let mut rows = 0;
+        let mut ended = self.ended;
         let (scan, slot, next) = (self.scan, self.slot, self.next);
         // SAFETY: the scan is open; nothing but raw calls inside.
         unsafe {
             ffi::protect(|| {
-                while rows < most && next(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
-                    rows += 1;
+                while rows < most && !ended {
+                    if next(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+                        rows += 1;
+                    } else {
+                        ended = true;
+                    }
                     if pg_sys::InterruptPending != 0 {
                         ffi::ProcessInterrupts();
                     }
                 }
             })?;
         }
+        self.ended = ended;
         Ok(rows)
     }
 
