@@ -5,7 +5,7 @@
 
 use thiserror::Error as ThisError;
 
-use crate::words::{Operation, Override, RelationName, Scope, count, literal};
+use crate::words::{Operation, RelationName, Scope, count, literal};
 
 /// How somebody gets past a limit on purpose, as far as the policy and the session allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +14,14 @@ pub enum WayOut {
     Never,
     /// `override = 'flag'` and the flag is not set.
     SetFlag,
-    /// `override = 'token'` and no token is at hand; the number is that of the refusal's event, where it is stored.
-    Request { event: Option<i64>, statement: String },
+    /// `override = 'token'` and no token is at hand.
+    Request {
+        /// The refusal's event, where it is stored already.
+        event: Option<i64>,
+        statement: String,
+        /// What the client bound to it.
+        parameters: Vec<Option<String>>,
+    },
     /// A token is set, but not the flag that goes with it.
     FlagForToken,
 }
@@ -111,11 +117,20 @@ impl Error {
                 ),
                 WayOut::SetFlag => "SET writeguard.override = on;".to_owned(),
                 WayOut::FlagForToken => "A token is set, but not the flag: SET writeguard.override = on;".to_owned(),
-                WayOut::Request { event: Some(event), .. } => {
+                WayOut::Request { event: Some(event), parameters, .. } if parameters.is_empty() => {
                     format!("SELECT writeguard.request(event => {event}, reason => 'why this is right');")
                 }
-                WayOut::Request { event: None, statement } => {
-                    format!("SELECT writeguard.request({}, reason => 'why this is right');", literal(statement))
+                WayOut::Request { statement, parameters, .. } => {
+                    let given: Vec<String> = parameters
+                        .iter()
+                        .map(|value| value.as_deref().map_or_else(|| "NULL".to_owned(), literal))
+                        .collect();
+                    let parameters = match given.as_slice() {
+                        [] => String::new(),
+                        given => format!(", parameters => ARRAY[{}]::text[]", given.join(", ")),
+                    };
+                    let statement = literal(statement);
+                    format!("SELECT writeguard.request({statement}, reason => 'why this is right'{parameters});")
                 }
             },
             Error::TokenRefused { hint, .. }
@@ -139,16 +154,6 @@ impl Error {
     }
 }
 
-/// What a refusal past a limit says of the way out, from the policy's override and what the session holds.
-pub fn way_out(policy: Override, flag: bool, token: bool, statement: &str) -> WayOut {
-    match policy {
-        Override::Never => WayOut::Never,
-        Override::Flag => WayOut::SetFlag,
-        Override::Token if token && !flag => WayOut::FlagForToken,
-        Override::Token => WayOut::Request { event: None, statement: statement.to_owned() },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,12 +167,30 @@ mod tests {
             scope: Scope::Statement,
             limit: 1,
             estimate: None,
-            way_out: WayOut::Request { event: Some(7), statement: String::new() },
+            way_out: WayOut::Request { event: Some(7), statement: String::new(), parameters: Vec::new() },
         };
         assert_eq!(error.to_string(), "update of table \"public.orders\" exceeds the limit of 1 row per statement");
         assert_eq!(error.sqlstate(), "WG001");
         assert_eq!(error.table(), Some(("public", "orders")));
         assert!(error.hint().unwrap().contains("event => 7"));
         assert!(error.detail().unwrap().contains("allows 1 row per statement, and this is number 2;"));
+    }
+
+    #[test]
+    fn a_request_needs_the_parameters_that_the_event_does_not_hold() {
+        let parameters = vec![Some("7".to_owned()), None];
+        let way_out = WayOut::Request { event: Some(7), statement: "DELETE FROM t WHERE a = $1".into(), parameters };
+        let error = Error::Limit {
+            operation: Operation::Delete,
+            relation: RelationName::new("public", "t"),
+            policy: "p".into(),
+            scope: Scope::Statement,
+            limit: 1,
+            estimate: None,
+            way_out,
+        };
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("request('DELETE FROM t WHERE a = $1',"), "{hint}");
+        assert!(hint.contains("parameters => ARRAY['7', NULL]::text[]"), "{hint}");
     }
 }

@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::statement;
-use crate::error::{Error, WayOut, way_out};
+use crate::error::{Error, WayOut};
 use crate::event::record::{Event, Kind};
 use crate::event::{queue, store};
 use crate::ffi::{self, Backend};
@@ -204,11 +204,14 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
     describe(&mut event, attempt);
     event.rows = Some(limit.saturating_add(1));
     let id = record_and_wait(&event)?;
-    let text = event.statement.unwrap_or_default();
-    let mut way_out = way_out(policy.override_, session::flag(), session::token().is_some(), &text);
-    if let WayOut::Request { event, .. } = &mut way_out {
-        *event = id;
-    }
+    let way_out = match policy.override_ {
+        Override::Never => WayOut::Never,
+        Override::Flag => WayOut::SetFlag,
+        Override::Token if session::token().is_some() && !session::flag() => WayOut::FlagForToken,
+        Override::Token => {
+            WayOut::Request { event: id, statement: event.statement.unwrap_or_default(), parameters: parameters()? }
+        }
+    };
     Err(Failure::Ours(Error::Limit {
         operation: attempt.operation,
         relation: attempt.relation.clone(),
