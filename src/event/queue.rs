@@ -9,7 +9,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_sys;
 
 use crate::ffi::{self, Backend};
 use crate::settings;
@@ -115,9 +115,9 @@ pub unsafe fn request() {
     }
 }
 
-/// Finds or initializes the shared memory; in every process that attaches to it, and after a crash again.
-#[pg_guard]
-pub unsafe extern "C-unwind" fn startup() {
+/// Finds or initializes the shared memory; in every process that attaches to it, and after a crash again. True where
+/// it was initialized.
+pub unsafe fn startup() -> bool {
     // SAFETY: called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
     unsafe {
         let mut found = false;
@@ -135,6 +135,7 @@ pub unsafe extern "C-unwind" fn startup() {
         }
         let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
         *QUEUE.get() = Some(Queue { lock, header, entries, blocks });
+        !found
     }
 }
 
@@ -210,6 +211,27 @@ impl Locked {
         }
     }
 
+    /// Puts bytes into a fresh entry; none when there is no room.
+    fn add(&self, database: pg_sys::Oid, bytes: &[u8]) -> Option<usize> {
+        let place = self.entries().iter().position(|entry| entry.phase == Phase::Free)?;
+        let first_block = self.write(bytes)?;
+        let header = self.header();
+        header.last_number += 1;
+        self.entries()[place] = Entry {
+            phase: Phase::Queued,
+            database,
+            number: header.last_number,
+            first_block,
+            length: bytes.len() as u32,
+            waiter: core::ptr::null_mut(),
+            waiter_pid: 0,
+            storing: 0,
+            event_id: 0,
+            attempts: 0,
+        };
+        Some(place)
+    }
+
     fn free(&self, entry: &mut Entry) {
         let (header, blocks) = (self.header(), self.blocks());
         let mut at = entry.first_block;
@@ -253,33 +275,21 @@ pub fn statement_bytes() -> usize {
 
 /// Puts an event (or nothing, to have the database's outbox served) into the queue; none when there is no room.
 pub fn push(json: &[u8], wait: bool) -> Option<Ticket> {
-    let (ticket, latches) = {
+    // SAFETY: statics of this process.
+    let (database, latch, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyLatch, pg_sys::MyProcPid) };
+    let (ticket, wake) = {
         let queue = Locked::lock()?;
-        let place = queue.entries().iter().position(|entry| entry.phase == Phase::Free)?;
-        let first_block = queue.write(json)?;
-        let header = queue.header();
-        header.last_number += 1;
+        let place = queue.add(database, json)?;
         let entry = &mut queue.entries()[place];
-        // SAFETY: statics of this process.
-        let (database, latch) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyLatch) };
-        *entry = Entry {
-            phase: Phase::Queued,
-            database,
-            number: header.last_number,
-            first_block,
-            length: json.len() as u32,
-            waiter: if wait { latch } else { core::ptr::null_mut() },
-            // SAFETY: a static of this process.
-            waiter_pid: unsafe { pg_sys::MyProcPid },
-            storing: 0,
-            event_id: 0,
-            attempts: 0,
-        };
+        if wait {
+            entry.waiter = latch;
+            entry.waiter_pid = pid;
+        }
+        let header = queue.header();
         let worker = header.serving.iter().find(|serving| serving.pid != 0 && serving.database == database);
-        let latch = worker.map_or(header.launcher, |worker| worker.latch);
-        (Ticket { entry: place, number: header.last_number }, latch)
+        (Ticket { entry: place, number: entry.number }, worker.map_or(header.launcher, |worker| worker.latch))
     };
-    set_latch(latches);
+    set_latch(wake);
     Some(ticket)
 }
 
@@ -547,6 +557,42 @@ pub fn forget(database: pg_sys::Oid) -> usize {
         }
     }
     events
+}
+
+/// An event that waits while the server is down.
+pub struct Kept {
+    pub database: pg_sys::Oid,
+    /// See [`storing`]; 0 where no transaction had it.
+    pub storing: u64,
+    pub event_id: i64,
+    pub json: Vec<u8>,
+}
+
+/// All events that are not stored. Only for the postmaster, when it is the last process.
+pub fn leftover() -> Vec<Kept> {
+    let Some(queue) = Locked::lock() else { return Vec::new() };
+    let waiting = queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken));
+    waiting
+        .filter(|entry| entry.length > 0)
+        .map(|entry| {
+            let mut json = Vec::with_capacity(entry.length as usize);
+            queue.read(entry, &mut json);
+            Kept { database: entry.database, storing: entry.storing, event_id: entry.event_id, json }
+        })
+        .collect()
+}
+
+/// Puts an event back that waited while the server was down; false when there is no room for it.
+pub fn put_back(kept: &Kept) -> bool {
+    let Some(queue) = Locked::lock() else { return false };
+    let Some(place) = queue.add(kept.database, &kept.json) else { return false };
+    let entry = &mut queue.entries()[place];
+    if kept.storing != 0 {
+        entry.phase = Phase::Taken;
+        entry.storing = kept.storing;
+        entry.event_id = kept.event_id;
+    }
+    true
 }
 
 /// Waits until the event is on disk, at most [`settings::event_timeout`]; gives its id.

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use super::{book, count, ddl, decide, statement, watch, write};
-use crate::event::{queue, store};
+use crate::event::{keep, queue, store};
 use crate::ffi;
 use crate::policy::catalog;
 use crate::raise::{guarded, raise};
@@ -221,7 +221,9 @@ unsafe extern "C-unwind" fn shmem_startup() {
         if let Some(next) = next().shmem_startup {
             next();
         }
-        queue::startup();
+        if queue::startup() && !pg_sys::IsUnderPostmaster {
+            keep::startup();
+        }
     }
 }
 
