@@ -5,7 +5,7 @@ use pgrx::fcinfo::pg_getarg;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 use crate::error::Error;
-use crate::event::queue;
+use crate::event::memory;
 use crate::raise::Failure;
 
 /// The arguments of a call.
@@ -61,7 +61,7 @@ pub fn value(value: impl IntoDatum) -> Returns {
 /// # Errors
 /// 55000 without the preload, otherwise those of the body.
 pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
-    if !queue::is_there() {
+    if !memory::is_there() {
         return Err(Failure::Ours(Error::NotPreloaded {
             hint: "Add this line to postgresql.conf and restart the server: \
                    shared_preload_libraries = 'pg_writeguard'"

@@ -13,7 +13,7 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, ereport};
 
-use crate::event::queue::{self, Taken};
+use crate::event::serve::{self, Taken};
 use crate::event::store;
 use crate::ffi;
 
@@ -75,12 +75,12 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     handle_signals();
     // SAFETY: without a database only shared catalogs can be read.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0) };
-    queue::become_launcher();
+    serve::become_launcher();
     let mut started: HashMap<u32, Instant> = HashMap::new();
     let mut unserved = Vec::new();
     loop {
-        queue::sweep(alive);
-        queue::unserved(alive, &mut unserved);
+        serve::sweep(alive);
+        serve::unserved(alive, &mut unserved);
         let mut pause = LOOK;
         for database in &unserved {
             let before = started.get(&u32::from(*database)).map(Instant::elapsed);
@@ -89,7 +89,7 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
                 Some(before) if before < BACK_OFF => pause = pause.min(BACK_OFF - before),
                 _ => {
                     if before.is_some() && !exists(*database) {
-                        let events = queue::forget(*database);
+                        let events = serve::forget(*database);
                         ereport!(
                             PgLogLevel::LOG,
                             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
@@ -175,23 +175,23 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
             pg_sys::GucSource::PGC_S_OVERRIDE,
         );
     }
-    if !queue::serve(alive) {
+    if !serve::serve(alive) {
         return;
     }
     recover();
-    let (bytes, entries) = queue::capacity();
+    let (bytes, entries) = serve::capacity();
     let mut buffer = Vec::with_capacity(bytes);
     let mut taken = Vec::with_capacity(entries);
     let mut idle_since = Instant::now();
     loop {
-        queue::take(&mut buffer, &mut taken);
+        serve::take(&mut buffer, &mut taken);
         if !taken.is_empty() {
             store_batch(&buffer, &taken);
-            queue::done(&taken);
+            serve::done(&taken);
             idle_since = Instant::now();
         } else if idle_since.elapsed() < LINGER {
             wait(LINGER.saturating_sub(idle_since.elapsed()));
-        } else if queue::retire() {
+        } else if serve::retire() {
             return;
         }
     }
@@ -200,7 +200,7 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
 /// Settles what a killed predecessor left behind.
 fn recover() {
     BackgroundWorker::transaction(|| {
-        queue::recover(|transaction| {
+        serve::recover(|transaction| {
             // SAFETY: reads the commit log; the transaction is from this server's present life.
             unsafe { pg_sys::TransactionIdDidCommit(pg_sys::TransactionId::from_inner(transaction as u32)) }
         });
@@ -243,7 +243,7 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
                 };
                 // SAFETY: the insert has given the transaction its id.
                 let transaction = unsafe { pg_sys::GetTopFullTransactionIdIfAny().value };
-                queue::storing(one, transaction, id);
+                serve::storing(one, transaction, id);
                 must(client.update(NOTIFY, None, &[id.into()]).map(|_| ()));
             }
             must(client.update(SERVE_OUTBOX, None, &[]).map(|_| ()));

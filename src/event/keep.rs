@@ -10,12 +10,49 @@ use std::path::Path;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
-use super::queue::{self, Kept};
+use super::memory::{Locked, Phase};
+use super::queue;
 use crate::raise::{guarded, log_line};
 
 /// Beside PostgreSQL's own statistics; relative to the data directory, where the postmaster works.
 const FILE: &str = "pg_stat/pg_writeguard.events";
 const UNFINISHED: &str = "pg_stat/pg_writeguard.events.tmp";
+
+/// An event that waits while the server is down.
+struct Kept {
+    database: pg_sys::Oid,
+    /// See `serve::storing`; 0 where no transaction had it.
+    storing: u64,
+    event_id: i64,
+    json: Vec<u8>,
+}
+
+/// All events that are not stored. Only for the postmaster, when it is the last process.
+fn leftover() -> Vec<Kept> {
+    let Some(queue) = Locked::lock() else { return Vec::new() };
+    let waiting = queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken));
+    waiting
+        .filter(|entry| entry.length > 0)
+        .map(|entry| {
+            let mut json = Vec::with_capacity(entry.length as usize);
+            queue.read(entry, &mut json);
+            Kept { database: entry.database, storing: entry.storing, event_id: entry.event_id, json }
+        })
+        .collect()
+}
+
+/// Puts an event back that waited while the server was down; false when there is no room for it.
+fn put_back(kept: &Kept) -> bool {
+    let Some(queue) = Locked::lock() else { return false };
+    let Some(place) = queue.add(kept.database, &kept.json) else { return false };
+    let entry = &mut queue.entries()[place];
+    if kept.storing != 0 {
+        entry.phase = Phase::Taken;
+        entry.storing = kept.storing;
+        entry.event_id = kept.event_id;
+    }
+    true
+}
 
 /// One line of the file.
 #[derive(Serialize, Deserialize)]
@@ -49,7 +86,7 @@ fn restore() {
             event_id: line.event_id,
             json: line.event.into_bytes(),
         });
-        if !kept.is_some_and(|kept| queue::put_back(&kept)) {
+        if !kept.is_some_and(|kept| put_back(&kept)) {
             queue::count_unqueued();
             lost += 1;
             log_line(
@@ -79,7 +116,7 @@ unsafe extern "C-unwind" fn shutdown(code: i32, _argument: pg_sys::Datum) {
 }
 
 fn save() -> io::Result<()> {
-    let lines: Vec<String> = queue::leftover()
+    let lines: Vec<String> = leftover()
         .into_iter()
         .filter_map(|kept| {
             let line = Line {

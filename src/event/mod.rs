@@ -6,6 +6,8 @@
 //! Not promised: an event that waits in the queue when the whole server crashes is in the log only.
 
 pub mod keep;
+pub mod memory;
 pub mod queue;
 pub mod record;
+pub mod serve;
 pub mod store;

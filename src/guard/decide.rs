@@ -13,7 +13,7 @@ use crate::error::{Error, WayOut};
 use crate::event::record::{Event, Kind};
 use crate::event::{queue, store};
 use crate::ffi::{self, Backend};
-use crate::policy::catalog::Loaded;
+use crate::policy::table::Loaded;
 use crate::raise::{Failure, log_line};
 use crate::session;
 use crate::settings;

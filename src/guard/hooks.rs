@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use super::{book, count, ddl, decide, statement, watch, write};
-use crate::event::{keep, queue, store};
+use crate::event::{keep, memory, queue, store};
 use crate::ffi;
 use crate::policy::catalog;
 use crate::raise::{guarded, raise};
@@ -211,7 +211,7 @@ unsafe extern "C-unwind" fn shmem_request() {
         if let Some(next) = next().shmem_request {
             next();
         }
-        queue::request();
+        memory::request();
     }
 }
 
@@ -221,7 +221,7 @@ unsafe extern "C-unwind" fn shmem_startup() {
         if let Some(next) = next().shmem_startup {
             next();
         }
-        if queue::startup() && !pg_sys::IsUnderPostmaster {
+        if memory::startup() && !pg_sys::IsUnderPostmaster {
             keep::startup();
         }
     }

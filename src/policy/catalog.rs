@@ -1,68 +1,29 @@
 //! The policies of this database as this backend sees them, and for any relation and acting role the ones that apply.
 //!
-//! Read from `writeguard.policy` by a plain scan, on the first covered write and again after a change: no SPI, no user code, no
-//! privileges needed. Changes arrive as ordinary cache invalidations, with their commit and never for a rolled-back one. Answers depend on
+//! Read on the first covered write and again after a change. Changes arrive as ordinary cache invalidations, with their commit and never for a rolled-back one. Answers depend on
 //! names, ancestors and memberships besides; [`generation`] changes when any of them may have.
 
-use core::ffi::CStr;
 use core::ptr;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, pg_sys};
+use pgrx::pg_sys;
 
-use super::model::{Document, Policy};
 use super::resolve::{self, Candidate, Target};
+use super::table::{self, Loaded, Policies, SCHEMA};
 use crate::error::Error;
 use crate::ffi::{self, Backend};
 use crate::session::{Actor, role_name};
 use crate::words::{Operation, RelationName};
 
-/// The schema of the extension; fixed by its control file.
-pub const SCHEMA: &CStr = c"writeguard";
-const POLICY_TABLE: &CStr = c"policy";
-const EXTENSION: &CStr = c"pg_writeguard";
-
 /// Most relations this backend keeps answers for; past that it starts again.
 const MOST_RELATIONS: usize = 20_000;
-
-/// Which version of a policy a budget belongs to: a changed policy starts from zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Revision {
-    xmin: u32,
-    block: u32,
-    offset: u16,
-}
-
-/// A policy in force.
-#[derive(Debug)]
-pub struct Loaded {
-    pub policy: Policy,
-    pub revision: Revision,
-}
-
-struct Broken {
-    name: String,
-    reason: String,
-}
-
-/// Everything read from the table.
-struct Policies {
-    installed: bool,
-    loaded: Vec<Rc<Loaded>>,
-    /// The policies alone, as resolution wants them.
-    plain: Vec<Policy>,
-    broken: Vec<Broken>,
-    /// Every role that some policy names.
-    roles: Vec<String>,
-}
 
 struct State {
     registered: bool,
     generation: u64,
     valid: bool,
     policy_table: pg_sys::Oid,
-    schema: pg_sys::Oid,
     policies: Option<Rc<Policies>>,
     /// Memberships by acting role, as of `actors_generation`.
     actors: HashMap<Actor, Rc<resolve::Actor>>,
@@ -82,7 +43,6 @@ fn state() -> &'static mut State {
             generation: 1,
             valid: false,
             policy_table: pg_sys::InvalidOid,
-            schema: pg_sys::InvalidOid,
             policies: None,
             actors: HashMap::new(),
             actors_generation: 0,
@@ -163,118 +123,10 @@ fn policies() -> Rc<Policies> {
 }
 
 fn load() -> Policies {
-    let mut found =
-        Policies { installed: false, loaded: Vec::new(), plain: Vec::new(), broken: Vec::new(), roles: Vec::new() };
-    // SAFETY: catalog look-ups and a scan of a table of ours; an ERROR unwinds to the guard around the caller.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
-        state().schema = schema;
-        state().policy_table = pg_sys::InvalidOid;
-        if schema == pg_sys::InvalidOid || pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) == pg_sys::InvalidOid {
-            return found;
-        }
-        let table = pg_sys::get_relname_relid(POLICY_TABLE.as_ptr(), schema);
-        if table == pg_sys::InvalidOid {
-            return found;
-        }
-        state().policy_table = table;
-        found.installed = true;
-        let mut scratch = PgMemoryContexts::new("pg_writeguard policies");
-        scratch.switch_to(|_| read_table(table, &mut found));
-    }
-    let mut roles: Vec<String> = found.plain.iter().flat_map(|policy| policy.roles.iter().cloned()).collect();
-    roles.sort_unstable();
-    roles.dedup();
-    roles.retain(|role| role != "public");
-    found.roles = roles;
-    found
-}
-
-/// Scans the table. What PostgreSQL allocates meanwhile lives in the caller's memory context.
-unsafe fn read_table(table: pg_sys::Oid, found: &mut Policies) {
-    // SAFETY: a plain scan of a table of ours; an ERROR unwinds to the guard around the caller, and the abort closes
-    // what is open.
-    unsafe {
-        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-        let descriptor = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
-        let columns: HashMap<String, usize> =
-            descriptor.iter().enumerate().map(|(index, column)| (column.name().to_owned(), index)).collect();
-        let mut values = vec![pg_sys::Datum::from(0); descriptor.len()];
-        let mut nulls = vec![true; descriptor.len()];
-        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, ptr::null_mut(), 0, ptr::null_mut());
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            let header = (*tuple).t_data;
-            let at = (*tuple).t_self;
-            let revision = Revision {
-                xmin: u32::from((*header).t_choice.t_heap.t_xmin),
-                block: (u32::from(at.ip_blkid.bi_hi) << 16) | u32::from(at.ip_blkid.bi_lo),
-                offset: at.ip_posid,
-            };
-            pg_sys::heap_deform_tuple(tuple, (*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-            let row = Row { columns: &columns, values: &values, nulls: &nulls };
-            let document = row.document();
-            let name = document.name.clone().unwrap_or_default();
-            match document.check() {
-                Ok(policy) => {
-                    found.plain.push(policy.clone());
-                    found.loaded.push(Rc::new(Loaded { policy, revision }));
-                }
-                Err(error) => found.broken.push(Broken { name, reason: error.to_string() }),
-            }
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-    }
-}
-
-/// One row of the policy table.
-struct Row<'a> {
-    columns: &'a HashMap<String, usize>,
-    values: &'a [pg_sys::Datum],
-    nulls: &'a [bool],
-}
-
-impl Row<'_> {
-    fn get<T: FromDatum>(&self, column: &str) -> Option<T> {
-        let index = *self.columns.get(column)?;
-        // SAFETY: the table's column has the type that the caller asks for.
-        unsafe { T::from_datum(self.values[index], self.nulls[index]) }
-    }
-
-    /// NULL or not is all that matters of a column that this version does not obey.
-    fn given(&self, column: &str) -> Option<String> {
-        self.columns.get(column).filter(|index| !self.nulls[**index]).map(|_| "given".to_owned())
-    }
-
-    fn document(&self) -> Document {
-        Document {
-            name: self.get("name"),
-            tables: self.get("tables").unwrap_or_default(),
-            roles: self.get("roles").unwrap_or_default(),
-            application: self.get("application"),
-            client: self.given("client"),
-            schedule: self.get("schedule"),
-            operations: self.get("operations").unwrap_or_default(),
-            max_rows: self.get("max_rows"),
-            max_rows_per_transaction: self.get("max_rows_per_transaction"),
-            rate_rows: self.get("rate_rows"),
-            // Means nothing without rate_rows.
-            rate_interval: None,
-            max_fraction: self.get("max_fraction"),
-            require_where: self.get("require_where").unwrap_or_default(),
-            require_transaction: self.get("require_transaction").unwrap_or_default(),
-            mode: self.get("mode"),
-            override_: self.get("override"),
-            approvers: self.get("approvers"),
-            min_approvals: self.get("min_approvals"),
-            undo: self.given("undo"),
-            comment: self.get("comment"),
-        }
-    }
+    let found = table::find();
+    // Noted before it is read: a change meanwhile must be recognised.
+    state().policy_table = found.unwrap_or(pg_sys::InvalidOid);
+    found.map_or_else(Policies::not_installed, Policies::read)
 }
 
 /// Whether this backend knows already that the extension is installed in this database; looks nothing up.

@@ -1,0 +1,224 @@
+//! The background processes' side of the queue: who serves which database, and what is taken, stored, and settled after
+//! a predecessor's death.
+
+use core::sync::atomic::Ordering;
+
+use pgrx::pg_sys;
+
+use super::memory::{Locked, MOST_WORKERS, Phase, Serving, set_latch};
+use crate::settings;
+
+/// Makes this process the one that is woken for databases without a worker.
+pub fn become_launcher() {
+    if let Some(queue) = Locked::lock() {
+        // SAFETY: a static of this process.
+        queue.header().launcher = unsafe { pg_sys::MyLatch };
+    }
+}
+
+/// Databases that have entries and no living worker. `alive` tells of a process id.
+pub fn unserved(alive: impl Fn(i32) -> bool, found: &mut Vec<pg_sys::Oid>) {
+    found.clear();
+    found.reserve(MOST_WORKERS);
+    let mut serving = [Serving { database: pg_sys::InvalidOid, pid: 0, latch: core::ptr::null_mut() }; MOST_WORKERS];
+    if let Some(queue) = Locked::lock() {
+        serving.copy_from_slice(&queue.header().serving);
+    }
+    // Asking about processes takes other locks, so it happens between the two looks.
+    for place in &mut serving {
+        if place.pid != 0 && !alive(place.pid) {
+            place.pid = 0;
+        }
+    }
+    let Some(queue) = Locked::lock() else { return };
+    for entry in queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken)) {
+        let served = serving.iter().any(|place| place.pid != 0 && place.database == entry.database);
+        if !served && !found.contains(&entry.database) && found.len() < MOST_WORKERS {
+            found.push(entry.database);
+        }
+    }
+}
+
+/// Makes this process the worker of its database. False when another living one has it, or there is no place.
+pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
+    // SAFETY: statics of this process.
+    let (database, pid, latch) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid, pg_sys::MyLatch) };
+    let mut holders = [0i32; MOST_WORKERS];
+    if let Some(queue) = Locked::lock() {
+        for (holder, serving) in holders.iter_mut().zip(&queue.header().serving) {
+            *holder = serving.pid;
+        }
+    }
+    let dead = holders.map(|pid| pid == 0 || !alive(pid));
+    let Some(queue) = Locked::lock() else {
+        return false;
+    };
+    for (place, (serving, dead)) in queue.header().serving.iter_mut().zip(dead).enumerate() {
+        if dead && serving.pid == holders[place] {
+            serving.pid = 0;
+        }
+    }
+    if queue.header().serving.iter().any(|serving| serving.pid != 0 && serving.database == database) {
+        return false;
+    }
+    match queue.header().serving.iter_mut().find(|serving| serving.pid == 0) {
+        Some(place) => {
+            *place = Serving { database, pid, latch };
+            true
+        }
+        None => false,
+    }
+}
+
+/// This process serves no more. False when something came in meanwhile and it has to go on.
+pub fn retire() -> bool {
+    // SAFETY: statics of this process.
+    let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
+    let Some(queue) = Locked::lock() else {
+        return true;
+    };
+    if queue.entries().iter().any(|entry| entry.phase == Phase::Queued && entry.database == database) {
+        return false;
+    }
+    if let Some(place) = queue.header().serving.iter_mut().find(|serving| serving.pid == pid) {
+        place.pid = 0;
+    }
+    true
+}
+
+/// One entry taken from the queue; its bytes are a part of the buffer it was taken into.
+pub struct Taken {
+    entry: usize,
+    pub bytes: core::ops::Range<usize>,
+    /// How often it was taken, this time included.
+    pub attempts: u32,
+}
+
+/// Takes what is queued for this process's database, as far as `buffer` has room. Allocates nothing under the lock.
+pub fn take(buffer: &mut Vec<u8>, taken: &mut Vec<Taken>) {
+    buffer.clear();
+    taken.clear();
+    // SAFETY: a static of this process.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let Some(queue) = Locked::lock() else { return };
+    for (place, entry) in queue.entries().iter_mut().enumerate() {
+        if entry.phase != Phase::Queued || entry.database != database {
+            continue;
+        }
+        let from = buffer.len();
+        if buffer.capacity() - from < entry.length as usize || taken.len() == taken.capacity() {
+            break;
+        }
+        queue.read(entry, buffer);
+        entry.phase = Phase::Taken;
+        entry.attempts += 1;
+        taken.push(Taken { entry: place, bytes: from..buffer.len(), attempts: entry.attempts });
+    }
+}
+
+/// Most bytes and entries that [`take`] can give at once.
+pub fn capacity() -> (usize, usize) {
+    (settings::event_queue_bytes().max(64 * 1024), 512)
+}
+
+/// Notes, before the commit, which transaction stores the entry and under which id.
+pub fn storing(taken: &Taken, transaction: u64, event_id: i64) {
+    if let Some(queue) = Locked::lock() {
+        let entry = &mut queue.entries()[taken.entry];
+        entry.storing = transaction;
+        entry.event_id = event_id;
+    }
+}
+
+/// The transaction that stored these committed: their sessions may go on.
+pub fn done(taken: &[Taken]) {
+    for one in taken {
+        let latch = Locked::lock().map(|queue| finish(&queue, one.entry));
+        set_latch(latch.unwrap_or(core::ptr::null_mut()));
+    }
+}
+
+/// Frees a stored entry, or leaves it for the session that waits; gives that session's latch.
+fn finish(queue: &Locked, place: usize) -> *mut pg_sys::Latch {
+    queue.header().stored.fetch_add(1, Ordering::Relaxed);
+    let entry = &mut queue.entries()[place];
+    let waiter = entry.waiter;
+    if waiter.is_null() {
+        queue.free(entry);
+    } else {
+        entry.phase = Phase::Stored;
+    }
+    waiter
+}
+
+/// Settles what a predecessor had taken when it was killed. `committed` tells of a full transaction id.
+pub fn recover(committed: impl Fn(u64) -> bool) {
+    // SAFETY: a static of this process.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let mut place = 0;
+    loop {
+        let storing = {
+            let Some(queue) = Locked::lock() else { return };
+            let entries = queue.entries();
+            let left = entries.iter().enumerate().skip(place);
+            let mut taken = left.filter(|(_, entry)| entry.phase == Phase::Taken && entry.database == database);
+            let Some((found, entry)) = taken.next() else {
+                return;
+            };
+            place = found;
+            entry.storing
+        };
+        // The commit log has locks of its own.
+        let is_stored = storing != 0 && committed(storing);
+        let latch = Locked::lock().map(|queue| {
+            if is_stored {
+                return finish(&queue, place);
+            }
+            let entry = &mut queue.entries()[place];
+            entry.phase = Phase::Queued;
+            entry.storing = 0;
+            core::ptr::null_mut()
+        });
+        set_latch(latch.unwrap_or(core::ptr::null_mut()));
+        place += 1;
+    }
+}
+
+/// Frees what was stored for sessions that were terminated while they waited.
+pub fn sweep(alive: impl Fn(i32) -> bool) {
+    let mut place = 0;
+    loop {
+        let (pid, number) = {
+            let Some(queue) = Locked::lock() else { return };
+            let mut left = queue.entries().iter().enumerate().skip(place);
+            let Some((found, entry)) = left.find(|(_, entry)| entry.phase == Phase::Stored) else {
+                return;
+            };
+            place = found;
+            (entry.waiter_pid, entry.number)
+        };
+        if !alive(pid)
+            && let Some(queue) = Locked::lock()
+            && let Some(entry) = queue.entries().get_mut(place)
+            && entry.number == number
+        {
+            queue.free(entry);
+        }
+        place += 1;
+    }
+}
+
+/// Drops everything that waits for a database, because it does not exist any more. Gives how many events that were.
+pub fn forget(database: pg_sys::Oid) -> usize {
+    let Some(queue) = Locked::lock() else {
+        return 0;
+    };
+    let mut events = 0;
+    for entry in queue.entries().iter_mut() {
+        if entry.phase != Phase::Free && entry.database == database {
+            events += usize::from(entry.length > 0);
+            queue.free(entry);
+        }
+    }
+    events
+}
