@@ -41,14 +41,18 @@ unsafe extern "C-unwind" {
     /// Signal handler of core's own workers: exits with 1, so that the postmaster restarts the worker.
     pub fn die(signo: c_int);
 
-    // These four read a static and return.
+    // These read a static and return; pg_trigger_depth looks at no argument.
     pub fn GetAuthenticatedUserId() -> pg_sys::Oid;
     pub fn GetSessionUserId() -> pg_sys::Oid;
     pub fn GetCurrentRoleId() -> pg_sys::Oid;
     pub fn GetCurrentTransactionNestLevel() -> c_int;
     pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
 
+    pub fn pg_trigger_depth(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+
     pub fn AcceptInvalidationMessages();
+    pub fn table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
+    pub fn LockRelationOid(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE);
     pub fn ProcessInterrupts();
 
     pub fn errstart(elevel: c_int, domain: *const c_char) -> bool;

@@ -10,11 +10,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags};
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
 use pgrx::{PgLogLevel, ereport};
 
 use crate::event::serve::{self, Taken};
-use crate::event::store;
+use crate::event::{queue, store};
 use crate::ffi;
 
 /// How long a worker without work stays connected. DROP DATABASE waits five seconds for others to leave.
@@ -23,8 +25,6 @@ const LINGER: Duration = Duration::from_millis(500);
 const BACK_OFF: Duration = Duration::from_secs(1);
 /// How often the launcher looks without being woken.
 const LOOK: Duration = Duration::from_secs(5);
-/// An event that could not be stored this often is left to the server log.
-const MOST_ATTEMPTS: u32 = 100;
 
 const LIBRARY: &CStr = c"pg_writeguard";
 
@@ -164,17 +164,13 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
     // SAFETY: the argument is the OID that `start` put there.
     unsafe {
         let database = pg_sys::Oid::from_u32(database.value() as u32);
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
-    }
-    // SAFETY: nothing that a database's settings say about names concerns our own statements.
-    unsafe {
-        pg_sys::SetConfigOption(
-            c"search_path".as_ptr(),
-            c"pg_catalog, pg_temp".as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_OVERRIDE,
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(
+            database,
+            pg_sys::InvalidOid,
+            pg_sys::BGWORKER_BYPASS_ALLOWCONN,
         );
     }
+    ignore_database_settings();
     if !serve::serve(alive) {
         return;
     }
@@ -193,6 +189,31 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
             wait(LINGER.saturating_sub(idle_since.elapsed()));
         } else if serve::retire() {
             return;
+        }
+    }
+}
+
+/// What ALTER DATABASE … SET says is for clients; our own statements run as the superuser with these.
+fn ignore_database_settings() {
+    let settings = [
+        (c"role", c"none"),
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"session_replication_role", c"origin"),
+        (c"lock_timeout", c"0"),
+        (c"row_security", c"on"),
+        (c"synchronous_commit", c"on"),
+    ];
+    for (name, value) in settings {
+        // SAFETY: core's own settings with values that need no catalog.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
         }
     }
 }
@@ -225,21 +246,15 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
                 if json.is_empty() {
                     continue;
                 }
-                if one.attempts > MOST_ATTEMPTS {
+                let Some(id) = insert(client, json) else {
                     ereport!(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
                         "pg_writeguard: an event cannot be stored and is in this log only",
                         json
                     );
+                    queue::count_unqueued();
                     continue;
-                }
-                let inserted = client
-                    .update(store::INSERT, None, &[json.into()])
-                    .and_then(|rows| rows.first().get_one::<String>());
-                let id = match inserted {
-                    Ok(id) => id.and_then(|id| id.parse::<i64>().ok()).unwrap_or_default(),
-                    Err(error) => return must(Err(error)),
                 };
                 // SAFETY: the insert has given the transaction its id.
                 let transaction = unsafe { pg_sys::GetTopFullTransactionIdIfAny().value };
@@ -251,6 +266,41 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
     });
 }
 
+/// Inserts one event; none when the event itself is what cannot be stored. Anything else that goes wrong ends the worker.
+fn insert(client: &mut SpiClient<'_>, json: &str) -> Option<i64> {
+    // SAFETY: the order of calls is that of core's own procedural languages around a block that catches errors.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(core::ptr::null());
+        let client = std::panic::AssertUnwindSafe(client);
+        let inserted = PgTryBuilder::new(move || {
+            let client = client;
+            let rows = client.0.update(store::INSERT, None, &[json.into()]);
+            rows.and_then(|rows| rows.first().get_one::<String>()).ok().flatten()
+        })
+        .catch_others(|error| if is_about_data(&error) { None } else { error.rethrow() })
+        .execute();
+        if inserted.is_some() {
+            pg_sys::ReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+        inserted.and_then(|id| id.parse().ok())
+    }
+}
+
+/// Classes 22, 23 and 54: a value that does not fit, now or ever.
+fn is_about_data(error: &CaughtError) -> bool {
+    let (CaughtError::PostgresError(report)
+    | CaughtError::ErrorReport(report)
+    | CaughtError::RustPanic { ereport: report, .. }) = error;
+    // Two characters of six bits each, as MAKE_SQLSTATE packs them.
+    let class = |first: u8, second: u8| i32::from(first - b'0') | (i32::from(second - b'0') << 6);
+    [class(b'2', b'2'), class(b'2', b'3'), class(b'5', b'4')].contains(&(report.sql_error_code() as i32 & 0xfff))
+}
+
 /// A statement of our own that fails ends the worker; its successor tries again.
 fn must(result: Result<(), pgrx::spi::Error>) {
     if let Err(error) = result {
@@ -259,11 +309,11 @@ fn must(result: Result<(), pgrx::spi::Error>) {
 }
 
 const NOTIFY: &str = "SELECT pg_catalog.pg_notify('writeguard', \
-     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', e.policy)::pg_catalog.text) \
+     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', pg_catalog.left(e.policy, 500))::pg_catalog.text) \
      FROM writeguard.event AS e WHERE e.id OPERATOR(pg_catalog.=) $1";
 
 /// Sends the notifications of events that were written in transactions of their own.
 const SERVE_OUTBOX: &str = "WITH sent AS (DELETE FROM writeguard.outbox RETURNING event) \
      SELECT pg_catalog.pg_notify('writeguard', \
-     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', e.policy)::pg_catalog.text) \
+     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', pg_catalog.left(e.policy, 500))::pg_catalog.text) \
      FROM sent JOIN writeguard.event AS e ON e.id OPERATOR(pg_catalog.=) sent.event ORDER BY e.id";

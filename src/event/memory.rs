@@ -44,7 +44,6 @@ pub struct Entry {
     /// Full transaction id of the worker that is storing it; 0 before that.
     pub storing: u64,
     pub event_id: i64,
-    pub attempts: u32,
 }
 
 #[repr(C)]
@@ -233,7 +232,6 @@ impl Locked {
             waiter_pid: 0,
             storing: 0,
             event_id: 0,
-            attempts: 0,
         };
         Some(place)
     }

@@ -1,9 +1,10 @@
 //! One event: the columns of `writeguard.event`, which are also the keys of its JSON in the server log.
 
+use core::ptr;
+
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
-use crate::ffi;
 use crate::raise::log_line;
 use crate::session::{self, Actor};
 
@@ -62,18 +63,29 @@ pub struct Event {
     pub reason: Option<String>,
 }
 
+/// A point in time as text that reads the same whatever the session's time zone and date style are.
+fn in_utc(time: pg_sys::TimestampTz) -> String {
+    let mut parts = pg_sys::pg_tm::default();
+    let mut microseconds = 0;
+    // SAFETY: without a time zone to fill in the parts are those of UTC.
+    unsafe {
+        pg_sys::timestamp2tm(time, ptr::null_mut(), &mut parts, &mut microseconds, ptr::null_mut(), ptr::null_mut());
+    }
+    let pg_sys::pg_tm { tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec, .. } = parts;
+    format!("{tm_year:04}-{tm_mon:02}-{tm_mday:02} {tm_hour:02}:{tm_min:02}:{tm_sec:02}.{microseconds:06}+00")
+}
+
 impl Event {
     /// An event of this session, now; what it is about is for the caller to fill in.
     pub fn new(kind: Kind) -> Self {
         let actor = Actor::current();
-        // SAFETY: these read statics, or format a timestamp into a static buffer.
-        let (occurred_at, pid, xid, query_id) = unsafe {
-            let now = ffi::text(pg_sys::timestamptz_to_str(pg_sys::GetCurrentTimestamp())).unwrap_or_default();
+        // SAFETY: these read the clock, statics and the transaction state.
+        let (now, pid, xid, query_id) = unsafe {
             let xid = pg_sys::GetTopFullTransactionIdIfAny().value;
-            (now, pg_sys::MyProcPid, xid, pg_sys::pgstat_get_my_query_id())
+            (pg_sys::GetCurrentTimestamp(), pg_sys::MyProcPid, xid, pg_sys::pgstat_get_my_query_id())
         };
         Self {
-            occurred_at,
+            occurred_at: in_utc(now),
             kind,
             policy: None,
             mode: None,

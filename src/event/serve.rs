@@ -90,8 +90,6 @@ pub fn retire() -> bool {
 pub struct Taken {
     entry: usize,
     pub bytes: core::ops::Range<usize>,
-    /// How often it was taken, this time included.
-    pub attempts: u32,
 }
 
 /// Takes what is queued for this process's database, as far as `buffer` has room. Allocates nothing under the lock.
@@ -111,8 +109,7 @@ pub fn take(buffer: &mut Vec<u8>, taken: &mut Vec<Taken>) {
         }
         queue.read(entry, buffer);
         entry.phase = Phase::Taken;
-        entry.attempts += 1;
-        taken.push(Taken { entry: place, bytes: from..buffer.len(), attempts: entry.attempts });
+        taken.push(Taken { entry: place, bytes: from..buffer.len() });
     }
 }
 

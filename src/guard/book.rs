@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::ffi::Backend;
 use crate::policy::catalog::{self, COUNTED};
 use crate::policy::table::{Loaded, Revision};
-use crate::raise::{Raise, guarded};
+use crate::raise::{Failure, Raise, guarded};
 use crate::session::Actor;
 use crate::settings;
 use crate::words::{Operation, RelationName};
@@ -53,7 +53,8 @@ const MOST_BINDINGS: usize = 20_000;
 struct Book {
     ledger: Ledger,
     generation: u64,
-    bindings: HashMap<(u32, Actor), Option<Rc<Binding>>>,
+    /// By relation, for each acting role that wrote it.
+    bindings: HashMap<u32, Vec<(Actor, Option<Rc<Binding>>)>>,
     policies: HashMap<Revision, MeterId>,
     relations: HashMap<u32, (MeterId, String)>,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
@@ -89,25 +90,31 @@ fn refresh(book: &mut Book) {
         book.bindings.clear();
         book.generation = generation;
         book.stale = true;
+    } else if catalog::any_changed() {
+        for relation in catalog::take_changed() {
+            book.bindings.remove(&relation);
+        }
     }
 }
 
 /// What a relation's rows are charged to; none where no policy covers it. One hash look-up after the first time.
 ///
 /// # Errors
-/// WG008 when the policies cannot be read.
+/// WG008 when a policy cannot be worked with; a foreign error when reading them was interrupted.
 #[inline]
-pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Error> {
+pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
     let book = book();
     refresh(book);
-    match book.bindings.get(&(u32::from(relation), actor)) {
-        Some(known) => Ok(known.clone()),
-        None => bind(relation, actor),
+    if let Some(known) = book.bindings.get(&u32::from(relation))
+        && let Some((_, binding)) = known.iter().find(|(of, _)| *of == actor)
+    {
+        return Ok(binding.clone());
     }
+    bind(relation, actor)
 }
 
 #[cold]
-fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Error> {
+fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
     let covering = catalog::covering(relation, actor)?;
     let book = book();
     // Reading the policies may have processed invalidations; then this answer is kept for the new generation.
@@ -140,7 +147,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Erro
         }
         Rc::new(Binding { relation: covering.relation, name, rows, charges })
     });
-    book.bindings.insert((u32::from(relation), actor), binding.clone());
+    book.bindings.entry(u32::from(relation)).or_default().push((actor, binding.clone()));
     Ok(binding)
 }
 
@@ -165,7 +172,9 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
             }
         }
     }
-    if decide::is_granted(place.statement) {
+    if decide::is_granted(place.statement)
+        && !decide::within_grant(ledger, place.statement, binding.rows, &binding.name)
+    {
         return past_review(binding, operation, place, estimate);
     }
     core::ptr::null_mut()
@@ -201,7 +210,12 @@ fn past_limit(
             place,
             estimate,
         };
-        decide::decide(&attempt)
+        decide::decide(&attempt)?;
+        if decide::is_granted(place.statement) {
+            // Tables that were charged before the token was spent count as well.
+            decide::check_grant(&attempt, &rows_by_table(place.statement))?;
+        }
+        Ok(())
     })
 }
 
@@ -221,6 +235,14 @@ fn past_review(binding: &Binding, operation: Operation, place: Place, estimate: 
             estimate,
         };
         decide::check_grant(&attempt, &rows_by_table(place.statement))
+    })
+}
+
+/// Runs what may find that nothing can be decided. While the guard is switched off that is no reason to refuse.
+pub fn deciding<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut Raise {
+    guarded(|| match body() {
+        Err(Failure::Ours(Error::Undecided { .. })) if !settings::enabled() => Ok(()),
+        result => result,
     })
 }
 

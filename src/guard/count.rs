@@ -13,7 +13,7 @@ use super::budget::Place;
 use super::statement;
 use super::watch::{self, Kind, Watch};
 use crate::ffi;
-use crate::raise::{Raise, guarded, raise};
+use crate::raise::{Raise, raise};
 use crate::session;
 use crate::words::Operation;
 
@@ -200,7 +200,7 @@ unsafe fn conflict_in(relation: *mut pg_sys::ResultRelInfo, updated: &mut bool) 
 unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Raise {
     let mut binding = None;
     let actor = watch.actor;
-    let raise = guarded(|| {
+    let raise = book::deciding(|| {
         binding = book::binding(partition, actor)?;
         Ok(())
     });

@@ -11,7 +11,7 @@ use super::decide;
 use super::statement;
 use crate::error::Error;
 use crate::ffi::{self, Backend};
-use crate::raise::{Failure, Raise, guarded};
+use crate::raise::{Failure, Raise};
 use crate::session::{self, Actor};
 use crate::words::Operation;
 
@@ -52,7 +52,7 @@ pub fn rolled_back() {
 /// Called from a plain old frame, inside a transaction.
 pub unsafe fn truncate(relation: pg_sys::Oid) -> *mut Raise {
     // SAFETY: the caller's promise.
-    guarded(|| unsafe { count_truncate(relation) })
+    book::deciding(|| unsafe { count_truncate(relation) })
 }
 
 unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
@@ -75,7 +75,7 @@ unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
             // Core refuses it in a moment, with its own words.
             return Ok(());
         }
-        pg_sys::LockRelationOid(relation, lock);
+        ffi::protect(|| ffi::LockRelationOid(relation, lock))?;
         let table = pg_sys::try_relation_open(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         if table.is_null() {
             return Ok(());
@@ -131,13 +131,13 @@ unsafe fn charge_rows(
     }
 }
 
-/// Rows that are counted at a time where a token bounds them.
+/// Rows that are counted at a time where the number itself matters: under a token, and when a TRUNCATE is rehearsed.
 const CHUNK: u64 = 10_000;
 
 /// How many more rows could change the verdict: one past the smallest budget that is not lifted; under a token all
 /// of them, because the reviewed number must hold. None: no more.
 fn worth_counting(binding: &Binding, place: Place) -> Option<u64> {
-    if decide::is_granted(place.statement) {
+    if decide::is_granted(place.statement) || decide::is_rehearsing() {
         return Some(CHUNK);
     }
     binding

@@ -44,6 +44,8 @@ struct Granted {
     statement: Serial,
     level: i32,
     grant: Grant,
+    /// The meters of the tables that were charged so far, each with its reviewed rows; none for a table that was not reviewed.
+    tables: Vec<(MeterId, Option<u64>)>,
 }
 
 struct State {
@@ -86,6 +88,11 @@ pub fn is_granted(statement: Serial) -> bool {
     state().granted.iter().any(|granted| granted.statement == statement)
 }
 
+/// Whether a statement is run to be taken back.
+pub fn is_rehearsing() -> bool {
+    state().rehearsing > 0
+}
+
 /// Switches rehearsal on or off; calls nest.
 pub fn rehearse(on: bool) {
     let rehearsing = &mut state().rehearsing;
@@ -120,7 +127,8 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
                 Some(token) if flag => {
                     let grant = spend(&token, attempt)?;
                     let request = grant.request;
-                    state().granted.push(Granted { statement, level: attempt.place.level, grant });
+                    let tables = Vec::new();
+                    state().granted.push(Granted { statement, level: attempt.place.level, grant, tables });
                     lift(attempt, Some(request));
                     Ok(())
                 }
@@ -176,16 +184,16 @@ fn describe(event: &mut Event, attempt: &Attempt<'_>) {
     event.operation = Some(attempt.operation.word().into());
     event.relation = Some(attempt.relation.to_sql());
     event.scope = Some(scope.to_string());
-    event.row_limit = Some(limit);
+    event.row_limit = limit;
     event.rows_estimated = attempt.estimate;
     event.statement = Some(statement::text());
 }
 
-fn limit_of(attempt: &Attempt<'_>) -> (Scope, u64) {
+fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
     let policy = &attempt.policy.policy;
     match attempt.past {
-        Past::Statement => (Scope::Statement, policy.max_rows.unwrap_or(u64::MAX)),
-        Past::Transaction => (Scope::Transaction, policy.max_rows_per_transaction.unwrap_or(u64::MAX)),
+        Past::Statement => (Scope::Statement, policy.max_rows),
+        Past::Transaction => (Scope::Transaction, policy.max_rows_per_transaction),
     }
 }
 
@@ -199,6 +207,7 @@ fn lift(attempt: &Attempt<'_>, request: Option<i64>) {
 
 fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
     let (scope, limit) = limit_of(attempt);
+    let limit = limit.unwrap_or_default();
     let policy = &attempt.policy.policy;
     let mut event = Event::new(Kind::Blocked);
     describe(&mut event, attempt);
@@ -267,8 +276,30 @@ fn enqueue(event: &Event) -> Result<Option<queue::Ticket>, ffi::Foreign> {
     }
 }
 
-/// After rows of a statement with an accepted token were charged: are they still what was reviewed? `rows` are those
-/// charged so far by qualified table name.
+/// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were charged.
+pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &str) -> bool {
+    let Some(granted) = state().granted.iter_mut().find(|granted| granted.statement == statement) else {
+        return true;
+    };
+    let reviewed = match granted.tables.iter().find(|(meter, _)| *meter == table) {
+        Some((_, reviewed)) => *reviewed,
+        None => {
+            let reviewed = granted.grant.rows.get(name).copied();
+            granted.tables.push((table, reviewed));
+            reviewed
+        }
+    };
+    match (reviewed, granted.grant.max_rows) {
+        (None, _) => ledger.in_statement(table, statement) == 0,
+        (Some(reviewed), None) => ledger.in_statement(table, statement) <= reviewed,
+        (Some(_), Some(max_rows)) => {
+            let total: u64 = granted.tables.iter().map(|(meter, _)| ledger.in_statement(*meter, statement)).sum();
+            total <= max_rows
+        }
+    }
+}
+
+/// Refuses a statement that went past what was reviewed. `rows` are those charged so far by qualified table name.
 ///
 /// # Errors
 /// WG006 when a table, or all together where the approver said so, got more rows than reviewed.
@@ -277,9 +308,7 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
     let Some(granted) = state().granted.iter().find(|granted| granted.statement == statement) else {
         return Ok(());
     };
-    let Some((name, allowed)) = granted.grant.exceeded(rows) else {
-        return Ok(());
-    };
+    let Some((name, allowed)) = granted.grant.exceeded(rows) else { return Ok(()) };
     let request = granted.grant.request;
     let error = Error::TokenRefused {
         reason: "the write changes more rows than were reviewed".into(),
@@ -344,7 +373,13 @@ pub fn release(level: i32) {
 pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
     let lifts = core::mem::take(&mut state().lifts);
     // SAFETY: no portal is active any more, so that our SQL has to bring its snapshot along.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    // What the transaction wrote it may record, also when it was made read-only since.
+    let read_only = unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let read_only = pg_sys::XactReadOnly;
+        pg_sys::XactReadOnly = false;
+        read_only
+    };
     for lift in lifts {
         let mut event = lift.event;
         event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
@@ -354,7 +389,10 @@ pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
         store::insert(&event)?;
     }
     // SAFETY: pushed above; after an error the transaction's abort pops it.
-    unsafe { pg_sys::PopActiveSnapshot() };
+    unsafe {
+        pg_sys::XactReadOnly = read_only;
+        pg_sys::PopActiveSnapshot();
+    }
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 //! A statement is one command of the client with all that it sets off. The client's commands run in portals, and what they set
 //! off runs inside the outermost of them; so the frames in `hooks` note the portal of the outermost executor run or utility
 //! command, and the first covered write inside opens a statement for it. A portal that is suspended and resumed is still the
-//! same statement; a reset callback on its memory tells when it is gone. Writes outside any portal (deferred triggers at the end of an
-//! implicit transaction, fast-path calls, background processes) belong to the statement that started at the same time.
+//! same statement; a reset callback on its memory tells when it is gone. Writes outside any portal of the client's (deferred
+//! triggers at a commit, fast-path calls, background processes) belong to the statement that started at the same time.
 //!
 //! Every commit starts the counts again, because meters are also marked with their transaction.
 
@@ -39,16 +39,29 @@ pub unsafe fn enter(source: *const c_char, pstmt: *const pg_sys::PlannedStmt) ->
     // SAFETY: statics of this thread; `pstmt` is NULL or the statement being run.
     unsafe {
         let outermost = &mut *OUTERMOST.get();
-        if !outermost.portal.is_null() || pg_sys::ActivePortal.is_null() {
+        let portal = pg_sys::ActivePortal;
+        if !outermost.portal.is_null() || portal.is_null() || !is_the_clients(portal) {
             return false;
         }
-        outermost.portal = pg_sys::ActivePortal;
+        outermost.portal = portal;
         outermost.source = source;
         if !pstmt.is_null() {
             outermost.location = (*pstmt).stmt_location;
             outermost.length = (*pstmt).stmt_len;
         }
         true
+    }
+}
+
+/// Whether the client asked for what runs in this portal, where no other one is around it. Not so for a cursor in a deferred
+/// trigger or in a function of a fast-path call, nor for a held cursor that a commit runs to its end: those belong to the
+/// message as a whole.
+#[inline(always)]
+unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
+    // SAFETY: the active portal is alive; the others are statics, read here or by a function that does no more.
+    unsafe {
+        let held = (*portal).strategy == pg_sys::PortalStrategy::PORTAL_ONE_SELECT && !(*portal).holdStore.is_null();
+        !held && !pg_sys::debug_query_string.is_null() && ffi::pg_trigger_depth(ptr::null_mut()).value() == 0
     }
 }
 
@@ -72,14 +85,13 @@ pub fn rolled_back() {
 /// A statement that charged, or may charge, covered rows.
 struct Statement {
     serial: Serial,
-    /// NULL when the portal is gone.
+    /// NULL when the portal is gone, or when there is none.
     portal: pg_sys::Portal,
+    /// Opened before the portal it belongs to, if any: by a function that ran while the statement was planned.
+    awaits_portal: bool,
     started: pg_sys::TimestampTz,
-    source: *const c_char,
-    location: i32,
-    length: i32,
-    /// The text, kept when the portal goes before its deferred triggers have run. Empty while the portal is there.
-    kept_text: Vec<u8>,
+    /// The client's text, copied: what it was copied from may go before the statement does. Used again and again.
+    text: Vec<u8>,
     callback: pg_sys::MemoryContextCallback,
 }
 
@@ -105,9 +117,14 @@ pub fn current() -> Serial {
     let state = state();
     if let Some(current) = state.current {
         let statement = &mut state.all[current];
-        let same =
-            if outermost.portal.is_null() { statement.started == now } else { statement.portal == outermost.portal };
-        if same {
+        if outermost.portal.is_null() {
+            if statement.started == now {
+                return statement.serial;
+            }
+        } else if statement.portal == outermost.portal {
+            return statement.serial;
+        } else if statement.awaits_portal && statement.started == now {
+            attach(statement, outermost);
             return statement.serial;
         }
     }
@@ -121,86 +138,71 @@ pub fn current() -> Serial {
     statement.serial
 }
 
-#[cold]
 fn open(state: &mut State, outermost: Outermost) -> usize {
     let free = state.all.iter().position(|statement| statement.portal.is_null());
     let place = free.unwrap_or_else(|| {
         state.all.push(Box::new(Statement {
             serial: 0,
             portal: ptr::null_mut(),
+            awaits_portal: false,
             started: 0,
-            source: ptr::null(),
-            location: -1,
-            length: 0,
-            kept_text: Vec::new(),
+            text: Vec::new(),
             callback: pg_sys::MemoryContextCallback::default(),
         }));
         state.all.len() - 1
     });
     state.last_serial += 1;
-    let serial = state.last_serial;
     let statement = &mut state.all[place];
-    statement.serial = serial;
-    statement.portal = outermost.portal;
-    statement.kept_text.clear();
-    // SAFETY: outside a portal the only text is that of the message being worked on, NULL between messages.
-    unsafe {
-        if outermost.portal.is_null() {
-            statement.source = pg_sys::debug_query_string;
-            statement.location = -1;
-            statement.length = 0;
-            keep_text(statement);
-            statement.source = ptr::null();
-        } else {
-            statement.source = outermost.source;
-            statement.location = outermost.location;
-            statement.length = outermost.length;
-            statement.callback.func = Some(portal_gone);
-            statement.callback.arg = ptr::from_mut::<Statement>(statement).cast();
-            pg_sys::MemoryContextRegisterResetCallback((*outermost.portal).portalContext, &mut statement.callback);
-        }
+    statement.serial = state.last_serial;
+    if outermost.portal.is_null() {
+        statement.awaits_portal = true;
+        // SAFETY: NULL or the string of the message that is being worked on.
+        unsafe { keep_text(statement, pg_sys::debug_query_string, -1, 0) };
+    } else {
+        attach(statement, outermost);
     }
     place
 }
 
-/// Longest text kept of a statement whose portal is gone, in bytes. A longer one matches no token any more.
-const KEPT_TEXT: usize = 64 * 1024;
-
-/// Copies the text into a buffer that is used again and again.
-fn keep_text(statement: &mut Statement) {
-    let mut kept = core::mem::take(&mut statement.kept_text);
-    kept.clear();
-    if let Some(text) = cut(statement) {
-        kept.extend_from_slice(&text[..text.len().min(KEPT_TEXT)]);
-    }
-    statement.kept_text = kept;
-}
-
-/// The memory of a statement's portal goes. Deferred triggers may still have to say which statement they belong to.
-unsafe extern "C-unwind" fn portal_gone(argument: Opaque) {
-    // SAFETY: the argument is the boxed statement that registered this; it is never freed. The source string lives in
-    // the portal's memory, which is freed after this call, or in the message's.
+/// Ties a statement to the client's portal, until that is gone.
+fn attach(statement: &mut Statement, outermost: Outermost) {
+    statement.portal = outermost.portal;
+    statement.awaits_portal = false;
+    statement.callback.func = Some(portal_gone);
+    statement.callback.arg = ptr::from_mut::<Statement>(statement).cast();
+    // SAFETY: the outermost portal is running, and so is the text it was made from. The boxed statement is never freed.
     unsafe {
-        let statement = &mut *argument.cast::<Statement>();
-        keep_text(statement);
-        statement.portal = ptr::null_mut();
-        statement.source = ptr::null();
+        keep_text(statement, outermost.source, outermost.location, outermost.length);
+        pg_sys::MemoryContextRegisterResetCallback((*outermost.portal).portalContext, &mut statement.callback);
     }
 }
 
-/// The part of the client's string that is this statement, as it was sent.
-fn cut(statement: &Statement) -> Option<&[u8]> {
-    if statement.source.is_null() {
-        return None;
+/// A buffer that grew past this many bytes is given back with its statement.
+const KEPT_BUFFER: usize = 64 * 1024;
+
+/// Copies the part of the client's string that is this statement.
+unsafe fn keep_text(statement: &mut Statement, source: *const c_char, location: i32, length: i32) {
+    statement.text.clear();
+    if statement.text.capacity() > KEPT_BUFFER {
+        statement.text.shrink_to(KEPT_BUFFER);
     }
-    // SAFETY: `source` is NULL or alive as long as the portal is.
-    let bytes = unsafe { core::ffi::CStr::from_ptr(statement.source) }.to_bytes();
-    let from = usize::try_from(statement.location).unwrap_or(0).min(bytes.len());
-    let to = match usize::try_from(statement.length) {
+    if source.is_null() {
+        return;
+    }
+    // SAFETY: the caller's promise: a C string, of which the location is a part.
+    let bytes = unsafe { core::ffi::CStr::from_ptr(source) }.to_bytes();
+    let from = usize::try_from(location).unwrap_or(0).min(bytes.len());
+    let to = match usize::try_from(length) {
         Ok(length) if length > 0 => from.saturating_add(length).min(bytes.len()),
         _ => bytes.len(),
     };
-    bytes.get(from..to)
+    statement.text.extend_from_slice(bytes.get(from..to).unwrap_or_default());
+}
+
+/// The memory of a statement's portal goes.
+unsafe extern "C-unwind" fn portal_gone(argument: Opaque) {
+    // SAFETY: the argument is the boxed statement that registered this; it is never freed.
+    unsafe { (*argument.cast::<Statement>()).portal = ptr::null_mut() }
 }
 
 /// Whether another statement than the current one may go on later.
@@ -214,7 +216,7 @@ pub fn text() -> String {
     let Some(statement) = state.current.map(|current| &state.all[current]) else {
         return String::new();
     };
-    let text = String::from_utf8_lossy(cut(statement).unwrap_or(&statement.kept_text));
+    let text = String::from_utf8_lossy(&statement.text);
     crate::token::statement::normalize(&text).to_owned()
 }
 

@@ -12,7 +12,7 @@ use super::watch::{self, Kind};
 use super::{book, count};
 use crate::error::Error;
 use crate::policy::catalog;
-use crate::raise::{Failure, Raise, guarded};
+use crate::raise::{Failure, Raise};
 use crate::session::Actor;
 use crate::words::Operation;
 
@@ -52,7 +52,7 @@ unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableSta
 /// `query_desc` was just started; called from a plain old frame.
 pub unsafe fn begin(query_desc: *mut pg_sys::QueryDesc) -> *mut Raise {
     // SAFETY: the caller's promise.
-    guarded(|| unsafe { begin_watching(query_desc) })
+    book::deciding(|| unsafe { begin_watching(query_desc) })
 }
 
 unsafe fn begin_watching(query_desc: *mut pg_sys::QueryDesc) -> Result<(), Failure> {
@@ -102,7 +102,7 @@ unsafe fn watch_node(
         let routed = kind == Kind::Conflict && !(*node).mt_partition_tuple_routing.is_null();
         let relations = usize::try_from((*node).mt_nrels).unwrap_or(0);
         let relation = |index: usize| (*(*(*node).resultRelInfo.add(index)).ri_RelationDesc).rd_id;
-        let mut covered = routed && catalog::installed();
+        let mut covered = routed && catalog::installed()?;
         for index in 0..relations {
             covered |= book::binding(relation(index), actor)?
                 .is_some_and(|binding| operations.iter().any(|operation| !binding.charges(*operation).is_empty()));
@@ -134,7 +134,7 @@ unsafe fn watch_node(
         watch.node = node;
         watch.child = child;
         watch.child_exec = Some(child_exec);
-        watch.estimate = Some((*(*child).plan).plan_rows as u64);
+        watch.estimate = estimate((*child).plan);
         watch.direct = direct;
         watch.direct_rows = direct_rows;
         watch.returning = !(*plan).returningLists.is_null();
@@ -170,10 +170,17 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         }
         let mut watch = watch::fresh(Kind::Whole(operation), (*query_desc).estate, actor);
         watch.bindings.push(binding);
-        watch.estimate = Some((*(*statement).planTree).plan_rows as u64);
+        watch.estimate = estimate((*statement).planTree);
         watch::activate(watch);
         Ok(())
     }
+}
+
+/// The planner's estimate of a node's rows, where it is a number that one can store.
+unsafe fn estimate(plan: *const pg_sys::Plan) -> Option<u64> {
+    // SAFETY: a node of a plan that is being run.
+    let rows = unsafe { (*plan).plan_rows };
+    (rows < i64::MAX as f64).then_some(rows as u64)
 }
 
 fn undecided(reason: &str, relation: pg_sys::Oid) -> Failure {

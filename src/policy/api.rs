@@ -203,7 +203,7 @@ fn explain(arguments: &Arguments) -> Returns {
     })?;
     // SAFETY: what other sessions committed shall be seen.
     unsafe { pg_sys::AcceptInvalidationMessages() };
-    let rows: Vec<serde_json::Value> = catalog::explain(relation, role, operation)
+    let rows: Vec<serde_json::Value> = catalog::explain(relation, role, operation)?
         .into_iter()
         .map(|(loaded, set_aside_by)| {
             let policy = &loaded.policy;

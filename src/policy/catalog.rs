@@ -12,17 +12,23 @@ use pgrx::pg_sys;
 use super::resolve::{self, Candidate, Target};
 use super::table::{self, Loaded, Policies, SCHEMA};
 use crate::error::Error;
-use crate::ffi::{self, Backend};
+use crate::ffi::{self, Backend, Foreign};
+use crate::raise::Failure;
 use crate::session::{Actor, role_name};
 use crate::words::{Operation, RelationName};
 
+/// More changed relations than this are taken as if all had changed.
+const MOST_CHANGED: usize = 1_000;
 /// Most relations this backend keeps answers for; past that it starts again.
 const MOST_RELATIONS: usize = 20_000;
 
 struct State {
     registered: bool,
     generation: u64,
+    /// The policies are those in the table.
     valid: bool,
+    /// The table is where it was, and the extension is installed or not as it was.
+    found: bool,
     policy_table: pg_sys::Oid,
     policies: Option<Rc<Policies>>,
     /// Memberships by acting role, as of `actors_generation`.
@@ -31,8 +37,11 @@ struct State {
 }
 
 static STATE: Backend<Option<State>> = Backend::new(None);
-/// Relations that answers depend on. Apart from the rest, because invalidations read it at any moment.
-static DEPENDENCIES: Backend<Option<HashSet<u32>>> = Backend::new(None);
+/// For each relation that answers depend on, the relations they are about: itself, and those below it. Apart from the rest,
+/// because invalidations read it at any moment.
+static DEPENDENCIES: Backend<Option<HashMap<u32, HashSet<u32>>>> = Backend::new(None);
+/// Relations whose answers are stale.
+static CHANGED: Backend<Vec<u32>> = Backend::new(Vec::new());
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; references are dropped before anything that may process invalidations, except in
@@ -42,6 +51,7 @@ fn state() -> &'static mut State {
             registered: false,
             generation: 1,
             valid: false,
+            found: false,
             policy_table: pg_sys::InvalidOid,
             policies: None,
             actors: HashMap::new(),
@@ -50,9 +60,14 @@ fn state() -> &'static mut State {
     }
 }
 
-fn dependencies() -> &'static mut HashSet<u32> {
+fn dependencies() -> &'static mut HashMap<u32, HashSet<u32>> {
     // SAFETY: single-threaded; no reference outlives the expression it is used in.
-    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(HashSet::new) }
+    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(HashMap::new) }
+}
+
+fn changed() -> &'static mut Vec<u32> {
+    // SAFETY: as above.
+    unsafe { &mut *CHANGED.get() }
 }
 
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
@@ -60,8 +75,13 @@ unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation:
     if relation == pg_sys::InvalidOid || relation == state.policy_table {
         state.valid = false;
         state.generation += 1;
-    } else if dependencies().contains(&u32::from(relation)) {
-        state.generation += 1;
+    } else if let Some(about) = dependencies().get(&u32::from(relation)) {
+        if changed().len() + about.len() > MOST_CHANGED {
+            changed().clear();
+            state.generation += 1;
+        } else {
+            changed().extend(about);
+        }
     }
 }
 
@@ -72,11 +92,22 @@ unsafe extern "C-unwind" fn roles_changed(_argument: pg_sys::Datum, _cache: i32,
 /// A schema was made, renamed or dropped: names changed, and the extension may have come or gone.
 unsafe extern "C-unwind" fn schemas_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
     let state = state();
-    state.valid = false;
+    state.found = false;
     state.generation += 1;
 }
 
-/// A number that changes when any answer of this file may have. Invalidations must have been accepted.
+/// Whether the answers about some relations are stale.
+#[inline]
+pub fn any_changed() -> bool {
+    !changed().is_empty()
+}
+
+/// The relations whose answers are stale; they are not told of again.
+pub fn take_changed() -> Vec<u32> {
+    core::mem::take(changed())
+}
+
+/// A number that changes when all answers of this file may have. Invalidations must have been accepted.
 #[inline]
 pub fn generation() -> u64 {
     state().generation
@@ -107,26 +138,46 @@ fn register() {
     }
 }
 
-fn policies() -> Rc<Policies> {
-    register();
-    loop {
-        if state().valid
-            && let Some(policies) = &state().policies
-        {
-            return Rc::clone(policies);
+/// Takes back the claim that what was read is valid, unless reading it came to its end.
+struct Reading {
+    done: bool,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if !self.done {
+            state().valid = false;
+            state().found = false;
         }
-        // Set before reading: a change that arrives while we read is not lost, it makes another round.
-        state().valid = true;
-        let policies = Rc::new(load());
-        state().policies = Some(policies);
     }
 }
 
-fn load() -> Policies {
-    let found = table::find();
-    // Noted before it is read: a change meanwhile must be recognised.
-    state().policy_table = found.unwrap_or(pg_sys::InvalidOid);
-    found.map_or_else(Policies::not_installed, Policies::read)
+/// The policies in force.
+///
+/// # Errors
+/// What waiting for the table's lock may raise.
+fn policies() -> Result<Rc<Policies>, Foreign> {
+    register();
+    loop {
+        if state().found
+            && state().valid
+            && let Some(policies) = &state().policies
+        {
+            return Ok(Rc::clone(policies));
+        }
+        // Claimed before reading: a change that arrives while we read is not lost, it makes another round.
+        let mut reading = Reading { done: false };
+        state().found = true;
+        let table = table::find();
+        let before = core::mem::replace(&mut state().policy_table, table.unwrap_or(pg_sys::InvalidOid));
+        let same = before == state().policy_table && state().policies.is_some();
+        if !(same && state().valid) {
+            state().valid = true;
+            let policies = table.map_or_else(|| Ok(Policies::not_installed()), Policies::read)?;
+            state().policies = Some(Rc::new(policies));
+        }
+        reading.done = true;
+    }
 }
 
 /// Whether this backend knows already that the extension is installed in this database; looks nothing up.
@@ -135,8 +186,11 @@ pub fn known_installed() -> bool {
 }
 
 /// Whether the extension is installed in this database.
-pub fn installed() -> bool {
-    policies().installed
+///
+/// # Errors
+/// What waiting for the table's lock may raise.
+pub fn installed() -> Result<bool, Foreign> {
+    Ok(policies()?.installed)
 }
 
 /// The name of a relation; none when it is gone.
@@ -278,16 +332,23 @@ pub fn role_oid(name: &str) -> Option<pg_sys::Oid> {
     (role != pg_sys::InvalidOid).then_some(role)
 }
 
-/// A relation's name and ancestors; none when it is gone. From now on a change of any of them changes [`generation`].
-fn target(relation: pg_sys::Oid) -> Option<Target> {
-    let above = ancestors(relation);
+/// From now on a change of `on` makes the answer about `relation` stale.
+fn depend(relation: pg_sys::Oid, on: pg_sys::Oid) {
     let dependencies = dependencies();
     if dependencies.len() > MOST_RELATIONS {
         dependencies.clear();
         state().generation += 1;
     }
-    dependencies.insert(u32::from(relation));
-    dependencies.extend(above.iter().map(|(ancestor, _)| u32::from(*ancestor)));
+    self::dependencies().entry(u32::from(on)).or_default().insert(u32::from(relation));
+}
+
+/// A relation's name and ancestors; none when it is gone. From now on a change of any of them changes [`generation`].
+fn target(relation: pg_sys::Oid) -> Option<Target> {
+    let above = ancestors(relation);
+    depend(relation, relation);
+    for (ancestor, _) in &above {
+        depend(relation, *ancestor);
+    }
     Some(Target {
         name: relation_name(relation)?,
         ancestors: above.into_iter().filter_map(|(oid, distance)| Some((relation_name(oid)?, distance))).collect(),
@@ -307,12 +368,13 @@ pub const COUNTED: [Operation; 3] = [Operation::Update, Operation::Delete, Opera
 /// The policies that apply to a relation for an acting role; none where no policy does.
 ///
 /// # Errors
-/// WG008 when a policy cannot be read: what it would limit is unknown, so every table is covered by it.
-pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Error> {
-    let policies = policies();
+/// WG008 when a policy cannot be worked with: what it would limit is unknown, so every table is covered by it. A foreign
+/// error when reading the policies was interrupted.
+pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
+    let policies = policies()?;
     if (policies.loaded.is_empty() && policies.broken.is_empty()) || never_covered(relation).is_some() {
-        // Still depended on: a policy set later, or a rename, makes this answer stale.
-        dependencies().insert(u32::from(relation));
+        // A change of its schema or persistence makes this answer stale; a policy set later does so for all.
+        depend(relation, relation);
         return Ok(None);
     }
     let Some(target) = target(relation) else {
@@ -323,11 +385,12 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
             reason: format!("policy \"{}\" cannot be read: {}", broken.name, broken.reason),
             hint: format!("SELECT writeguard.drop_policy({});", crate::words::literal(&broken.name)),
             relation: Some(target.name),
-        });
+        }
+        .into());
     }
     let acting = actor(actor_now, &policies);
     let applying = COUNTED.map(|operation| {
-        resolve::candidates(&policies.plain, &target, &acting, operation)
+        resolve::candidates(&policies.plain, &policies.naming(&target), &target, &acting, operation)
             .into_iter()
             .filter(|candidate| candidate.set_aside_by.is_none())
             .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
@@ -337,19 +400,26 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
 }
 
 /// Every policy that covers a relation for a role, with the one that sets it aside, for `effective()`.
-pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Vec<(Rc<Loaded>, Option<String>)> {
-    let policies = policies();
+///
+/// # Errors
+/// What waiting for the policy table's lock may raise.
+pub fn explain(
+    relation: pg_sys::Oid,
+    role: pg_sys::Oid,
+    operation: Operation,
+) -> Result<Vec<(Rc<Loaded>, Option<String>)>, Foreign> {
+    let policies = policies()?;
     if never_covered(relation).is_some() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let Some(target) = target(relation) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let acting = memberships(&[role], &policies.roles);
-    resolve::candidates(&policies.plain, &target, &acting, operation)
+    Ok(resolve::candidates(&policies.plain, &policies.naming(&target), &target, &acting, operation)
         .into_iter()
         .map(|Candidate { policy, set_aside_by }| {
             (Rc::clone(&policies.loaded[policy]), set_aside_by.map(|by| policies.plain[by].name.clone()))
         })
-        .collect()
+        .collect())
 }

@@ -3,6 +3,8 @@
 //! A policy is set aside only by another that is more specific on table or on role and no less specific on the other; all
 //! that remain apply together. Pure: names and memberships come in, the answer goes out.
 
+use std::collections::HashMap;
+
 use super::model::Policy;
 use super::pattern::Fit;
 use crate::words::{Operation, RelationName};
@@ -64,13 +66,57 @@ fn table_fit(policy: &Policy, target: &Target) -> Option<Fit> {
     policy.tables.iter().filter_map(|pattern| pattern.fit(&target.name, &target.ancestors)).max()
 }
 
-/// All policies that cover the table for this role and operation, each with the one that sets it aside, if any.
-pub fn candidates(policies: &[Policy], target: &Target, actor: &Actor, operation: Operation) -> Vec<Candidate> {
-    let covering: Vec<(usize, Fit, RoleFit)> = policies
+/// Where to look for the policies that may cover a table: however many there are, those with exact names only are found by
+/// name.
+#[derive(Debug, Default)]
+pub struct Index {
+    by_name: HashMap<RelationName, Vec<usize>>,
+    with_wildcards: Vec<usize>,
+}
+
+impl Index {
+    /// The index of `policies`.
+    pub fn new(policies: &[Policy]) -> Self {
+        let mut index = Self::default();
+        for (place, policy) in policies.iter().enumerate() {
+            for pattern in &policy.tables {
+                let places = match pattern.exact() {
+                    Some(name) => index.by_name.entry(name).or_default(),
+                    None => &mut index.with_wildcards,
+                };
+                if places.last() != Some(&place) {
+                    places.push(place);
+                }
+            }
+        }
+        index
+    }
+
+    /// The places of the policies that may cover the table, in order and each once.
+    pub fn naming(&self, target: &Target) -> Vec<usize> {
+        let names = core::iter::once(&target.name).chain(target.ancestors.iter().map(|(name, _)| name));
+        let exact = names.filter_map(|name| self.by_name.get(name)).flatten();
+        let mut places: Vec<usize> = exact.chain(&self.with_wildcards).copied().collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+}
+
+/// All policies that cover the table for this role and operation, each with the one that sets it aside, if any. `places`
+/// are those that may.
+pub fn candidates(
+    policies: &[Policy],
+    places: &[usize],
+    target: &Target,
+    actor: &Actor,
+    operation: Operation,
+) -> Vec<Candidate> {
+    let covering: Vec<(usize, Fit, RoleFit)> = places
         .iter()
-        .enumerate()
+        .filter_map(|place| Some((*place, policies.get(*place)?)))
         .filter(|(_, policy)| policy.operations & operation.bit() != 0)
-        .filter_map(|(index, policy)| Some((index, table_fit(policy, target)?, role_fit(policy, actor)?)))
+        .filter_map(|(place, policy)| Some((place, table_fit(policy, target)?, role_fit(policy, actor)?)))
         .collect();
     // However many policies there are, they differ in a handful of ways in how closely they fit.
     let mut kinds: Vec<(usize, Fit, RoleFit)> = Vec::new();
@@ -127,7 +173,7 @@ mod tests {
     }
 
     fn applying(policies: &[Policy]) -> Vec<String> {
-        candidates(policies, &target(), &actor(), Operation::Update)
+        candidates(policies, &Index::new(policies).naming(&target()), &target(), &actor(), Operation::Update)
             .iter()
             .filter(|candidate| candidate.set_aside_by.is_none())
             .map(|candidate| policies[candidate.policy].name.clone())
@@ -183,7 +229,10 @@ mod tests {
             let tables = ["public.leaf", "public.mid", "public.root", "public.*", "*.*", "*.leaf"];
             let roles = ["public", "team", "app", "stranger"];
             let policies: Vec<Policy> = picks.iter().map(|(table, role)| policy(tables[*table], roles[*role])).collect();
-            let found = candidates(&policies, &target(), &actor(), Operation::Update);
+            let places = Index::new(&policies).naming(&target());
+            let found = candidates(&policies, &places, &target(), &actor(), Operation::Update);
+            let all: Vec<usize> = (0..policies.len()).collect();
+            prop_assert_eq!(&found, &candidates(&policies, &all, &target(), &actor(), Operation::Update));
             prop_assert!(found.is_empty() || found.iter().any(|candidate| candidate.set_aside_by.is_none()));
             for candidate in &found {
                 if let Some(by) = candidate.set_aside_by {

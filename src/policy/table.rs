@@ -8,6 +8,8 @@ use std::rc::Rc;
 use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, pg_sys};
 
 use super::model::{Document, Policy};
+use super::resolve::{Index, Target};
+use crate::ffi::{self, Foreign};
 
 /// The schema of the extension; fixed by its control file.
 pub const SCHEMA: &CStr = c"writeguard";
@@ -42,6 +44,8 @@ pub struct Policies {
     /// The policies alone, as resolution wants them.
     pub plain: Vec<Policy>,
     pub broken: Vec<Broken>,
+    /// Where to look for those that may cover a table.
+    pub index: Index,
     /// Every role that some policy names.
     pub roles: Vec<String>,
 }
@@ -49,20 +53,43 @@ pub struct Policies {
 impl Policies {
     /// What there is in a database without the extension.
     pub fn not_installed() -> Self {
-        Self { installed: false, loaded: Vec::new(), plain: Vec::new(), broken: Vec::new(), roles: Vec::new() }
+        Self {
+            installed: false,
+            loaded: Vec::new(),
+            plain: Vec::new(),
+            broken: Vec::new(),
+            index: Index::default(),
+            roles: Vec::new(),
+        }
     }
 
     /// All policies in the table.
-    pub fn read(table: pg_sys::Oid) -> Self {
+    ///
+    /// # Errors
+    /// What waiting for the table's lock may raise.
+    pub fn read(table: pg_sys::Oid) -> Result<Self, Foreign> {
         let mut found = Self { installed: true, ..Self::not_installed() };
+        let mut relation = ptr::null_mut();
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        // SAFETY: nothing but the raw call inside.
+        unsafe { ffi::protect(|| relation = ffi::table_open(table, lock)) }?;
         let mut scratch = PgMemoryContexts::new("pg_writeguard policies");
-        // SAFETY: switches the memory context for the time of the call.
-        unsafe { scratch.switch_to(|_| scan(table, &mut found)) };
+        // SAFETY: switches the memory context for the time of the call; the table is open and closed once.
+        unsafe {
+            scratch.switch_to(|_| scan(relation, &mut found));
+            pg_sys::table_close(relation, lock);
+        }
+        found.index = Index::new(&found.plain);
         found.roles = found.plain.iter().flat_map(|policy| policy.roles.iter().cloned()).collect();
         found.roles.sort_unstable();
         found.roles.dedup();
         found.roles.retain(|role| role != "public");
-        found
+        Ok(found)
+    }
+
+    /// The places of the policies that may cover a table.
+    pub fn naming(&self, target: &Target) -> Vec<usize> {
+        self.index.naming(target)
     }
 }
 
@@ -80,11 +107,10 @@ pub fn find() -> Option<pg_sys::Oid> {
 }
 
 /// Scans the table. What PostgreSQL allocates meanwhile lives in the caller's memory context.
-unsafe fn scan(table: pg_sys::Oid, found: &mut Policies) {
+unsafe fn scan(relation: pg_sys::Relation, found: &mut Policies) {
     // SAFETY: a plain scan of a table of ours; an ERROR unwinds to the guard around the caller, and the abort closes
     // what is open.
     unsafe {
-        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
         let descriptor = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
         let columns: HashMap<String, usize> =
             descriptor.iter().enumerate().map(|(index, column)| (column.name().to_owned(), index)).collect();
@@ -116,7 +142,6 @@ unsafe fn scan(table: pg_sys::Oid, found: &mut Policies) {
             }
         }
         pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
     }
 }
 
