@@ -120,7 +120,7 @@ CREATE VIEW writeguard.my_requests AS
 COMMENT ON VIEW writeguard.my_requests IS 'one''s own requests';
 
 CREATE VIEW writeguard.pending AS
-    SELECT id, requested_at, login AS requested_by, coalesce(set_role, session_role) AS role, reason, statement,
+    SELECT id, requested_at, login AS requested_by, acting_as AS role, reason, statement,
            parameters, rows, relations
     FROM writeguard.request
     WHERE state = 'pending';

@@ -89,9 +89,10 @@ CREATE TABLE writeguard.request (
     requested_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     state            text NOT NULL DEFAULT 'pending'
                      CHECK (state IN ('pending', 'approved', 'rejected', 'spent', 'revoked')),
+    database         text NOT NULL,
     login            text NOT NULL,
-    session_role     text NOT NULL,
-    set_role         text,
+    actor            text NOT NULL,
+    acting_as        text NOT NULL,
     reason           text NOT NULL,
     statement        text NOT NULL,
     parameters       text[] NOT NULL DEFAULT '{}',
@@ -108,6 +109,9 @@ CREATE TABLE writeguard.request (
 );
 COMMENT ON TABLE writeguard.request IS 'Writes that somebody wants approved, and what became of them';
 COMMENT ON COLUMN writeguard.request.login IS 'who asked; nobody approves their own request';
+COMMENT ON COLUMN writeguard.request.database IS 'system identifier and OID: a token of the original opens nothing in a copy';
+COMMENT ON COLUMN writeguard.request.actor IS 'OIDs of login, session_user and the role that was SET';
+COMMENT ON COLUMN writeguard.request.acting_as IS 'the role that was SET, else session_user';
 COMMENT ON COLUMN writeguard.request.relations IS 'rows that the rehearsal changed, by qualified table name';
 COMMENT ON COLUMN writeguard.request.max_rows IS 'the approver''s own maximum over all tables';
 COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';

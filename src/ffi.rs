@@ -41,6 +41,13 @@ unsafe extern "C-unwind" {
     /// Signal handler of core's own workers: exits with 1, so that the postmaster restarts the worker.
     pub fn die(signo: c_int);
 
+    /// Links the callback into the context; allocates nothing.
+    pub fn MemoryContextRegisterResetCallback(
+        context: pg_sys::MemoryContext,
+        callback: *mut pg_sys::MemoryContextCallback,
+    );
+    pub fn IsLogicalWorker() -> bool;
+
     // These read a static and return; pg_trigger_depth looks at no argument.
     pub fn GetAuthenticatedUserId() -> pg_sys::Oid;
     pub fn GetSessionUserId() -> pg_sys::Oid;
@@ -93,6 +100,7 @@ unsafe extern "C-unwind" {
         query_env: *mut pg_sys::QueryEnvironment,
     ) -> *mut pg_sys::Query;
     pub fn getTypeInputInfo(type_oid: pg_sys::Oid, input: *mut pg_sys::Oid, parameter: *mut pg_sys::Oid);
+    pub fn getTypeOutputInfo(type_oid: pg_sys::Oid, output: *mut pg_sys::Oid, is_varlena: *mut bool);
     pub fn OidInputFunctionCall(
         function: pg_sys::Oid,
         text: *mut c_char,

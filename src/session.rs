@@ -125,6 +125,17 @@ pub fn token() -> Option<String> {
     if state().token.holds() { settings::token() } else { None }
 }
 
+/// A text without the token that was last assigned, armed or not.
+pub fn without_token(text: String) -> String {
+    match settings::token() {
+        Some(token) if text.contains(&token) => text.replace(&token, HIDDEN),
+        _ => text,
+    }
+}
+
+/// What stands for a token wherever it could be read.
+const HIDDEN: &str = "********";
+
 /// A covered write runs in this transaction: what is armed by its end ends with it.
 #[inline]
 pub fn use_armed() {

@@ -1,9 +1,9 @@
 //! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor or a membership changes.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
 
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
@@ -50,13 +50,15 @@ impl Binding {
 /// Past this many relations the answers are thrown away and found again.
 const MOST_BINDINGS: usize = 20_000;
 
+/// The answers for one relation, by acting role.
+type Answers = Vec<(Actor, Option<Rc<Binding>>)>;
+
 struct Book {
     ledger: Ledger,
     generation: u64,
-    /// By relation, for each acting role that wrote it.
-    bindings: HashMap<u32, Vec<(Actor, Option<Rc<Binding>>)>>,
-    policies: HashMap<Revision, MeterId>,
-    relations: HashMap<u32, (MeterId, String)>,
+    bindings: FxHashMap<u32, Answers>,
+    policies: FxHashMap<Revision, MeterId>,
+    relations: FxHashMap<u32, (MeterId, String)>,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
     stale: bool,
 }
@@ -69,9 +71,9 @@ fn book() -> &'static mut Book {
         (*BOOK.get()).get_or_insert_with(|| Book {
             ledger: Ledger::new(),
             generation: 0,
-            bindings: HashMap::new(),
-            policies: HashMap::new(),
-            relations: HashMap::new(),
+            bindings: FxHashMap::default(),
+            policies: FxHashMap::default(),
+            relations: FxHashMap::default(),
             stale: false,
         })
     }

@@ -23,9 +23,11 @@ pub struct Place {
 struct Frame {
     level: i32,
     statement: Serial,
-    in_statement: u64,
-    in_transaction: u64,
+    rows: u64,
 }
+
+/// Stands for all statements that cannot go on any more.
+const FINISHED: Serial = 0;
 
 #[derive(Debug, Clone)]
 struct Meter {
@@ -107,7 +109,7 @@ impl Ledger {
         let transaction = self.transaction;
         let meter = self.meters.get_mut(id)?;
         if meter.transaction != transaction || meter.statement != place.statement {
-            self.enter(id, place.statement, suspended);
+            self.enter(id, place.statement, &suspended);
         }
         let meter = self.meters.get_mut(id)?;
         meter.in_statement += rows;
@@ -116,7 +118,7 @@ impl Ledger {
             if meter.frames.is_empty() {
                 self.framed.push(id);
             }
-            meter.remember(rows, place);
+            meter.remember(rows, place, &suspended);
         }
         if meter.in_statement > meter.per_statement {
             Some(Past::Statement)
@@ -129,7 +131,7 @@ impl Ledger {
 
     /// Makes the meter count for another statement or transaction.
     #[cold]
-    fn enter(&mut self, id: MeterId, statement: Serial, suspended: impl Fn(Serial) -> bool) {
+    fn enter(&mut self, id: MeterId, statement: Serial, suspended: &impl Fn(Serial) -> bool) {
         let meter = &mut self.meters[id];
         if meter.transaction != self.transaction {
             meter.transaction = self.transaction;
@@ -171,33 +173,41 @@ impl Ledger {
 
     /// A subtransaction of this level was rolled back: what it and all inside it charged is given back.
     pub fn roll_back(&mut self, level: i32) {
-        self.unframe(|meter| {
+        let mut suspended = core::mem::take(&mut self.suspended);
+        self.unframe(|id, meter| {
             while let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level) {
-                meter.in_transaction = meter.in_transaction.saturating_sub(frame.in_transaction);
+                meter.in_transaction = meter.in_transaction.saturating_sub(frame.rows);
                 if frame.statement == meter.statement {
-                    meter.in_statement = meter.in_statement.saturating_sub(frame.in_statement);
+                    meter.in_statement = meter.in_statement.saturating_sub(frame.rows);
+                } else if let Some((_, _, rows)) =
+                    suspended.iter_mut().find(|(of, meter, _)| *of == frame.statement && *meter == id)
+                {
+                    *rows = rows.saturating_sub(frame.rows);
+                }
+            }
+        });
+        self.suspended = suspended;
+    }
+
+    /// A subtransaction of this level was released: what it charged now belongs to the one around it. `suspended` tells
+    /// whether another statement may go on later.
+    pub fn release(&mut self, level: i32, suspended: impl Fn(Serial) -> bool) {
+        self.unframe(|_, meter| {
+            let inner = meter.frames.iter().position(|frame| frame.level >= level).unwrap_or(meter.frames.len());
+            for frame in meter.frames.split_off(inner) {
+                if level > 2 {
+                    meter.remember_frame(Frame { level: level - 1, ..frame }, &suspended);
                 }
             }
         });
     }
 
-    /// A subtransaction of this level was released: what it charged now belongs to the one around it.
-    pub fn release(&mut self, level: i32) {
-        self.unframe(|meter| {
-            if let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level)
-                && level > 2
-            {
-                meter.remember_frame(Frame { level: level - 1, ..frame });
-            }
-        });
-    }
-
     /// Changes the frames of all meters that have some, and forgets those that have none any more.
-    fn unframe(&mut self, change: impl Fn(&mut Meter)) {
+    fn unframe(&mut self, mut change: impl FnMut(MeterId, &mut Meter)) {
         let meters = &mut self.meters;
         self.framed.retain(|id| {
             meters.get_mut(*id).is_some_and(|meter| {
-                change(meter);
+                change(*id, meter);
                 !meter.frames.is_empty()
             })
         });
@@ -206,37 +216,41 @@ impl Ledger {
 
 impl Meter {
     #[inline]
-    fn remember(&mut self, rows: u64, place: Place) {
+    fn remember(&mut self, rows: u64, place: Place, suspended: &impl Fn(Serial) -> bool) {
         if let Some(frame) = self.frames.last_mut()
             && frame.level == place.level
             && frame.statement == place.statement
         {
-            frame.in_statement += rows;
-            frame.in_transaction += rows;
+            frame.rows += rows;
             return;
         }
-        self.remember_frame(Frame {
-            level: place.level,
-            statement: place.statement,
-            in_statement: rows,
-            in_transaction: rows,
-        });
+        self.remember_frame(Frame { level: place.level, statement: place.statement, rows }, suspended);
     }
 
+    /// Adds to the frame of that level and statement. Statements that cannot go on any more share a frame, because their own
+    /// counts are of no use: so there are never more frames than open subtransactions and living portals.
     #[cold]
-    fn remember_frame(&mut self, new: Frame) {
-        match self.frames.last_mut() {
-            Some(frame) if frame.level == new.level => {
-                if frame.statement == new.statement {
-                    frame.in_statement += new.in_statement;
-                } else {
-                    frame.statement = new.statement;
-                    frame.in_statement = new.in_statement;
-                }
-                frame.in_transaction += new.in_transaction;
+    fn remember_frame(&mut self, new: Frame, suspended: &impl Fn(Serial) -> bool) {
+        let of_level = self.frames.iter_mut().rev().take_while(|frame| frame.level == new.level);
+        for frame in of_level {
+            if frame.statement == new.statement {
+                frame.rows += new.rows;
+                return;
             }
-            _ => self.frames.push(new),
+            if !suspended(frame.statement) {
+                frame.statement = FINISHED;
+            }
         }
+        let mut finished = 0;
+        self.frames.retain(|frame| {
+            let is_finished = frame.level == new.level && frame.statement == FINISHED;
+            finished += if is_finished { frame.rows } else { 0 };
+            !is_finished
+        });
+        if finished > 0 {
+            self.frames.push(Frame { level: new.level, statement: FINISHED, rows: finished });
+        }
+        self.frames.push(new);
     }
 }
 
@@ -280,11 +294,11 @@ mod tests {
         ledger.roll_back(2);
         assert_eq!((ledger.in_statement(meter, 1), ledger.in_transaction(meter)), (3, 3));
         ledger.charge(meter, 2, place(1, 3), NEVER);
-        ledger.release(3);
+        ledger.release(3, NEVER);
         ledger.roll_back(2);
         assert_eq!((ledger.in_statement(meter, 1), ledger.in_transaction(meter)), (3, 3));
         ledger.charge(meter, 2, place(1, 2), NEVER);
-        ledger.release(2);
+        ledger.release(2, NEVER);
         ledger.roll_back(2);
         assert_eq!((ledger.in_statement(meter, 1), ledger.in_transaction(meter)), (5, 5));
     }
@@ -309,6 +323,31 @@ mod tests {
         assert_eq!(ledger.in_statement(meter, 1), 2);
         assert_eq!(ledger.charge(meter, 1, place(1, 1), alive), None);
         assert_eq!(ledger.charge(meter, 1, place(1, 1), alive), Some(Past::Statement));
+    }
+
+    #[test]
+    fn a_savepoint_gives_rows_back_to_a_suspended_statement() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(4), None);
+        let alive = |statement| statement == 1;
+        ledger.charge(meter, 2, place(1, 1), alive);
+        ledger.charge(meter, 2, place(1, 2), alive);
+        ledger.charge(meter, 1, place(2, 2), alive);
+        ledger.roll_back(2);
+        assert_eq!(ledger.charge(meter, 2, place(1, 1), alive), None);
+        assert_eq!(ledger.charge(meter, 1, place(1, 1), alive), Some(Past::Statement));
+    }
+
+    #[test]
+    fn frames_do_not_grow_with_statements() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(None, None);
+        for statement in 1..1000 {
+            ledger.charge(meter, 1, place(statement, 2), NEVER);
+        }
+        assert!(ledger.meters[meter].frames.len() <= 2);
+        ledger.roll_back(2);
+        assert_eq!(ledger.in_transaction(meter), 0);
     }
 
     /// What a client could do to a meter, for the model test.
@@ -351,7 +390,7 @@ mod tests {
                     Step::Savepoint => savepoints.push(charges.len()),
                     Step::Release => {
                         if savepoints.pop().is_some() {
-                            ledger.release(savepoints.len() as i32 + 2);
+                            ledger.release(savepoints.len() as i32 + 2, NEVER);
                         }
                     }
                     Step::RollBack => {

@@ -35,8 +35,8 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
             Some(exec) => exec(node),
             None => ptr::null_mut(),
         };
-        if let Some(index) = (*watch).direct {
-            raise(changed_remotely(watch, index, is_empty(slot)));
+        if !(*watch).remote.is_empty() {
+            raise(changed_remotely(watch));
         }
         slot
     }
@@ -161,7 +161,10 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
         let mut partition = pg_sys::InvalidOid;
         for index in 0..count {
             let leaf = (*(*routed).elements.add(index)).ptr_value.cast::<pg_sys::ResultRelInfo>();
-            if let Some(relation) = conflict_in(leaf, &mut updated) {
+            // The list is the query's; other nodes have their partitions in it too.
+            if (*leaf).ri_RootResultRelInfo == (*node).rootResultRelInfo
+                && let Some(relation) = conflict_in(leaf, &mut updated)
+            {
                 partition = relation;
             }
         }
@@ -218,26 +221,29 @@ unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Ra
     charge(watch, index, Operation::Update, 1)
 }
 
-/// A foreign server changed rows by itself: all at once, or as they are returned.
-unsafe fn changed_remotely(watch: *mut Watch, index: usize, ended: bool) -> *mut Raise {
-    // SAFETY: the watch is alive.
+/// Foreign servers changed rows by themselves: all at once, or as they are returned. Their scans count them for EXPLAIN.
+unsafe fn changed_remotely(watch: *mut Watch) -> *mut Raise {
+    // SAFETY: the watch is alive, and so are its scans.
     unsafe {
         let watch = &mut *watch;
         let operation = if watch.kind == Kind::Delete { Operation::Delete } else { Operation::Update };
-        if watch.direct_rows.is_null() {
-            let processed = (*watch.estate).es_processed;
-            let rows = processed.saturating_sub(watch.seen);
-            watch.seen = processed;
-            return charge(watch, index, operation, rows);
+        for place in 0..watch.remote.len() {
+            let Some(remote) = watch.remote.get_mut(place) else { break };
+            let total = (*remote.rows).tuplecount as u64;
+            let rows = total.saturating_sub(remote.seen);
+            let index = remote.index;
+            remote.seen = total;
+            if watch.node_exec.is_none() {
+                // With the tag they are in the query's counter as well.
+                watch.seen += rows;
+            }
+            let raise = charge(watch, index, operation, rows);
+            if !raise.is_null() {
+                return raise;
+            }
         }
-        if watch.returning {
-            return charge(watch, index, operation, u64::from(!ended));
-        }
-        let total = (*watch.direct_rows).tuplecount as u64;
-        let rows = total.saturating_sub(watch.seen_updated as u64);
-        watch.seen_updated = total as f64;
-        charge(watch, index, operation, rows)
     }
+    ptr::null_mut()
 }
 
 #[inline]

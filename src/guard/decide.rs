@@ -65,11 +65,13 @@ fn state() -> &'static mut State {
     unsafe { &mut *STATE.get() }
 }
 
-/// Whether the policy behind `meter` is lifted for this statement.
+/// Whether the policy behind `meter` is lifted for this statement, and the flag that lifted it is still armed: a function's SET
+/// clause, say, lifts nothing after the function.
 #[inline]
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     let state = state();
-    state.rehearsing > 0 || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement)
+    let lifted = || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
+    state.rehearsing > 0 || lifted() && session::flag()
 }
 
 /// Whether a statement lifted anything, so that its count is needed until the transaction ends.
@@ -119,7 +121,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
         }
         Override::Flag => refuse(attempt),
         Override::Token => {
-            if let Some(request) = granted_request(statement) {
+            if flag && let Some(request) = granted_request(statement) {
                 lift(attempt, Some(request));
                 return Ok(());
             }
@@ -186,7 +188,7 @@ fn describe(event: &mut Event, attempt: &Attempt<'_>) {
     event.scope = Some(scope.to_string());
     event.row_limit = limit;
     event.rows_estimated = attempt.estimate;
-    event.statement = Some(statement::text());
+    event.statement = Some(session::without_token(statement::text()));
 }
 
 fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
@@ -198,6 +200,10 @@ fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
 }
 
 fn lift(attempt: &Attempt<'_>, request: Option<i64>) {
+    let statement = attempt.place.statement;
+    if state().lifts.iter().any(|lift| lift.meter == attempt.meter && lift.statement == statement) {
+        return;
+    }
     let mut event = Event::new(Kind::Overridden);
     describe(&mut event, attempt);
     event.approval = request;
@@ -337,7 +343,7 @@ pub fn record_disabled(relation: &RelationName, operation: Operation, serial: Se
     let mut event = Event::new(Kind::Disabled);
     event.operation = Some(operation.word().into());
     event.relation = Some(relation.to_sql());
-    event.statement = Some(statement::text());
+    event.statement = Some(session::without_token(statement::text()));
     event.log();
     // SAFETY: a static.
     if unsafe { pg_sys::IsUnderPostmaster } {

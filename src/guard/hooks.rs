@@ -85,15 +85,33 @@ fn next() -> &'static Next {
 #[inline(always)]
 unsafe fn stays_out() -> bool {
     // SAFETY: statics of this process.
-    unsafe { pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || pg_sys::IsLogicalWorker() }
+    unsafe { pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || ffi::IsLogicalWorker() }
+}
+
+/// Whether a plan may update or delete at all; a SELECT or a plain INSERT does not.
+#[inline(always)]
+unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg_sys::PlannedStmt) -> bool {
+    // SAFETY: the statement that the executor was started with.
+    unsafe {
+        match operation {
+            _ if (*statement).hasModifyingCTE => true,
+            pg_sys::CmdType::CMD_SELECT => false,
+            pg_sys::CmdType::CMD_INSERT => {
+                let plan = (*statement).planTree;
+                (*plan).type_ != pg_sys::NodeTag::T_ModifyTable
+                    || (*plan.cast::<pg_sys::ModifyTable>()).onConflictAction
+                        == pg_sys::OnConflictAction::ONCONFLICT_UPDATE
+            }
+            _ => true,
+        }
+    }
 }
 
 unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, eflags: c_int) {
     // SAFETY: plain old frame; the query is what the executor is to start.
     unsafe {
         (next().start)(query_desc, eflags);
-        let writes =
-            (*query_desc).operation != pg_sys::CmdType::CMD_SELECT || (*(*query_desc).plannedstmt).hasModifyingCTE;
+        let writes = may_change_rows((*query_desc).operation, (*query_desc).plannedstmt);
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
             raise(write::begin(query_desc));
@@ -268,7 +286,7 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             decide::roll_back(level);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
-            book::ledger().release(level);
+            book::ledger().release(level, statement::may_resume);
             decide::release(level);
         }
         _ => {}

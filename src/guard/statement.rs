@@ -173,7 +173,7 @@ fn attach(statement: &mut Statement, outermost: Outermost) {
     // SAFETY: the outermost portal is running, and so is the text it was made from. The boxed statement is never freed.
     unsafe {
         keep_text(statement, outermost.source, outermost.location, outermost.length);
-        pg_sys::MemoryContextRegisterResetCallback((*outermost.portal).portalContext, &mut statement.callback);
+        ffi::MemoryContextRegisterResetCallback((*outermost.portal).portalContext, &mut statement.callback);
     }
 }
 

@@ -10,7 +10,7 @@ use pgrx::pg_sys;
 
 use super::book::Binding;
 use super::budget::Place;
-use crate::ffi::{Backend, Opaque};
+use crate::ffi::{self, Backend, Opaque};
 use crate::session::Actor;
 use crate::words::Operation;
 
@@ -28,6 +28,15 @@ pub enum Kind {
 
 type ExecProcNode = unsafe extern "C-unwind" fn(*mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot;
 
+/// A foreign table whose rows the foreign server changes by itself.
+pub struct Remote {
+    /// Its place among the node's result relations.
+    pub index: usize,
+    /// Where its scan counts the rows.
+    pub rows: *mut pg_sys::Instrumentation,
+    pub seen: u64,
+}
+
 /// The counting of one node. Boxed and used again; all that the per-row functions touch is plain data.
 pub struct Watch {
     pub kind: Kind,
@@ -43,10 +52,8 @@ pub struct Watch {
     pub seen: u64,
     pub seen_updated: f64,
     pub seen_deleted: f64,
-    /// A foreign table that is modified remotely, all rows in one go.
-    pub direct: Option<usize>,
-    pub direct_rows: *mut pg_sys::Instrumentation,
-    pub returning: bool,
+    /// The foreign tables that are modified remotely.
+    pub remote: Vec<Remote>,
     /// Where rows are charged; set at the first one.
     pub place: Option<Place>,
     pub estimate: Option<u64>,
@@ -111,9 +118,7 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         seen: 0,
         seen_updated: 0.0,
         seen_deleted: 0.0,
-        direct: None,
-        direct_rows: ptr::null_mut(),
-        returning: false,
+        remote: Vec::new(),
         place: None,
         estimate: None,
         actor,
@@ -122,9 +127,9 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
     };
     match state().free.pop() {
         Some(mut used) => {
-            let mut bindings = core::mem::take(&mut used.bindings);
-            bindings.clear();
-            *used = Watch { bindings, ..blank };
+            let bindings = core::mem::take(&mut used.bindings);
+            let remote = core::mem::take(&mut used.remote);
+            *used = Watch { bindings, remote, ..blank };
             used
         }
         None => Box::new(blank),
@@ -139,7 +144,7 @@ pub unsafe fn activate(mut watch: Box<Watch>) {
     watch.callback.func = Some(query_gone);
     watch.callback.arg = ptr::from_mut(&mut *watch).cast();
     // SAFETY: the query's memory lives as long as its nodes; the box does not move and outlives it.
-    unsafe { pg_sys::MemoryContextRegisterResetCallback((*watch.estate).es_query_cxt, &mut watch.callback) };
+    unsafe { ffi::MemoryContextRegisterResetCallback((*watch.estate).es_query_cxt, &mut watch.callback) };
     state().active.push(watch);
 }
 
@@ -150,6 +155,7 @@ unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
     if let Some(at) = state.active.iter().rposition(|watch| ptr::eq(&raw const **watch, gone)) {
         let mut watch = state.active.swap_remove(at);
         watch.bindings.clear();
+        watch.remote.clear();
         watch.node = ptr::null_mut();
         watch.child = ptr::null_mut();
         watch.estate = ptr::null_mut();

@@ -5,16 +5,22 @@
 //! child gets [`count::child`] in front, which runs before each row is fetched.
 
 use core::ptr;
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::watch::{self, Kind};
-use super::{book, count};
+use super::book::{self, Binding};
+use super::count;
+use super::watch::{self, Kind, Remote};
 use crate::error::Error;
+use crate::ffi::Backend;
 use crate::policy::catalog;
 use crate::raise::{Failure, Raise};
 use crate::session::Actor;
 use crate::words::Operation;
+
+/// Room for the bindings of a plan that is looked at, used again and again.
+static BINDINGS: Backend<Vec<Option<Rc<Binding>>>> = Backend::new(Vec::new());
 
 /// The cells of a list of pointers.
 unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
@@ -103,49 +109,77 @@ unsafe fn watch_node(
         let relations = usize::try_from((*node).mt_nrels).unwrap_or(0);
         let relation = |index: usize| (*(*(*node).resultRelInfo.add(index)).ri_RelationDesc).rd_id;
         let mut covered = routed && catalog::installed()?;
+        let mut bindings = core::mem::take(&mut *BINDINGS.get());
+        bindings.clear();
         for index in 0..relations {
-            covered |= book::binding(relation(index), actor)?
+            let binding = book::binding(relation(index), actor)?;
+            covered |= binding
+                .as_ref()
                 .is_some_and(|binding| operations.iter().any(|operation| !binding.charges(*operation).is_empty()));
+            bindings.push(binding);
         }
         if !covered {
+            *BINDINGS.get() = bindings;
             return Ok(());
         }
         let child = (*node).ps.lefttree;
         let Some(child_exec) = (!child.is_null()).then(|| (*child).ExecProcNodeReal).flatten() else {
             return Err(undecided("its plan has no rows to count", relation(0)));
         };
-        let direct = (0..relations).find(|index| (*(*node).resultRelInfo.add(*index)).ri_usesFdwDirectModify);
-        let is_branch = !(*node).canSetTag;
-        let mut direct_rows = ptr::null_mut();
-        if direct.is_some() && is_branch {
-            // Without the tag such a scan tells its rows to EXPLAIN only.
-            if (*child).type_ != pg_sys::NodeTag::T_ForeignScanState {
-                return Err(undecided("rows that a foreign server changes inside WITH cannot be counted", relation(0)));
-            }
-            if (*child).instrument.is_null() {
-                (*child).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
-            }
-            direct_rows = (*child).instrument;
-        }
         let mut watch = watch::fresh(kind, estate, actor);
+        core::mem::swap(&mut watch.bindings, &mut bindings);
+        *BINDINGS.get() = bindings;
         for index in 0..relations {
-            watch.bindings.push(book::binding(relation(index), actor)?);
+            let target = (*node).resultRelInfo.add(index);
+            if (*target).ri_usesFdwDirectModify {
+                let scan = remote_scan(child, (*target).ri_RangeTableIndex);
+                if scan.is_null() {
+                    return Err(undecided(
+                        "rows that a foreign server changes cannot be counted here",
+                        relation(index),
+                    ));
+                }
+                if (*scan).instrument.is_null() {
+                    (*scan).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
+                }
+                watch.remote.push(Remote { index, rows: (*scan).instrument, seen: 0 });
+            }
         }
         watch.node = node;
         watch.child = child;
         watch.child_exec = Some(child_exec);
         watch.estimate = estimate((*child).plan);
-        watch.direct = direct;
-        watch.direct_rows = direct_rows;
-        watch.returning = !(*plan).returningLists.is_null();
         (*child).ExecProcNodeReal = Some(count::child);
-        if is_branch {
+        if !(*node).canSetTag {
             watch.node_exec = (*node).ps.ExecProcNodeReal;
             (*node).canSetTag = true;
             (*node).ps.ExecProcNodeReal = Some(count::node);
         }
         watch::activate(watch);
         Ok(())
+    }
+}
+
+/// The scan by which a foreign server modifies the relation with that range table index: the child itself, or below an
+/// Append over partitions.
+unsafe fn remote_scan(state: *mut pg_sys::PlanState, relation: pg_sys::Index) -> *mut pg_sys::PlanState {
+    // SAFETY: walks a plan state tree that ExecutorStart built.
+    unsafe {
+        match (*state).type_ {
+            pg_sys::NodeTag::T_ForeignScanState
+                if (*(*state).plan.cast::<pg_sys::ForeignScan>()).resultRelation == relation =>
+            {
+                state
+            }
+            pg_sys::NodeTag::T_AppendState => {
+                let append: *mut pg_sys::AppendState = state.cast();
+                (0..usize::try_from((*append).as_nplans).unwrap_or(0))
+                    .map(|index| remote_scan(*(*append).appendplans.add(index), relation))
+                    .find(|scan| !scan.is_null())
+                    .unwrap_or(ptr::null_mut())
+            }
+            _ => ptr::null_mut(),
+        }
     }
 }
 

@@ -162,8 +162,8 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
         }
         if let Some(reason) = never_covered(relation) {
             return Err(Error::invalid(
-                format!("\"{name}\" {reason} and is never covered"),
-                "tables => '{public.orders}' (a table, a partitioned table or a foreign table)",
+                format!("\"{name}\" {reason}, and no policy covers that"),
+                "tables => '{public.orders}' (a table, a partitioned table or a foreign table; of a view, the tables behind it)",
             ));
         }
     }

@@ -4,10 +4,10 @@
 //! names, ancestors and memberships besides; [`generation`] changes when any of them may have.
 
 use core::ptr;
-use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::resolve::{self, Candidate, Target};
 use super::table::{self, Loaded, Policies, SCHEMA};
@@ -32,14 +32,14 @@ struct State {
     policy_table: pg_sys::Oid,
     policies: Option<Rc<Policies>>,
     /// Memberships by acting role, as of `actors_generation`.
-    actors: HashMap<Actor, Rc<resolve::Actor>>,
+    actors: FxHashMap<Actor, Rc<resolve::Actor>>,
     actors_generation: u64,
 }
 
 static STATE: Backend<Option<State>> = Backend::new(None);
 /// For each relation that answers depend on, the relations they are about: itself, and those below it. Apart from the rest,
 /// because invalidations read it at any moment.
-static DEPENDENCIES: Backend<Option<HashMap<u32, HashSet<u32>>>> = Backend::new(None);
+static DEPENDENCIES: Backend<Option<FxHashMap<u32, FxHashSet<u32>>>> = Backend::new(None);
 /// Relations whose answers are stale.
 static CHANGED: Backend<Vec<u32>> = Backend::new(Vec::new());
 
@@ -54,15 +54,15 @@ fn state() -> &'static mut State {
             found: false,
             policy_table: pg_sys::InvalidOid,
             policies: None,
-            actors: HashMap::new(),
+            actors: FxHashMap::default(),
             actors_generation: 0,
         })
     }
 }
 
-fn dependencies() -> &'static mut HashMap<u32, HashSet<u32>> {
+fn dependencies() -> &'static mut FxHashMap<u32, FxHashSet<u32>> {
     // SAFETY: single-threaded; no reference outlives the expression it is used in.
-    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(HashMap::new) }
+    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(FxHashMap::default) }
 }
 
 fn changed() -> &'static mut Vec<u32> {
@@ -212,7 +212,7 @@ pub fn never_covered(relation: pg_sys::Oid) -> Option<&'static str> {
     unsafe {
         match pg_sys::get_rel_relkind(relation) as u8 {
             pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE | pg_sys::RELKIND_FOREIGN_TABLE => {}
-            pg_sys::RELKIND_VIEW => return Some("is a view; name the tables behind it"),
+            pg_sys::RELKIND_VIEW => return Some("is a view"),
             pg_sys::RELKIND_MATVIEW => return Some("is a materialized view"),
             _ => return Some("is not a table"),
         }
@@ -399,15 +399,14 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
     Ok(applying.iter().any(|policies| !policies.is_empty()).then_some(Covering { relation: target.name, applying }))
 }
 
+/// A policy, and the name of the one that sets it aside.
+pub type Explained = (Rc<Loaded>, Option<String>);
+
 /// Every policy that covers a relation for a role, with the one that sets it aside, for `effective()`.
 ///
 /// # Errors
 /// What waiting for the policy table's lock may raise.
-pub fn explain(
-    relation: pg_sys::Oid,
-    role: pg_sys::Oid,
-    operation: Operation,
-) -> Result<Vec<(Rc<Loaded>, Option<String>)>, Foreign> {
+pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Result<Vec<Explained>, Foreign> {
     let policies = policies()?;
     if never_covered(relation).is_some() {
         return Ok(Vec::new());

@@ -4,21 +4,23 @@
 //! are. What cannot be taken back is what a rolled-back statement never gives back: sequence numbers, and what functions did outside the
 //! database.
 
+use core::ffi::c_char;
 use core::ptr;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use pgrx::pg_sys;
 
 use crate::error::Error;
-use crate::ffi::{self, Foreign};
+use crate::ffi;
 use crate::guard::{book, decide, statement};
 use crate::raise::Failure;
 
-/// Checks that `text` is one statement that can be rehearsed.
+/// Checks that `text` is one statement that can be rehearsed, and gives the part of it that is the statement.
 ///
 /// # Errors
 /// WG007 when it is none or several or of another kind; syntax errors as PostgreSQL tells them.
-pub fn check(text: &CString) -> Result<(), Failure> {
+pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
     let mut list: *mut pg_sys::List = ptr::null_mut();
     // SAFETY: the raw parser looks nothing up; nothing but the raw call inside.
     unsafe {
@@ -35,7 +37,13 @@ pub fn check(text: &CString) -> Result<(), Failure> {
             | pg_sys::NodeTag::T_InsertStmt
             | pg_sys::NodeTag::T_MergeStmt
             | pg_sys::NodeTag::T_SelectStmt
-            | pg_sys::NodeTag::T_TruncateStmt => Ok(()),
+            | pg_sys::NodeTag::T_TruncateStmt => {
+                let from = usize::try_from((*raw).stmt_location).unwrap_or(0);
+                let length = usize::try_from((*raw).stmt_len).unwrap_or(0);
+                let whole = text.to_str().unwrap_or_default();
+                let to = if length > 0 { from + length } else { whole.len() };
+                Ok(whole.get(from..to))
+            }
             _ => {
                 let message = "only UPDATE, DELETE, MERGE, INSERT, SELECT and TRUNCATE can be reviewed";
                 Err(Error::invalid(message, hint).into())
@@ -44,20 +52,30 @@ pub fn check(text: &CString) -> Result<(), Failure> {
     }
 }
 
-/// Covered rows that the statement would change, by qualified table name.
+/// What a rehearsal found.
+pub struct Rehearsed {
+    /// Covered rows that the statement would change, by qualified table name.
+    pub rows: BTreeMap<String, u64>,
+    /// The parameters as their types' output functions print them, which is how a token check sees those of a client.
+    pub parameters: Vec<Option<String>>,
+}
+
+/// Runs the statement and takes it back.
 ///
 /// # Errors
 /// Those of the statement itself, untouched; WG007 when the number of parameters is not what it takes.
-pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Vec<(String, u64)>, Failure> {
+pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehearsed, Failure> {
     let values: Vec<Option<CString>> =
         parameters.iter().map(|value| value.as_deref().map(|value| CString::new(value).unwrap_or_default())).collect();
+    let mut printed: Vec<*mut c_char> = vec![ptr::null_mut(); values.len()];
     let serial = statement::current();
     let before = book::rows_by_table(serial);
-    let mut run = Run::new(text, &values);
     decide::rehearse(true);
-    // SAFETY: `Run::run` is a plain old frame over raw calls, and `take_back` ends what it began, whichever way it went.
-    let outcome = unsafe {
+    // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
+    // went.
+    let (outcome, wanted, rows) = unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        let mut run = Run { text, values: &values, printed: &mut printed, context, begun: false, wanted: values.len() };
         let outcome = ffi::protect(|| run.run());
         let rows = book::rows_by_table(serial);
         if run.begun {
@@ -65,40 +83,43 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Vec<(St
         }
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;
-        outcome.map(|()| rows)
+        (outcome, run.wanted, rows)
     };
     decide::rehearse(false);
-    let rows = outcome.map_err(|error: Foreign| Failure::Foreign(error))?;
-    if run.wanted != values.len() {
+    outcome?;
+    if wanted != values.len() {
         return Err(Error::invalid(
-            format!("the statement takes {} parameters, but {} are given", run.wanted, values.len()),
+            format!("the statement takes {wanted} parameters, but {} are given", values.len()),
             "parameters => '{7, NULL}' (one for each $1, $2, …)",
         )
         .into());
     }
-    Ok(rows
+    let rows = rows
         .into_iter()
         .map(|(name, rows)| {
             let earlier = before.iter().find(|(known, _)| *known == name).map_or(0, |(_, rows)| *rows);
             (name, rows.saturating_sub(earlier))
         })
         .filter(|(_, rows)| *rows > 0)
-        .collect())
+        .collect();
+    // SAFETY: NULL or C strings in our own memory context.
+    let parameters = printed.into_iter().map(|text| unsafe { ffi::text(text) }).collect();
+    Ok(Rehearsed { rows, parameters })
 }
 
 /// One run, as plain data.
 struct Run<'a> {
     text: &'a CString,
     values: &'a [Option<CString>],
+    /// As many as values; NULL for NULL.
+    printed: &'a mut [*mut c_char],
+    /// Where what is printed outlives the run.
+    context: pg_sys::MemoryContext,
     begun: bool,
     wanted: usize,
 }
 
-impl<'a> Run<'a> {
-    fn new(text: &'a CString, values: &'a [Option<CString>]) -> Self {
-        Self { text, values, begun: false, wanted: values.len() }
-    }
-
+impl Run<'_> {
     /// # Safety
     /// Inside [`ffi::protect`], in a transaction. Allocates in PostgreSQL's memory only.
     unsafe fn run(&mut self) {
@@ -109,32 +130,38 @@ impl<'a> Run<'a> {
             ffi::SPI_connect();
             let mut types: *mut pg_sys::Oid = ptr::null_mut();
             let mut count = 0;
-            if !self.values.is_empty() {
-                let raw = ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
-                let raw = (*(*raw).elements).ptr_value.cast();
+            let raw = ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+            let raw: *mut pg_sys::RawStmt = (*(*raw).elements).ptr_value.cast();
+            if (*(*raw).stmt).type_ != pg_sys::NodeTag::T_TruncateStmt {
                 ffi::parse_analyze_varparams(raw, self.text.as_ptr(), &mut types, &mut count, ptr::null_mut());
             }
             self.wanted = usize::try_from(count).unwrap_or(0);
             if self.wanted != self.values.len() {
                 return;
             }
-            let size = size_of::<pg_sys::Datum>();
-            let datums = ffi::palloc(size * (self.wanted + 1)).cast::<pg_sys::Datum>();
-            let nulls = ffi::palloc(self.wanted + 1).cast::<core::ffi::c_char>();
+            let datums = ffi::palloc(size_of::<pg_sys::Datum>() * (self.wanted + 1)).cast::<pg_sys::Datum>();
+            let nulls = ffi::palloc(self.wanted + 1).cast::<c_char>();
             for index in 0..self.wanted {
                 let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+                let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
                 let type_oid = *types.add(index);
                 ffi::getTypeInputInfo(type_oid, &mut input, &mut parameter);
-                let text = match self.values.get(index) {
-                    Some(Some(text)) => text.as_ptr().cast_mut(),
-                    _ => ptr::null_mut(),
+                ffi::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena);
+                let Some(Some(text)) = self.values.get(index) else {
+                    *nulls.add(index) = b'n' as c_char;
+                    *datums.add(index) = pg_sys::Datum::from(0);
+                    continue;
                 };
-                *nulls.add(index) = if text.is_null() { b'n' as _ } else { b' ' as _ };
-                *datums.add(index) = if text.is_null() {
-                    pg_sys::Datum::from(0)
-                } else {
-                    ffi::OidInputFunctionCall(input, text, parameter, -1)
-                };
+                let datum = ffi::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, -1);
+                *nulls.add(index) = b' ' as c_char;
+                *datums.add(index) = datum;
+                let inside = pg_sys::CurrentMemoryContext;
+                pg_sys::CurrentMemoryContext = self.context;
+                let printed = ffi::OidOutputFunctionCall(output, datum);
+                pg_sys::CurrentMemoryContext = inside;
+                if let Some(place) = self.printed.get_mut(index) {
+                    *place = printed;
+                }
             }
             let plan = ffi::SPI_prepare(self.text.as_ptr(), count, types);
             ffi::SPI_execute_plan(plan, datums, nulls, false, 0);

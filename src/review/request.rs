@@ -17,7 +17,7 @@ use crate::owner;
 use crate::raise::Failure;
 use crate::session::{Actor, role_name};
 use crate::settings;
-use crate::token::check::bound_role;
+use crate::token::check::Bound;
 use crate::token::statement::{normalize, sha256, statement_hash};
 
 sql_function!(
@@ -105,9 +105,10 @@ fn request_event(arguments: &Arguments) -> Returns {
 
 #[derive(Serialize)]
 struct New<'a> {
+    database: &'a str,
     login: &'a str,
-    session_role: &'a str,
-    set_role: Option<&'a str>,
+    actor: &'a str,
+    acting_as: &'a str,
     reason: &'a str,
     statement: &'a str,
     parameters: &'a [Option<String>],
@@ -117,8 +118,8 @@ struct New<'a> {
 }
 
 const INSERT: &str = "INSERT INTO writeguard.request \
-     (login, session_role, set_role, reason, statement, parameters, statement_sha256, rows, relations) \
-     SELECT login, session_role, set_role, reason, statement, parameters, statement_sha256, rows, relations \
+     (database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations) \
+     SELECT database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations \
      FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
      RETURNING id::pg_catalog.text";
 
@@ -126,10 +127,11 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     let again = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
     let reason = reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.ok_or_else(|| Error::invalid("a request needs a reason", "reason => 'why this is right'"))?;
-    let statement = normalize(statement);
     let text = CString::new(statement).map_err(|_| Error::invalid("malformed statement", again))?;
-    rehearse::check(&text)?;
-    let relations: BTreeMap<String, u64> = rehearse::rehearse(&text, parameters)?.into_iter().collect();
+    // The part that a client which sends this text would run: what follows the semicolon is not of it.
+    let statement = normalize(rehearse::check(&text)?.unwrap_or(statement));
+    let rehearsed = rehearse::rehearse(&text, parameters)?;
+    let (relations, parameters) = (rehearsed.rows, rehearsed.parameters);
     if relations.is_empty() {
         return Err(Error::Invalid {
             message: "the statement needs no approval".into(),
@@ -138,15 +140,16 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
         }
         .into());
     }
-    let (login, session_role, set_role) = bound_role(Actor::current());
+    let bound = Bound::now();
     let new = New {
-        login: &login,
-        session_role: &session_role,
-        set_role: set_role.as_deref(),
+        database: &bound.database,
+        login: &bound.login,
+        actor: &bound.actor,
+        acting_as: &bound.acting_as,
         reason: &reason,
         statement,
-        parameters,
-        statement_sha256: &statement_hash(statement, parameters),
+        parameters: &parameters,
+        statement_sha256: &statement_hash(statement, &parameters),
         rows: relations.values().sum(),
         relations: &relations,
     };
@@ -166,12 +169,13 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
 struct Pending {
     state: String,
     login: String,
+    actor: String,
     statement: String,
     rows: u64,
 }
 
 const LOCK: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
-     SELECT state, login, statement, rows FROM writeguard.request \
+     SELECT state, login, actor, statement, rows FROM writeguard.request \
      WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 FOR UPDATE) AS r";
 
 /// The request, locked, if this login may decide about it.
@@ -182,11 +186,15 @@ fn lock(id: i64) -> Result<Pending, Error> {
         .first()
         .and_then(|json| serde_json::from_str(json).ok())
         .ok_or_else(|| Error::invalid(format!("request {id} does not exist"), pending))?;
-    let login = role_name(Actor::current().login);
-    if request.login == login {
+    let now = Bound::now();
+    // By name as well: in a restored copy the OIDs are those of the original.
+    if now.is_same_login(&request.actor) || request.login == now.login {
         return Err(Error::ApprovalRefused {
             message: "nobody decides about their own request".into(),
-            detail: Some(format!("Request {id} was made by login \"{login}\", which is also this session's.")),
+            detail: Some(format!(
+                "Request {id} was made by login \"{}\", which is also this session's.",
+                request.login
+            )),
             hint: format!("Let a second person type: SELECT writeguard.approve({id});"),
         });
     }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use pgrx::pg_sys;
 use serde::Deserialize;
 
 use super::statement::sha256;
 use crate::error::Error;
 use crate::owner;
 use crate::session::{self, Actor};
-use crate::words::RelationName;
+use crate::words::{RelationName, quote_identifier};
 
 /// What an accepted token opens, for the one statement it is bound to.
 #[derive(Debug, Clone)]
@@ -45,9 +46,10 @@ impl Grant {
 struct Approved {
     id: i64,
     state: String,
+    database: String,
     login: String,
-    session_role: String,
-    set_role: Option<String>,
+    actor: String,
+    acting_as: String,
     statement_sha256: String,
     relations: BTreeMap<String, u64>,
     max_rows: Option<u64>,
@@ -56,7 +58,7 @@ struct Approved {
 }
 
 const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
-     SELECT id, state, login, session_role, set_role, statement_sha256, relations, max_rows, \
+     SELECT id, state, database, login, actor, acting_as, statement_sha256, relations, max_rows, \
        expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired, \
        expires_at::pg_catalog.text AS expires_at \
      FROM writeguard.request WHERE token_sha256 OPERATOR(pg_catalog.=) $1 FOR UPDATE) AS r";
@@ -64,10 +66,37 @@ const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
 const SPEND: &str = "UPDATE writeguard.request SET state = 'spent', spent_at = pg_catalog.clock_timestamp() \
      WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8";
 
-/// The names a token is bound to: login, session_user, and the role that is SET.
-pub fn bound_role(actor: Actor) -> (String, String, Option<String>) {
-    let set = (actor.set != pgrx::pg_sys::InvalidOid).then(|| session::role_name(actor.set));
-    (session::role_name(actor.login), session::role_name(actor.session), set)
+/// Who a request and its token belong to. Compared by OID, so that a rename makes nobody another person, and nobody inherits
+/// from a role of the same name; shown by name.
+pub struct Bound {
+    /// System identifier and OID of the database: a copy is another one.
+    pub database: String,
+    pub login: String,
+    /// OIDs of login, session_user and the role that is SET.
+    pub actor: String,
+    /// The role that is SET, else session_user.
+    pub acting_as: String,
+}
+
+impl Bound {
+    /// This session's.
+    pub fn now() -> Self {
+        let actor = Actor::current();
+        let oids = [actor.login, actor.session, actor.set].map(|role| u32::from(role).to_string());
+        // SAFETY: reads shared memory and a static.
+        let (system, database) = unsafe { (pg_sys::GetSystemIdentifier(), pg_sys::MyDatabaseId) };
+        Self {
+            database: format!("{system}/{}", u32::from(database)),
+            login: session::role_name(actor.login),
+            actor: oids.join("/"),
+            acting_as: session::role_name(actor.role()),
+        }
+    }
+
+    /// Whether `actor` of another one is the same person, whatever roles were SET.
+    pub fn is_same_login(&self, actor: &str) -> bool {
+        actor.split('/').next() == self.actor.split('/').next()
+    }
 }
 
 /// Accepts and spends `token` for the statement with that hash, in the running transaction: rolled back, it is unused
@@ -84,7 +113,7 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
     };
     let again = "SELECT writeguard.request('…', reason => 'why this is right');";
     let mine = "SELECT id, state, statement, expires_at FROM writeguard.my_requests;";
-    let actor = bound_role(Actor::current());
+    let now = Bound::now();
     owner::connect(|client| {
         let found = owner::rows(client, LOOK_UP, &[sha256(token.as_bytes()).as_str().into()])?;
         let Some(found) = found.first() else {
@@ -93,20 +122,17 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
         let approved: Approved = serde_json::from_str(found)
             .map_err(|error| refused("its request cannot be read", Some(format!("{error}.")), again))?;
         let detail = |text: String| Some(format!("It is the token of request {}{text}.", approved.id));
-        if approved.login != actor.0 {
-            let text = format!(", which \"{}\" made; this session's login is \"{}\"", approved.login, actor.0);
+        if approved.database != now.database {
+            let text = ", which was made in another database, of which this one is a copy".to_owned();
+            return Err(refused("it belongs to another database", detail(text), again));
+        }
+        if !now.is_same_login(&approved.actor) {
+            let text = format!(", which \"{}\" made; this session's login is \"{}\"", approved.login, now.login);
             return Err(refused("it belongs to another login", detail(text), mine));
         }
-        if (&approved.session_role, &approved.set_role) != (&actor.1, &actor.2) {
-            let text = format!(
-                ", made as {}; this session acts as {}",
-                acting(&approved.session_role, &approved.set_role),
-                acting(&actor.1, &actor.2)
-            );
-            let hint = match &approved.set_role {
-                Some(role) => format!("SET ROLE {};", crate::words::quote_identifier(role)),
-                None => "RESET ROLE;".into(),
-            };
+        if approved.actor != now.actor {
+            let text = format!(", made as \"{}\"; this session acts as \"{}\"", approved.acting_as, now.acting_as);
+            let hint = format!("SET ROLE {}; or RESET ROLE;", quote_identifier(&approved.acting_as));
             return Err(refused("it belongs to another role", detail(text), &hint));
         }
         match approved.state.as_str() {
@@ -129,11 +155,4 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
         owner::rows(client, SPEND, &[approved.id.into()])?;
         Ok(Grant { request: approved.id, rows: approved.relations, max_rows: approved.max_rows })
     })
-}
-
-fn acting(session: &str, set: &Option<String>) -> String {
-    match set {
-        Some(role) => format!("\"{role}\" (session user \"{session}\")"),
-        None => format!("\"{session}\""),
-    }
 }
