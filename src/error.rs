@@ -43,7 +43,14 @@ pub enum Error {
     },
     /// WG006: a token that does not open this write.
     #[error("approval token refused: {reason}")]
-    TokenRefused { reason: String, detail: Option<String>, hint: String, relation: Option<RelationName> },
+    TokenRefused {
+        /// The request it was approved with, where that is known.
+        request: Option<i64>,
+        reason: String,
+        detail: Option<String>,
+        hint: String,
+        relation: Option<RelationName>,
+    },
     /// WG006: a decision about a request that this person may not take, or not any more.
     #[error("{message}")]
     ApprovalRefused { message: String, detail: Option<String>, hint: String },
@@ -140,6 +147,14 @@ impl Error {
             | Error::NotPreloaded { hint } => hint.clone(),
             Error::NotYet { column, .. } => format!("Leave out the argument {column}."),
         })
+    }
+
+    /// The request that the error is about.
+    pub fn request(&self) -> Option<i64> {
+        match self {
+            Error::TokenRefused { request, .. } => *request,
+            _ => None,
+        }
     }
 
     /// Schema and name of the table that the error is about.

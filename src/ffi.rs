@@ -167,13 +167,52 @@ pub unsafe fn sleep_on_latch(milliseconds: c_long) {
     }
 }
 
-/// The text behind a C string of the server; bytes that are no UTF-8 are replaced.
+/// The text behind a C string in the server's encoding; bytes that mean nothing are replaced.
 ///
 /// # Safety
 /// `text` is NULL or a valid C string.
 pub unsafe fn text(text: *const c_char) -> Option<String> {
     // SAFETY: the caller's promise.
-    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    (!text.is_null()).then(|| unsafe { decode(CStr::from_ptr(text)) })
+}
+
+/// Text in the server's encoding as UTF-8.
+pub fn decode(text: &CStr) -> String {
+    // SAFETY: the conversion gives a palloc'ed C string; an ERROR unwinds to the guard around us.
+    unsafe {
+        if needs_conversion() && !text.to_bytes().is_ascii() {
+            let length = text.count_bytes() as c_int;
+            let converted = pg_sys::pg_server_to_any(text.as_ptr(), length, UTF8);
+            return CStr::from_ptr(converted).to_string_lossy().into_owned();
+        }
+    }
+    text.to_string_lossy().into_owned()
+}
+
+/// Copies UTF-8 text into the current memory context, in the server's encoding; a NUL inside ends it, as it would for
+/// PostgreSQL.
+pub fn encode(text: &str) -> *const c_char {
+    let bytes = text.as_bytes();
+    let bytes = &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())];
+    // SAFETY: palloc returns len + 1 writable bytes or raises an ERROR, which the pgrx guard around us handles.
+    unsafe {
+        let copy = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
+        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
+        copy.add(bytes.len()).write(0);
+        if needs_conversion() && !bytes.is_ascii() {
+            return pg_sys::pg_any_to_server(copy.cast(), bytes.len() as c_int, UTF8);
+        }
+        copy.cast()
+    }
+}
+
+const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
+
+/// Whether the database has an encoding that UTF-8 can be converted from and to.
+fn needs_conversion() -> bool {
+    // SAFETY: reads a static.
+    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    encoding != UTF8 && encoding != pg_sys::pg_enc::PG_SQL_ASCII as c_int
 }
 
 /// A value that belongs to this backend.

@@ -22,21 +22,8 @@ pub struct Raise {
     table: *const c_char,
 }
 
-/// Copies `text` into the current memory context; a NUL inside ends it, as it would for PostgreSQL.
-fn palloc_str(text: &str) -> *const c_char {
-    let bytes = text.as_bytes();
-    let bytes = &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())];
-    // SAFETY: palloc returns len + 1 writable bytes or raises an ERROR, which the pgrx guard around us handles.
-    unsafe {
-        let copy = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
-        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
-        copy.add(bytes.len()).write(0);
-        copy.cast()
-    }
-}
-
 fn palloc_opt(text: Option<&str>) -> *const c_char {
-    text.map_or(ptr::null(), palloc_str)
+    text.map_or(ptr::null(), ffi::encode)
 }
 
 impl Raise {
@@ -46,7 +33,7 @@ impl Raise {
         let raise = Raise {
             foreign: ptr::null_mut(),
             sqlstate: pack_sqlstate(error.sqlstate()),
-            message: palloc_str(&error.to_string()),
+            message: ffi::encode(&error.to_string()),
             detail: palloc_opt(error.detail().as_deref()),
             hint: palloc_opt(error.hint().as_deref()),
             schema: palloc_opt(schema),
@@ -162,7 +149,7 @@ unsafe fn raise_now(raise: *mut Raise) {
 /// Writes one line to the server log and to nobody else; statement and context are left out of it, because
 /// the statement may hold a token and the record says in its own words what was run.
 pub fn log_line(message: &str, detail: Option<&str>) {
-    let message = palloc_str(message);
+    let message = ffi::encode(message);
     let detail = palloc_opt(detail);
     // SAFETY: LOG_SERVER_ONLY raises nothing itself, and with interrupts held off a cancel does not come out of it either. The
     // strings live in palloc'ed memory and elog.c copies them.

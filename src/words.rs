@@ -136,6 +136,21 @@ pub fn literal(text: &str) -> String {
     format!("${tag}${text}${tag}$")
 }
 
+/// JSON with every letter beyond ASCII escaped, so that it means the same in any server encoding.
+pub fn ascii_json(json: &str) -> String {
+    let mut ascii = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if letter.is_ascii() {
+            ascii.push(letter);
+        } else {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                ascii.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    ascii
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,5 +161,13 @@ mod tests {
         assert_eq!(literal("a = 'x'"), "$$a = 'x'$$");
         assert_eq!(literal("a = '$$'"), "$q$a = '$$'$q$");
         assert_eq!(literal("'a$"), "$q$'a$$q$");
+    }
+
+    #[test]
+    fn escaped_json_is_the_same_json() {
+        let value = serde_json::json!({"statement": "Bücher für André 🐘"});
+        let ascii = ascii_json(&value.to_string());
+        assert!(ascii.is_ascii());
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&ascii).unwrap(), value);
     }
 }

@@ -238,6 +238,7 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
         };
         if !there {
             // Dropped with its tables meanwhile; the server log has the events.
+            taken.iter().filter(|one| !one.bytes.is_empty()).for_each(|_| queue::count_unqueued());
             return;
         }
         Spi::connect_mut(|client| {

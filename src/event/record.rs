@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::raise::log_line;
 use crate::session::{self, Actor};
+use crate::words::ascii_json;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +112,11 @@ impl Event {
     /// The event as JSON. The strings inside are text, so it cannot fail.
     pub fn json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The same in letters that every database can store.
+    pub fn ascii_json(&self) -> String {
+        ascii_json(&self.json())
     }
 
     /// Writes the event to the server log: a line to read, and the whole event as JSON in its DETAIL.

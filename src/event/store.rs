@@ -37,7 +37,7 @@ fn wrote() -> &'static Cell<bool> {
 pub fn insert(event: &Event) -> Result<i64, Error> {
     event.log();
     let id = owner::connect(|client| {
-        let ids = owner::rows(client, INSERT, &[event.json().into()])?;
+        let ids = owner::rows(client, INSERT, &[event.ascii_json().into()])?;
         let id = ids.first().cloned().unwrap_or_default();
         owner::rows(client, OUTBOX, &[id.as_str().into()])?;
         Ok(id)

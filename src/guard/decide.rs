@@ -55,10 +55,12 @@ struct State {
     rehearsing: u32,
     /// The last statement recorded as running with the guard switched off.
     disabled: Serial,
+    /// What the current statement was refused already, inside exception blocks: the meter, and the event's id.
+    refused: Vec<(Serial, MeterId, Option<i64>)>,
 }
 
 static STATE: Backend<State> =
-    Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsing: 0, disabled: 0 });
+    Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsing: 0, disabled: 0, refused: Vec::new() });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no reference is kept across SPI.
@@ -218,7 +220,7 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
     let mut event = Event::new(Kind::Blocked);
     describe(&mut event, attempt);
     event.rows = Some(limit.saturating_add(1));
-    let id = record_and_wait(&event)?;
+    let id = record_once(&event, attempt)?;
     let way_out = match policy.override_ {
         Override::Never => WayOut::Never,
         Override::Flag => WayOut::SetFlag,
@@ -241,12 +243,25 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
 fn refuse_token<T>(attempt: &Attempt<'_>, error: Error) -> Result<T, Failure> {
     let mut event = Event::new(Kind::TokenRefused);
     describe(&mut event, attempt);
+    event.approval = error.request();
     event.reason = Some(match error.detail() {
         Some(detail) => format!("{error}. {detail}"),
         None => error.to_string(),
     });
     record_and_wait(&event)?;
     Err(Failure::Ours(error))
+}
+
+/// Records a refusal, unless this statement was refused by the same policy before: one event per statement and policy.
+fn record_once(event: &Event, attempt: &Attempt<'_>) -> Result<Option<i64>, ffi::Foreign> {
+    let (statement, meter) = (attempt.place.statement, attempt.meter);
+    state().refused.retain(|(of, ..)| *of == statement);
+    if let Some((_, _, id)) = state().refused.iter().find(|(_, refused, _)| *refused == meter) {
+        return Ok(*id);
+    }
+    let id = record_and_wait(event)?;
+    state().refused.push((statement, meter, id));
+    Ok(id)
 }
 
 /// Logs and queues an event that must survive the rollback, and waits for it; gives its id when it is stored in time.
@@ -269,7 +284,7 @@ fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
 /// Queues an event; where there is no room, waits for some as long as a refused write may wait at all.
 fn enqueue(event: &Event) -> Result<Option<queue::Ticket>, ffi::Foreign> {
     const PAUSE: i64 = 10;
-    let json = event.shortened(queue::statement_bytes()).json();
+    let json = event.shortened(queue::statement_bytes()).ascii_json();
     let mut left = settings::event_timeout();
     loop {
         let ticket = queue::push(json.as_bytes(), true);
@@ -317,6 +332,7 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
     let Some((name, allowed)) = granted.grant.exceeded(rows) else { return Ok(()) };
     let request = granted.grant.request;
     let error = Error::TokenRefused {
+        request: Some(request),
         reason: "the write changes more rows than were reviewed".into(),
         detail: Some(format!(
             "Request {request} was approved for {} in \"{name}\", and this is number {}; nothing was changed.",
@@ -347,7 +363,7 @@ pub fn record_disabled(relation: &RelationName, operation: Operation, serial: Se
     event.log();
     // SAFETY: a static.
     if unsafe { pg_sys::IsUnderPostmaster } {
-        let json = event.shortened(queue::statement_bytes()).json();
+        let json = event.shortened(queue::statement_bytes()).ascii_json();
         if queue::push(json.as_bytes(), false).is_none() {
             queue::count_unqueued();
         }
@@ -407,5 +423,6 @@ pub fn end_transaction() {
     let state = state();
     state.lifts.clear();
     state.granted.clear();
+    state.refused.clear();
     state.rehearsing = 0;
 }

@@ -198,7 +198,7 @@ unsafe extern "C-unwind" fn process_utility(
         if outermost {
             statement::leave();
         }
-        if commits_prepared && catalog::known_installed() {
+        if commits_prepared && catalog::may_be_installed() {
             // Its events may have left notifications to send.
             queue::push(&[], false);
         }

@@ -216,7 +216,8 @@ pub fn text() -> String {
     let Some(statement) = state.current.map(|current| &state.all[current]) else {
         return String::new();
     };
-    let text = String::from_utf8_lossy(&statement.text);
+    // Cut from a C string, so there is no NUL inside.
+    let text = std::ffi::CString::new(statement.text.as_slice()).map(|text| ffi::decode(&text)).unwrap_or_default();
     crate::token::statement::normalize(&text).to_owned()
 }
 

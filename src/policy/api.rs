@@ -11,7 +11,7 @@ use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::owner;
-use crate::words::{Operation, literal};
+use crate::words::{Operation, ascii_json, literal};
 
 sql_function!(
     /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.
@@ -92,7 +92,7 @@ fn store_policy(mut document: Document) -> Returns {
     let json = serde_json::to_string(&document).map_err(|error| {
         Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
     })?;
-    let action = owner::connect(|client| owner::rows(client, UPSERT, &[json.as_str().into()]))?
+    let action = owner::connect(|client| owner::rows(client, UPSERT, &[ascii_json(&json).into()]))?
         .pop()
         .unwrap_or_else(|| "unchanged".into());
     if action != "unchanged" {

@@ -180,9 +180,9 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
     }
 }
 
-/// Whether this backend knows already that the extension is installed in this database; looks nothing up.
-pub fn known_installed() -> bool {
-    state().policies.as_ref().is_some_and(|policies| policies.installed)
+/// Whether the extension may be installed in this database, as far as this backend knows; looks nothing up.
+pub fn may_be_installed() -> bool {
+    state().policies.as_ref().is_none_or(|policies| policies.installed)
 }
 
 /// Whether the extension is installed in this database.

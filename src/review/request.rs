@@ -19,6 +19,7 @@ use crate::session::{Actor, role_name};
 use crate::settings;
 use crate::token::check::Bound;
 use crate::token::statement::{normalize, sha256, statement_hash};
+use crate::words::ascii_json;
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.
@@ -153,7 +154,7 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
         rows: relations.values().sum(),
         relations: &relations,
     };
-    let json = serde_json::to_string(&new).unwrap_or_default();
+    let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
     let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into()]))?;
     let id: i64 = id.first().and_then(|id| id.parse().ok()).unwrap_or_default();
     let mut event = Event::new(Kind::Requested);

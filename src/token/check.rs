@@ -105,7 +105,8 @@ impl Bound {
 /// # Errors
 /// WG006 with the reason.
 pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Result<Grant, Error> {
-    let refused = |reason: &str, detail: Option<String>, hint: &str| Error::TokenRefused {
+    let refused_for = |request: Option<i64>, reason: &str, detail: Option<String>, hint: &str| Error::TokenRefused {
+        request,
         reason: reason.to_owned(),
         detail,
         hint: hint.to_owned(),
@@ -117,10 +118,11 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
     owner::connect(|client| {
         let found = owner::rows(client, LOOK_UP, &[sha256(token.as_bytes()).as_str().into()])?;
         let Some(found) = found.first() else {
-            return Err(refused("no approval in this database has it", None, mine));
+            return Err(refused_for(None, "no approval in this database has it", None, mine));
         };
         let approved: Approved = serde_json::from_str(found)
-            .map_err(|error| refused("its request cannot be read", Some(format!("{error}.")), again))?;
+            .map_err(|error| refused_for(None, "its request cannot be read", Some(format!("{error}.")), again))?;
+        let refused = |reason: &str, detail, hint: &str| refused_for(Some(approved.id), reason, detail, hint);
         let detail = |text: String| Some(format!("It is the token of request {}{text}.", approved.id));
         if approved.database != now.database {
             let text = ", which was made in another database, of which this one is a copy".to_owned();
