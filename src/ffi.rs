@@ -100,6 +100,16 @@ unsafe extern "C-unwind" {
         query_env: *mut pg_sys::QueryEnvironment,
     ) -> *mut pg_sys::Query;
     pub fn getTypeInputInfo(type_oid: pg_sys::Oid, input: *mut pg_sys::Oid, parameter: *mut pg_sys::Oid);
+    pub fn set_config_option(
+        name: *const c_char,
+        value: *const c_char,
+        context: pg_sys::GucContext::Type,
+        source: pg_sys::GucSource::Type,
+        action: pg_sys::GucAction::Type,
+        change: bool,
+        elevel: c_int,
+        is_reload: bool,
+    ) -> c_int;
     pub fn getTypeOutputInfo(type_oid: pg_sys::Oid, output: *mut pg_sys::Oid, is_varlena: *mut bool);
     pub fn OidInputFunctionCall(
         function: pg_sys::Oid,

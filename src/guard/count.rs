@@ -36,7 +36,7 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
             None => ptr::null_mut(),
         };
         if !(*watch).remote.is_empty() {
-            raise(changed_remotely(watch));
+            raise(changed_remotely(watch, u64::from(!is_empty(slot))));
         }
         slot
     }
@@ -222,7 +222,7 @@ unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Ra
 }
 
 /// Foreign servers changed rows by themselves: all at once, or as they are returned. Their scans count them for EXPLAIN.
-unsafe fn changed_remotely(watch: *mut Watch) -> *mut Raise {
+unsafe fn changed_remotely(watch: *mut Watch, returned: u64) -> *mut Raise {
     // SAFETY: the watch is alive, and so are its scans.
     unsafe {
         let watch = &mut *watch;
@@ -230,7 +230,7 @@ unsafe fn changed_remotely(watch: *mut Watch) -> *mut Raise {
         for place in 0..watch.remote.len() {
             let Some(remote) = watch.remote.get_mut(place) else { break };
             let total = (*remote.rows).tuplecount as u64;
-            let rows = total.saturating_sub(remote.seen);
+            let rows = if remote.returned { returned } else { total.saturating_sub(remote.seen) };
             let index = remote.index;
             remote.seen = total;
             if watch.node_exec.is_none() {

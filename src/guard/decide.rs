@@ -225,9 +225,11 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
         Override::Never => WayOut::Never,
         Override::Flag => WayOut::SetFlag,
         Override::Token if session::token().is_some() && !session::flag() => WayOut::FlagForToken,
-        Override::Token => {
-            WayOut::Request { event: id, statement: event.statement.unwrap_or_default(), parameters: parameters()? }
-        }
+        Override::Token => WayOut::Request {
+            event: id,
+            statement: event.statement.unwrap_or_default(),
+            parameters: statement::parameter_count(),
+        },
     };
     Err(Failure::Ours(Error::Limit {
         operation: attempt.operation,

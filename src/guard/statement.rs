@@ -229,6 +229,14 @@ pub fn parameters() -> pg_sys::ParamListInfo {
     if portal.is_null() { ptr::null_mut() } else { unsafe { (*portal).portalParams } }
 }
 
+/// How many parameters the client bound to the current statement.
+pub fn parameter_count() -> usize {
+    let parameters = parameters();
+    // SAFETY: NULL or the parameters of a portal that is alive.
+    let count = if parameters.is_null() { 0 } else { unsafe { (*parameters).numParams } };
+    usize::try_from(count).unwrap_or(0)
+}
+
 /// The transaction is over; a procedure that commits goes on in the same statement.
 pub fn end_transaction() {
     let state = state();

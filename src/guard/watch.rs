@@ -35,6 +35,8 @@ pub struct Remote {
     /// Where its scan counts the rows.
     pub rows: *mut pg_sys::Instrumentation,
     pub seen: u64,
+    /// The scan is the node's own child and returns the rows: it counts each only after the child's stand-in has returned.
+    pub returned: bool,
 }
 
 /// The counting of one node. Boxed and used again; all that the per-row functions touch is plain data.

@@ -142,7 +142,8 @@ unsafe fn watch_node(
                 if (*scan).instrument.is_null() {
                     (*scan).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
                 }
-                watch.remote.push(Remote { index, rows: (*scan).instrument, seen: 0 });
+                let returned = scan == child && !(*plan).returningLists.is_null();
+                watch.remote.push(Remote { index, rows: (*scan).instrument, seen: 0, returned });
             }
         }
         watch.node = node;

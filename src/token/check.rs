@@ -134,7 +134,11 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
         }
         if approved.actor != now.actor {
             let text = format!(", made as \"{}\"; this session acts as \"{}\"", approved.acting_as, now.acting_as);
-            let hint = format!("SET ROLE {}; or RESET ROLE;", quote_identifier(&approved.acting_as));
+            let hint = if approved.actor.ends_with("/0") {
+                "RESET ROLE;".to_owned()
+            } else {
+                format!("SET ROLE {};", quote_identifier(&approved.acting_as))
+            };
             return Err(refused("it belongs to another role", detail(text), &hint));
         }
         match approved.state.as_str() {
