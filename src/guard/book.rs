@@ -79,9 +79,87 @@ fn book() -> &'static mut Book {
     }
 }
 
-/// The numbers.
+/// The numbers, with everything that was counted in them.
 pub fn ledger() -> &'static mut Ledger {
+    settle();
     &mut book().ledger
+}
+
+/// Rows that one node changes in a row, counted here until somebody wants to know the numbers: as long as it is within every
+/// limit, a row costs an increment and not a visit to each of its meters.
+pub struct Tab {
+    /// Whose tab it is: the address of a watch. 0: nobody's.
+    pub owner: usize,
+    /// The owner's result relation that it is for.
+    pub index: i32,
+    /// Rows that may still be put on it.
+    pub left: u64,
+    pub rows: u64,
+    operation: Operation,
+    place: Place,
+    binding: Option<Rc<Binding>>,
+}
+
+static TAB: Backend<Tab> = Backend::new(Tab {
+    owner: 0,
+    index: 0,
+    left: 0,
+    rows: 0,
+    operation: Operation::Update,
+    place: Place { statement: 0, level: 0 },
+    binding: None,
+});
+
+/// The tab that is open.
+#[inline(always)]
+pub fn tab() -> &'static mut Tab {
+    // SAFETY: single-threaded; no reference is kept across a call.
+    unsafe { &mut *TAB.get() }
+}
+
+/// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
+pub fn open_tab(owner: usize, index: i32, binding: &Rc<Binding>, operation: Operation, place: Place) {
+    if decide::has_say(place.statement) || !settings::enabled() {
+        return;
+    }
+    let ledger = ledger();
+    let meters = binding.charges(operation).iter().map(|charge| ledger.left(charge.meter, place.statement));
+    let left = meters.min().unwrap_or(u64::MAX);
+    *tab() = Tab { owner, index, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
+}
+
+/// Puts what is on the tab into the meters, and closes it.
+#[inline]
+fn settle() {
+    let tab = tab();
+    tab.owner = 0;
+    tab.left = 0;
+    if tab.rows > 0 {
+        settle_rows();
+    }
+}
+
+/// The owner of a tab goes; its address may be another's soon.
+pub fn close_tab(owner: usize) {
+    if tab().owner == owner {
+        settle();
+    }
+}
+
+#[cold]
+fn settle_rows() {
+    let rows = core::mem::take(&mut tab().rows);
+    let (operation, place) = (tab().operation, tab().place);
+    let Some(binding) = tab().binding.take() else { return };
+    let ledger = &mut book().ledger;
+    ledger.charge(binding.rows, rows, place, goes_on);
+    for charge in binding.charges(operation) {
+        ledger.charge(charge.meter, rows, place, goes_on);
+    }
+}
+
+fn goes_on(statement: Serial) -> bool {
+    statement::may_resume(statement) || decide::has_lift(statement)
 }
 
 /// Forgets answers that may be stale. Invalidations must have been accepted.
@@ -113,6 +191,18 @@ pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>
         return Ok(binding.clone());
     }
     bind(relation, actor)
+}
+
+/// Whether it is known already that no policy covers the relation. Neither raises nor looks anything up.
+#[inline]
+pub fn is_known_uncovered(relation: pg_sys::Oid, actor: Actor) -> bool {
+    let book = book();
+    book.generation == catalog::generation()
+        && !catalog::any_changed()
+        && book
+            .bindings
+            .get(&u32::from(relation))
+            .is_some_and(|known| known.iter().any(|(of, binding)| binding.is_none() && *of == actor))
 }
 
 #[cold]
@@ -155,14 +245,13 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
 
 /// Charges rows to a relation's budgets. Null: they may stay; otherwise what to raise.
 ///
-/// Runs once per row: no allocation, no lock, nothing that raises, unless a limit is passed.
+/// Runs for each row that is not on a tab: no allocation, no lock, nothing that raises, unless a limit is passed.
 #[inline]
 pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, estimate: Option<u64>) -> *mut Raise {
     if !settings::enabled() {
         return switched_off(binding, operation, place);
     }
     let ledger = ledger();
-    let goes_on = |serial: Serial| statement::may_resume(serial) || decide::has_lift(serial);
     ledger.charge(binding.rows, rows, place, goes_on);
     for charge in binding.charges(operation) {
         if let Some(past) = ledger.charge(charge.meter, rows, place, goes_on)
@@ -250,6 +339,7 @@ pub fn deciding<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut Raise {
 
 /// Rows charged in a statement by qualified table name.
 pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
+    settle();
     let book = book();
     book.relations
         .values()
@@ -260,6 +350,7 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
 
 /// The transaction is over.
 pub fn end_transaction() {
+    *tab() = Tab { owner: 0, left: 0, rows: 0, binding: None, ..*tab() };
     let book = book();
     book.ledger.end_transaction();
     if book.stale {

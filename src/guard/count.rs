@@ -30,7 +30,19 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
     // SAFETY: the watch lives as long as the node.
     unsafe {
         let watch = watch::of_child(node);
-        raise(changed(watch, (*(*watch).estate).es_processed));
+        let processed = (*(*watch).estate).es_processed;
+        let tab = book::tab();
+        if tab.left > 0
+            && tab.owner == watch.addr()
+            && processed == (*watch).seen + 1
+            && tab.index == (*(*watch).node).mt_lastResultIndex
+        {
+            tab.left -= 1;
+            tab.rows += 1;
+            (*watch).seen = processed;
+        } else {
+            raise(changed(watch, processed));
+        }
         let slot = match (*watch).child_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
@@ -120,7 +132,18 @@ unsafe fn charge_last(watch: &mut Watch, operation: Operation, rows: u64) -> *mu
     }
     // SAFETY: the node is alive.
     let index = unsafe { (*watch.node).mt_lastResultIndex };
-    charge(watch, usize::try_from(index).unwrap_or(0), operation, rows)
+    let place = usize::try_from(index).unwrap_or(0);
+    let owner = ptr::from_mut(watch).addr();
+    let raise = charge(watch, place, operation, rows);
+    // A statement of one row is over before a tab could be of use.
+    if watch.seen > 1
+        && raise.is_null()
+        && watch.kind != Kind::Merge
+        && let (Some(Some(binding)), Some(charged)) = (watch.bindings.get(place), watch.place)
+    {
+        book::open_tab(owner, index, binding, operation, charged);
+    }
+    raise
 }
 
 /// A MERGE's counters tell of updates and deletes apart; an update that turned out to move a row and was suppressed is in them too,

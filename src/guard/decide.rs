@@ -76,6 +76,11 @@ pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     state.rehearsing > 0 || lifted() && session::flag()
 }
 
+/// Whether more than the limits decides about a statement's further rows.
+pub fn has_say(statement: Serial) -> bool {
+    is_rehearsing() || is_granted(statement) || has_lift(statement)
+}
+
 /// Whether a statement lifted anything, so that its count is needed until the transaction ends.
 pub fn has_lift(statement: Serial) -> bool {
     state().lifts.iter().any(|lift| lift.statement == statement)

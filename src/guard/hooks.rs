@@ -114,7 +114,9 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
         let writes = may_change_rows((*query_desc).operation, (*query_desc).plannedstmt);
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
-            raise(write::begin(query_desc));
+            if !write::is_known_uncovered(query_desc) {
+                raise(write::begin(query_desc));
+            }
         }
     }
 }
@@ -214,11 +216,11 @@ unsafe extern "C-unwind" fn object_access(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        if let Some(next) = next().access {
-            next(access, class, object, sub_id, argument);
-        }
         if access == pg_sys::ObjectAccessType::OAT_TRUNCATE && !stays_out() {
             raise(ddl::truncate(object));
+        }
+        if let Some(next) = next().access {
+            next(access, class, object, sub_id, argument);
         }
     }
 }
@@ -262,11 +264,14 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
     }
 }
 
+#[inline]
 fn end_transaction(committed: bool) {
-    decide::end_transaction();
-    book::end_transaction();
-    statement::end_transaction();
-    session::end_transaction();
+    if statement::take_touched() {
+        decide::end_transaction();
+        book::end_transaction();
+        statement::end_transaction();
+        session::end_transaction();
+    }
     store::end_transaction(committed);
 }
 

@@ -96,6 +96,8 @@ struct Statement {
 }
 
 struct State {
+    /// Something was charged in this transaction.
+    touched: bool,
     last_serial: Serial,
     /// Place of the current statement among `all`.
     current: Option<usize>,
@@ -103,7 +105,7 @@ struct State {
     all: Vec<Box<Statement>>,
 }
 
-static STATE: Backend<State> = Backend::new(State { last_serial: 0, current: None, all: Vec::new() });
+static STATE: Backend<State> = Backend::new(State { touched: false, last_serial: 0, current: None, all: Vec::new() });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded, and nothing below calls back into this file while it holds the reference.
@@ -115,6 +117,7 @@ pub fn current() -> Serial {
     // SAFETY: statics of this thread; GetCurrentStatementStartTimestamp reads a static.
     let (outermost, now) = unsafe { (*OUTERMOST.get(), ffi::GetCurrentStatementStartTimestamp()) };
     let state = state();
+    state.touched = true;
     if let Some(current) = state.current {
         let statement = &mut state.all[current];
         if outermost.portal.is_null() {
@@ -235,6 +238,12 @@ pub fn parameter_count() -> usize {
     // SAFETY: NULL or the parameters of a portal that is alive.
     let count = if parameters.is_null() { 0 } else { unsafe { (*parameters).numParams } };
     usize::try_from(count).unwrap_or(0)
+}
+
+/// Whether anything was charged in the transaction that ends; asks once.
+#[inline(always)]
+pub fn take_touched() -> bool {
+    core::mem::replace(&mut state().touched, false)
 }
 
 /// The transaction is over; a procedure that commits goes on in the same statement.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::book::Binding;
+use super::book::{self, Binding};
 use super::budget::Place;
 use crate::ffi::{self, Backend, Opaque};
 use crate::session::Actor;
@@ -153,6 +153,7 @@ pub unsafe fn activate(mut watch: Box<Watch>) {
 /// The query's memory goes, at its end or after an error.
 unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
     let gone: *mut Watch = argument.cast();
+    book::close_tab(gone.addr());
     let state = state();
     if let Some(at) = state.active.iter().rposition(|watch| ptr::eq(&raw const **watch, gone)) {
         let mut watch = state.active.swap_remove(at);

@@ -52,6 +52,24 @@ unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableSta
     }
 }
 
+/// Whether a plan changes rows of one table only, and that one is known to be covered by no policy.
+///
+/// # Safety
+/// As for [`begin`].
+#[inline]
+pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc) -> bool {
+    // SAFETY: executor structures of the query that was just started.
+    unsafe {
+        let node: *mut pg_sys::ModifyTableState = (*query_desc).planstate.cast();
+        !node.is_null()
+            && (*node).ps.type_ == pg_sys::NodeTag::T_ModifyTableState
+            && (*node).mt_nrels == 1
+            && (*node).mt_partition_tuple_routing.is_null()
+            && (*(*query_desc).estate).es_auxmodifytables.is_null()
+            && book::is_known_uncovered((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, Actor::current())
+    }
+}
+
 /// After ExecutorStart of something that may write: finds what it writes and counts what is covered. Gives what to raise.
 ///
 /// # Safety
