@@ -126,7 +126,7 @@ pub fn current() -> Serial {
             }
         } else if statement.portal == outermost.portal {
             return statement.serial;
-        } else if statement.awaits_portal && statement.started == now {
+        } else if statement.awaits_portal && belongs_to(statement, outermost.portal) {
             attach(statement, outermost);
             return statement.serial;
         }
@@ -139,6 +139,12 @@ pub fn current() -> Serial {
     statement.started = now;
     state.current = Some(place);
     statement.serial
+}
+
+/// Whether the statement was opened while the portal's own message was planned or bound: what then ran had no portal yet.
+fn belongs_to(statement: &Statement, portal: pg_sys::Portal) -> bool {
+    // SAFETY: the outermost portal is running.
+    unsafe { (*portal).creation_time == statement.started }
 }
 
 fn open(state: &mut State, outermost: Outermost) -> usize {
