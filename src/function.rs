@@ -1,5 +1,5 @@
-//! How SQL calls us: each SQL function is a plain old frame around Rust proper, so that errors keep their SQLSTATE and all
-//! their fields. The functions themselves are declared in `sql/`, where people read them.
+//! How SQL calls us: each SQL function is a plain old frame around Rust proper, so that errors keep their SQLSTATE and
+//! all their fields. The functions themselves are declared in `sql/`, where people read them.
 
 use pgrx::fcinfo::pg_getarg;
 use pgrx::{FromDatum, IntoDatum, pg_sys};

@@ -1,7 +1,7 @@
 //! pg_writeguard: refuses UPDATE, DELETE and TRUNCATE past the row limits set per table or role.
 //!
-//! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps the
-//! record, `review` is the people's side, `worker` stores what must survive a rollback.
+//! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps
+//! the record, `review` is the people's side, `worker` stores what must survive a rollback.
 
 // Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
 #![allow(clippy::missing_safety_doc)]
@@ -30,9 +30,9 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["tables"]);
 ::pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
-/// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend exists; then shared
-/// memory is asked for and laid out by the hooks; then backends and the launcher start. In a server that does not
-/// preload the library this does nothing, and every SQL function says so.
+/// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend
+/// exists; then shared memory is asked for and laid out by the hooks; then backends and the launcher start. In a
+/// server that does not preload the library this does nothing, and every SQL function says so.
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {

@@ -151,8 +151,8 @@ unsafe fn raise_now(raise: *mut Raise) {
 pub fn log_line(message: &str, detail: Option<&str>) {
     let message = ffi::encode(message);
     let detail = palloc_opt(detail);
-    // SAFETY: LOG_SERVER_ONLY raises nothing itself, and with interrupts held off a cancel does not come out of it either. The
-    // strings live in palloc'ed memory and elog.c copies them.
+    // SAFETY: LOG_SERVER_ONLY raises nothing itself, and with interrupts held off a cancel does not come out of it
+    // either. The strings live in palloc'ed memory and elog.c copies them.
     unsafe {
         pg_sys::InterruptHoldoffCount += 1;
         if ffi::errstart(pg_sys::LOG_SERVER_ONLY as c_int, ptr::null()) {

@@ -3,9 +3,10 @@
 //! The acting role is the login with session_user and the role it has SET. SECURITY DEFINER functions and foreign-key
 //! actions run as somebody else and change none of the three.
 //!
-//! `writeguard.override` and `writeguard.token` are armed by SET, SET LOCAL, set_config and a function's SET clause only, and
-//! only until the transaction that uses them ends. The settings' own values cannot say that (a rollback or the end of a SET LOCAL brings
-//! old values back), so each assignment by SET carries a number, and the numbers up to `dead` count no more.
+//! `writeguard.override` and `writeguard.token` are armed by SET, SET LOCAL, set_config and a function's SET clause
+//! only, and only until the transaction that uses them ends. The settings' own values cannot say that (a rollback or
+//! the end of a SET LOCAL brings old values back), so each assignment by SET carries a number, and the numbers up to
+//! `dead` count no more.
 
 use core::ffi::{c_char, c_void};
 

@@ -1,9 +1,9 @@
-//! The background processes: a launcher that is connected to no database, and for each database with something to store
-//! a worker that stores it, notifies, lingers for a moment and leaves.
+//! The background processes: a launcher that is connected to no database, and for each database with something to
+//! store a worker that stores it, notifies, lingers for a moment and leaves.
 //!
-//! So nobody stands in the way of DROP DATABASE or of CREATE DATABASE from that template, and a worker that is killed is
-//! replaced while its events still wait in the queue. Both die by core's own handler, which the postmaster takes for a
-//! reason to restart them; neither runs on a standby.
+//! So nobody stands in the way of DROP DATABASE or of CREATE DATABASE from that template, and a worker that is killed
+//! is replaced while its events still wait in the queue. Both die by core's own handler, which the postmaster takes
+//! for a reason to restart them; neither runs on a standby.
 
 use core::ffi::{CStr, c_char, c_int};
 use std::collections::HashMap;
@@ -267,7 +267,8 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
     });
 }
 
-/// Inserts one event; none when the event itself is what cannot be stored. Anything else that goes wrong ends the worker.
+/// Inserts one event; none when the event itself is what cannot be stored. Anything else that goes wrong ends the
+/// worker.
 fn insert(client: &mut SpiClient<'_>, json: &str) -> Option<i64> {
     // SAFETY: the order of calls is that of core's own procedural languages around a block that catches errors.
     unsafe {

@@ -1,7 +1,7 @@
 //! What waits in the queue when the server is shut down, kept in a file until it is started again.
 //!
-//! Written by the postmaster when it is the last process, read and removed when shared memory is set up. After a crash there is no such
-//! file, and the events that waited are in the server log only.
+//! Written by the postmaster when it is the last process, read and removed when shared memory is set up. After a crash
+//! there is no such file, and the events that waited are in the server log only.
 
 use std::fs;
 use std::io;

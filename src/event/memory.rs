@@ -1,11 +1,11 @@
 //! The shared memory that events wait in.
 //!
-//! A fixed piece of shared memory: entries, and blocks that hold the events' JSON in chains. One LWLock guards all of it and is held
-//! for a copy of bytes at most: nothing under it allocates, sleeps or raises.
+//! A fixed piece of shared memory: entries, and blocks that hold the events' JSON in chains. One LWLock guards all of
+//! it and is held for a copy of bytes at most: nothing under it allocates, sleeps or raises.
 //!
-//! An entry is `Queued` by a session, `Taken` by the worker of its database, and freed when the worker's transaction has
-//! committed. Before the commit the worker notes its transaction in the entry; so if it is killed at any point, its
-//! successor can tell what is stored from what is not.
+//! An entry is `Queued` by a session, `Taken` by the worker of its database, and freed when the worker's transaction
+//! has committed. Before the commit the worker notes its transaction in the entry; so if it is killed at any point,
+//! its successor can tell what is stored from what is not.
 
 use core::sync::atomic::AtomicU64;
 
@@ -261,7 +261,8 @@ impl Drop for Locked {
 /// Wakes a process, if there is one to wake.
 pub fn set_latch(latch: *mut pg_sys::Latch) {
     if !latch.is_null() {
-        // SAFETY: a latch of a PGPROC, which lives as long as shared memory does; a wrong owner wakes up once more than needed.
+        // SAFETY: a latch of a PGPROC, which lives as long as shared memory does; a wrong owner wakes up once more
+        // than needed.
         unsafe { pg_sys::SetLatch(latch) }
     }
 }

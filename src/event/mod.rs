@@ -1,9 +1,10 @@
 //! The record of everything that was not simply allowed.
 //!
-//! `record` is the event as a document. What belongs to a refusal must survive the rollback that follows: it goes through `queue`, in shared
-//! memory, to the background worker, and the refused client waits until it is on disk. What belongs to a write that happens goes
-//! through `store` into the write's own transaction. `keep` carries the queue over a restart. The server log has every event before anything else.
-//! Not promised: an event that waits in the queue when the whole server crashes is in the log only.
+//! `record` is the event as a document. What belongs to a refusal must survive the rollback that follows: it goes
+//! through `queue`, in shared memory, to the background worker, and the refused client waits until it is on disk. What
+//! belongs to a write that happens goes through `store` into the write's own transaction. `keep` carries the queue
+//! over a restart. The server log has every event before anything else. Not promised: an event that waits in the queue
+//! when the whole server crashes is in the log only.
 
 pub mod keep;
 pub mod memory;

@@ -1,5 +1,5 @@
-//! The background processes' side of the queue: who serves which database, and what is taken, stored, and settled after
-//! a predecessor's death.
+//! The background processes' side of the queue: who serves which database, and what is taken, stored, and settled
+//! after a predecessor's death.
 
 use core::sync::atomic::Ordering;
 

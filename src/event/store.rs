@@ -1,7 +1,7 @@
 //! Events that belong to a transaction: written inside it, so that they exist exactly when it commits.
 //!
-//! Their notification is left in `writeguard.outbox` and sent by the worker: a transaction that has notified could not be
-//! prepared any more.
+//! Their notification is left in `writeguard.outbox` and sent by the worker: a transaction that has notified could not
+//! be prepared any more.
 
 use core::cell::Cell;
 

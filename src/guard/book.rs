@@ -1,4 +1,5 @@
-//! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor or a membership changes.
+//! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor
+//! or a membership changes.
 
 use std::rc::Rc;
 
@@ -85,8 +86,8 @@ pub fn ledger() -> &'static mut Ledger {
     &mut book().ledger
 }
 
-/// Rows that one node changes in a row, counted here until somebody wants to know the numbers: as long as it is within every
-/// limit, a row costs an increment and not a visit to each of its meters.
+/// Rows that one node changes in a row, counted here until somebody wants to know the numbers: as long as it is within
+/// every limit, a row costs an increment and not a visit to each of its meters.
 pub struct Tab {
     /// Whose tab it is: the address of a watch. 0: nobody's.
     pub owner: usize,

@@ -1,9 +1,9 @@
 //! The numbers: how many rows each policy's budget was charged in this statement and in this transaction.
 //!
-//! Pure. A *meter* counts one thing, a policy's budget or the rows of one relation. Meters outlive transactions, so that a
-//! covered write allocates nothing once they are there; a transaction or statement that is over is recognised
-//! by its serial number, not by resetting every meter. Rows charged inside a subtransaction are kept apart in frames, so that its rollback
-//! can give them back.
+//! Pure. A *meter* counts one thing, a policy's budget or the rows of one relation. Meters outlive transactions, so
+//! that a covered write allocates nothing once they are there; a transaction or statement that is over is recognised
+//! by its serial number, not by resetting every meter. Rows charged inside a subtransaction are kept apart in frames,
+//! so that its rollback can give them back.
 
 /// Serial number of a statement or a transaction; 0 is none.
 pub type Serial = u64;
@@ -103,7 +103,8 @@ impl Ledger {
         }
     }
 
-    /// Charges `rows` and says which limit that went past, if any. `suspended` tells whether another statement may go on later.
+    /// Charges `rows` and says which limit that went past, if any. `suspended` tells whether another statement may go
+    /// on later.
     #[inline]
     pub fn charge(&mut self, id: MeterId, rows: u64, place: Place, suspended: impl Fn(Serial) -> bool) -> Option<Past> {
         let transaction = self.transaction;
@@ -189,8 +190,8 @@ impl Ledger {
         self.suspended = suspended;
     }
 
-    /// A subtransaction of this level was released: what it charged now belongs to the one around it. `suspended` tells
-    /// whether another statement may go on later.
+    /// A subtransaction of this level was released: what it charged now belongs to the one around it. `suspended`
+    /// tells whether another statement may go on later.
     pub fn release(&mut self, level: i32, suspended: impl Fn(Serial) -> bool) {
         self.unframe(|_, meter| {
             let inner = meter.frames.iter().position(|frame| frame.level >= level).unwrap_or(meter.frames.len());
@@ -227,8 +228,8 @@ impl Meter {
         self.remember_frame(Frame { level: place.level, statement: place.statement, rows }, suspended);
     }
 
-    /// Adds to the frame of that level and statement. Statements that cannot go on any more share a frame, because their own
-    /// counts are of no use: so there are never more frames than open subtransactions and living portals.
+    /// Adds to the frame of that level and statement. Statements that cannot go on any more share a frame, because
+    /// their own counts are of no use: so there are never more frames than open subtransactions and living portals.
     #[cold]
     fn remember_frame(&mut self, new: Frame, suspended: &impl Fn(Serial) -> bool) {
         let of_level = self.frames.iter_mut().rev().take_while(|frame| frame.level == new.level);

@@ -1,8 +1,8 @@
 //! What runs per row: called by the executor itself, so plain old frames throughout.
 //!
-//! A ModifyTable asks its child for a row, changes it, and asks for the next. Between the two the node's counters tell whether the row before
-//! was really changed; that is charged before the next one is fetched, so at most one row past a limit is touched and
-//! nothing is fetched for it. What follows the last fetch is counted by [`after_run`].
+//! A ModifyTable asks its child for a row, changes it, and asks for the next. Between the two the node's counters tell
+//! whether the row before was really changed; that is charged before the next one is fetched, so at most one row past
+//! a limit is touched and nothing is fetched for it. What follows the last fetch is counted by [`after_run`].
 
 use core::ptr;
 
@@ -100,8 +100,8 @@ unsafe fn changed(watch: *mut Watch, processed: u64) -> *mut Raise {
     }
 }
 
-/// After ExecutorRun or ExecutorFinish: charges what the nodes did after they last asked for a row. WITH branches always
-/// run until they get no more rows, so nothing is left of them.
+/// After ExecutorRun or ExecutorFinish: charges what the nodes did after they last asked for a row. WITH branches
+/// always run until they get no more rows, so nothing is left of them.
 ///
 /// # Safety
 /// `query_desc` is being run; called from a plain old frame.
@@ -146,8 +146,8 @@ unsafe fn charge_last(watch: &mut Watch, operation: Operation, rows: u64) -> *mu
     raise
 }
 
-/// A MERGE's counters tell of updates and deletes apart; an update that turned out to move a row and was suppressed is in them too,
-/// but not in `rows`, which has inserts besides.
+/// A MERGE's counters tell of updates and deletes apart; an update that turned out to move a row and was suppressed is
+/// in them too, but not in `rows`, which has inserts besides.
 unsafe fn merged(watch: &mut Watch, rows: u64) -> *mut Raise {
     // SAFETY: the node is alive.
     unsafe {
@@ -167,8 +167,8 @@ unsafe fn merged(watch: &mut Watch, rows: u64) -> *mut Raise {
     }
 }
 
-/// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition it was in is told by
-/// the slot that the conflicting row was locked into; both marks are wiped for the next row.
+/// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition
+/// it was in is told by the slot that the conflicting row was locked into; both marks are wiped for the next row.
 unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
     // SAFETY: nodes and slots of a living query; between two rows nobody uses these slots.
     unsafe {
@@ -244,7 +244,8 @@ unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Ra
     charge(watch, index, Operation::Update, 1)
 }
 
-/// Foreign servers changed rows by themselves: all at once, or as they are returned. Their scans count them for EXPLAIN.
+/// Foreign servers changed rows by themselves: all at once, or as they are returned. Their scans count them for
+/// EXPLAIN.
 unsafe fn changed_remotely(watch: *mut Watch, returned: u64) -> *mut Raise {
     // SAFETY: the watch is alive, and so are its scans.
     unsafe {

@@ -1,7 +1,8 @@
 //! TRUNCATE: the rows that vanish are counted by scanning no further than one past the largest budget that applies.
 //!
-//! PostgreSQL announces each table, cascades and partitions included, through `object_access_hook`. For a table that was named
-//! the announcement comes just before its lock is taken, so the lock is taken here, for those who may truncate it at all.
+//! PostgreSQL announces each table, cascades and partitions included, through `object_access_hook`. For a table that
+//! was named the announcement comes just before its lock is taken, so the lock is taken here, for those who may
+//! truncate it at all.
 
 use pgrx::pg_sys;
 
@@ -173,7 +174,8 @@ impl Scan {
             hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;".into(),
             relation: None,
         }));
-        // SAFETY: the caller's promise; an ERROR of the access method is caught whole, and the transaction's abort cleans up.
+        // SAFETY: the caller's promise; an ERROR of the access method is caught whole, and the transaction's abort
+        // cleans up.
         unsafe {
             let methods = &*(*table).rd_tableam;
             let (Some(begin), Some(next)) = (methods.scan_begin, methods.scan_getnextslot) else {

@@ -1,7 +1,8 @@
 //! What happens past a limit: an override in order lifts it for this statement, anything else is refused and recorded.
 //!
-//! A lift belongs to the statement and to the subtransaction it was made in. When that is rolled back the lift goes with it, as does the
-//! use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same commit.
+//! A lift belongs to the statement and to the subtransaction it was made in. When that is rolled back the lift goes
+//! with it, as does the use of its token; when the transaction commits, each lift that is left becomes an `overridden`
+//! event in the same commit.
 
 use std::rc::Rc;
 
@@ -44,7 +45,8 @@ struct Granted {
     statement: Serial,
     level: i32,
     grant: Grant,
-    /// The meters of the tables that were charged so far, each with its reviewed rows; none for a table that was not reviewed.
+    /// The meters of the tables that were charged so far, each with its reviewed rows; none for a table that was not
+    /// reviewed.
     tables: Vec<(MeterId, Option<u64>)>,
 }
 
@@ -67,8 +69,8 @@ fn state() -> &'static mut State {
     unsafe { &mut *STATE.get() }
 }
 
-/// Whether the policy behind `meter` is lifted for this statement, and the flag that lifted it is still armed: a function's SET
-/// clause, say, lifts nothing after the function.
+/// Whether the policy behind `meter` is lifted for this statement, and the flag that lifted it is still armed: a
+/// function's SET clause, say, lifts nothing after the function.
 #[inline]
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     let state = state();
@@ -304,7 +306,8 @@ fn enqueue(event: &Event) -> Result<Option<queue::Ticket>, ffi::Foreign> {
     }
 }
 
-/// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were charged.
+/// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were
+/// charged.
 pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &str) -> bool {
     let Some(granted) = state().granted.iter_mut().find(|granted| granted.statement == statement) else {
         return true;

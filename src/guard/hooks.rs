@@ -1,7 +1,8 @@
 //! The hooks: plain old frames and nothing else.
 //!
-//! Each does a few compares, lets a guarded function look at what there is to see, which has returned before the next hook is called, and calls
-//! the next hook in the open, so that other people's errors pass through here as if we were not there.
+//! Each does a few compares, lets a guarded function look at what there is to see, which has returned before the next
+//! hook is called, and calls the next hook in the open, so that other people's errors pass through here as if we were
+//! not there.
 
 use core::ffi::{c_char, c_int, c_void};
 use core::ptr;

@@ -1,11 +1,11 @@
-//! The guard: a statement comes in through `hooks`, each row it changes is counted before the next one is fetched, and past a
-//! limit it is refused unless an override is in order.
+//! The guard: a statement comes in through `hooks`, each row it changes is counted before the next one is fetched, and
+//! past a limit it is refused unless an override is in order.
 //!
-//! `hooks` holds frames only. `write` reads a plan: what it writes, to which tables. `watch` follows the nodes that do;
-//! `count` is what runs per row; `statement` knows which command of the client is running; `book` knows which budgets a
-//! relation is charged to, `budget` keeps the numbers (pure); `decide` says what happens past a limit; `ddl` is the same
-//! for TRUNCATE. What is promised: a row change that the command tag would count is counted once, and at most one row past a
-//! limit is touched. Not promised: anything about rows that are not changed.
+//! `hooks` holds frames only. `write` reads a plan: what it writes, to which tables. `watch` follows the nodes that
+//! do; `count` is what runs per row; `statement` knows which command of the client is running; `book` knows which
+//! budgets a relation is charged to, `budget` keeps the numbers (pure); `decide` says what happens past a limit; `ddl`
+//! is the same for TRUNCATE. What is promised: a row change that the command tag would count is counted once, and at
+//! most one row past a limit is touched. Not promised: anything about rows that are not changed.
 
 pub mod book;
 pub mod budget;

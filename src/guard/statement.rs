@@ -1,10 +1,11 @@
 //! Which command of the client is running.
 //!
-//! A statement is one command of the client with all that it sets off. The client's commands run in portals, and what they set
-//! off runs inside the outermost of them; so the frames in `hooks` note the portal of the outermost executor run or utility
-//! command, and the first covered write inside opens a statement for it. A portal that is suspended and resumed is still the
-//! same statement; a reset callback on its memory tells when it is gone. Writes outside any portal of the client's (deferred
-//! triggers at a commit, fast-path calls, background processes) belong to the statement that started at the same time.
+//! A statement is one command of the client with all that it sets off. The client's commands run in portals, and what
+//! they set off runs inside the outermost of them; so the frames in `hooks` note the portal of the outermost executor
+//! run or utility command, and the first covered write inside opens a statement for it. A portal that is suspended and
+//! resumed is still the same statement; a reset callback on its memory tells when it is gone. Writes outside any
+//! portal of the client's (deferred triggers at a commit, fast-path calls, background processes) belong to the
+//! statement that started at the same time.
 //!
 //! Every commit starts the counts again, because meters are also marked with their transaction.
 
@@ -53,9 +54,9 @@ pub unsafe fn enter(source: *const c_char, pstmt: *const pg_sys::PlannedStmt) ->
     }
 }
 
-/// Whether the client asked for what runs in this portal, where no other one is around it. Not so for a cursor in a deferred
-/// trigger or in a function of a fast-path call, nor for a held cursor that a commit runs to its end: those belong to the
-/// message as a whole.
+/// Whether the client asked for what runs in this portal, where no other one is around it. Not so for a cursor in a
+/// deferred trigger or in a function of a fast-path call, nor for a held cursor that a commit runs to its end: those
+/// belong to the message as a whole.
 #[inline(always)]
 unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
     // SAFETY: the active portal is alive; the others are statics, read here or by a function that does no more.
@@ -72,7 +73,8 @@ pub fn leave() {
     unsafe { (*OUTERMOST.get()).portal = ptr::null_mut() }
 }
 
-/// A (sub)transaction was rolled back. When nothing of the client's is active any more, an error took the outermost command with it.
+/// A (sub)transaction was rolled back. When nothing of the client's is active any more, an error took the outermost
+/// command with it.
 pub fn rolled_back() {
     // SAFETY: statics of this thread.
     unsafe {
@@ -141,7 +143,8 @@ pub fn current() -> Serial {
     statement.serial
 }
 
-/// Whether the statement was opened while the portal's own message was planned or bound: what then ran had no portal yet.
+/// Whether the statement was opened while the portal's own message was planned or bound: what then ran had no portal
+/// yet.
 fn belongs_to(statement: &Statement, portal: pg_sys::Portal) -> bool {
     // SAFETY: the outermost portal is running.
     unsafe { (*portal).creation_time == statement.started }
@@ -179,7 +182,8 @@ fn attach(statement: &mut Statement, outermost: Outermost) {
     statement.awaits_portal = false;
     statement.callback.func = Some(portal_gone);
     statement.callback.arg = ptr::from_mut::<Statement>(statement).cast();
-    // SAFETY: the outermost portal is running, and so is the text it was made from. The boxed statement is never freed.
+    // SAFETY: the outermost portal is running, and so is the text it was made from. The boxed statement is never
+    // freed.
     unsafe {
         keep_text(statement, outermost.source, outermost.location, outermost.length);
         ffi::MemoryContextRegisterResetCallback((*outermost.portal).portalContext, &mut statement.callback);

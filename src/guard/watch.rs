@@ -1,7 +1,7 @@
 //! One executor run's ModifyTable nodes while they are counted.
 //!
-//! A watch dies with its query's memory, whichever way that goes; portals suspend and interleave, so watches are found by
-//! node and are no stack.
+//! A watch dies with its query's memory, whichever way that goes; portals suspend and interleave, so watches are found
+//! by node and are no stack.
 
 use core::ptr;
 use std::rc::Rc;
@@ -35,7 +35,8 @@ pub struct Remote {
     /// Where its scan counts the rows.
     pub rows: *mut pg_sys::Instrumentation,
     pub seen: u64,
-    /// The scan is the node's own child and returns the rows: it counts each only after the child's stand-in has returned.
+    /// The scan is the node's own child and returns the rows: it counts each only after the child's stand-in has
+    /// returned.
     pub returned: bool,
 }
 

@@ -1,8 +1,8 @@
 //! What a plan writes, and to which tables.
 //!
-//! After ExecutorStart the nodes are there and have not run: the plan's own ModifyTable, also below custom scans, and one
-//! for each data-modifying WITH branch. For each that may change rows of a covered table a watch is made, and the node's
-//! child gets [`count::child`] in front, which runs before each row is fetched.
+//! After ExecutorStart the nodes are there and have not run: the plan's own ModifyTable, also below custom scans, and
+//! one for each data-modifying WITH branch. For each that may change rows of a covered table a watch is made, and the
+//! node's child gets [`count::child`] in front, which runs before each row is fetched.
 
 use core::ptr;
 use std::rc::Rc;
@@ -70,7 +70,8 @@ pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc) -> bool {
     }
 }
 
-/// After ExecutorStart of something that may write: finds what it writes and counts what is covered. Gives what to raise.
+/// After ExecutorStart of something that may write: finds what it writes and counts what is covered. Gives what to
+/// raise.
 ///
 /// # Safety
 /// `query_desc` was just started; called from a plain old frame.

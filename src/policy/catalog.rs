@@ -1,7 +1,8 @@
 //! The policies of this database as this backend sees them, and for any relation and acting role the ones that apply.
 //!
-//! Read on the first covered write and again after a change. Changes arrive as ordinary cache invalidations, with their commit and never for a rolled-back one. Answers depend on
-//! names, ancestors and memberships besides; [`generation`] changes when any of them may have.
+//! Read on the first covered write and again after a change. Changes arrive as ordinary cache invalidations, with
+//! their commit and never for a rolled-back one. Answers depend on names, ancestors and memberships besides;
+//! [`generation`] changes when any of them may have.
 
 use core::ptr;
 use std::rc::Rc;
@@ -37,8 +38,8 @@ struct State {
 }
 
 static STATE: Backend<Option<State>> = Backend::new(None);
-/// For each relation that answers depend on, the relations they are about: itself, and those below it. Apart from the rest,
-/// because invalidations read it at any moment.
+/// For each relation that answers depend on, the relations they are about: itself, and those below it. Apart from the
+/// rest, because invalidations read it at any moment.
 static DEPENDENCIES: Backend<Option<FxHashMap<u32, FxHashSet<u32>>>> = Backend::new(None);
 /// Relations whose answers are stale.
 static CHANGED: Backend<Vec<u32>> = Backend::new(Vec::new());
@@ -368,8 +369,8 @@ pub const COUNTED: [Operation; 3] = [Operation::Update, Operation::Delete, Opera
 /// The policies that apply to a relation for an acting role; none where no policy does.
 ///
 /// # Errors
-/// WG008 when a policy cannot be worked with: what it would limit is unknown, so every table is covered by it. A foreign
-/// error when reading the policies was interrupted.
+/// WG008 when a policy cannot be worked with: what it would limit is unknown, so every table is covered by it. A
+/// foreign error when reading the policies was interrupted.
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
     let policies = policies()?;
     if (policies.loaded.is_empty() && policies.broken.is_empty()) || never_covered(relation).is_some() {

@@ -1,7 +1,7 @@
 //! Which of several policies apply to one table, one acting role and one operation.
 //!
-//! A policy is set aside only by another that is more specific on table or on role and no less specific on the other; all
-//! that remain apply together. Pure: names and memberships come in, the answer goes out.
+//! A policy is set aside only by another that is more specific on table or on role and no less specific on the other;
+//! all that remain apply together. Pure: names and memberships come in, the answer goes out.
 
 use std::collections::HashMap;
 
@@ -66,8 +66,8 @@ fn table_fit(policy: &Policy, target: &Target) -> Option<Fit> {
     policy.tables.iter().filter_map(|pattern| pattern.fit(&target.name, &target.ancestors)).max()
 }
 
-/// Where to look for the policies that may cover a table: however many there are, those with exact names only are found by
-/// name.
+/// Where to look for the policies that may cover a table: however many there are, those with exact names only are
+/// found by name.
 #[derive(Debug, Default)]
 pub struct Index {
     by_name: HashMap<RelationName, Vec<usize>>,
@@ -103,8 +103,8 @@ impl Index {
     }
 }
 
-/// All policies that cover the table for this role and operation, each with the one that sets it aside, if any. `places`
-/// are those that may.
+/// All policies that cover the table for this role and operation, each with the one that sets it aside, if any.
+/// `places` are those that may.
 pub fn candidates(
     policies: &[Policy],
     places: &[usize],

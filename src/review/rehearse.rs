@@ -1,8 +1,8 @@
 //! Runs a statement inside a subtransaction, counts the covered rows it changed, and takes all of it back.
 //!
-//! The statement runs as its caller and with the caller's rights; nothing is refused by a limit while it runs. Its own errors come out as they
-//! are. What cannot be taken back is what a rolled-back statement never gives back: sequence numbers, and what functions did outside the
-//! database.
+//! The statement runs as its caller and with the caller's rights; nothing is refused by a limit while it runs. Its own
+//! errors come out as they are. What cannot be taken back is what a rolled-back statement never gives back: sequence
+//! numbers, and what functions did outside the database.
 
 use core::ffi::c_char;
 use core::ptr;
@@ -133,7 +133,8 @@ impl Run<'_> {
             let raw = ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
             let raw: *mut pg_sys::RawStmt = (*(*raw).elements).ptr_value.cast();
             if (*(*raw).stmt).type_ == pg_sys::NodeTag::T_TruncateStmt {
-                // Its rows are counted before anything happens; triggers have no part in that. Taken back with the rest.
+                // Its rows are counted before anything happens; triggers have no part in that. Taken back with the
+                // rest.
                 ffi::set_config_option(
                     c"session_replication_role".as_ptr(),
                     c"replica".as_ptr(),

@@ -66,8 +66,8 @@ const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
 const SPEND: &str = "UPDATE writeguard.request SET state = 'spent', spent_at = pg_catalog.clock_timestamp() \
      WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8";
 
-/// Who a request and its token belong to. Compared by OID, so that a rename makes nobody another person, and nobody inherits
-/// from a role of the same name; shown by name.
+/// Who a request and its token belong to. Compared by OID, so that a rename makes nobody another person, and nobody
+/// inherits from a role of the same name; shown by name.
 pub struct Bound {
     /// System identifier and OID of the database: a copy is another one.
     pub database: String,

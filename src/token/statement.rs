@@ -1,7 +1,8 @@
 //! The client's statement as tokens know it, and its hash.
 //!
-//! Pure. The hash is the SHA-256 of the statement's text without surrounding blanks and final semicolon; each parameter
-//! adds a zero byte and then `n` for NULL, or `v` and its text. Without parameters it is what `sha256sum` says of the text.
+//! Pure. The hash is the SHA-256 of the statement's text without surrounding blanks and final semicolon; each
+//! parameter adds a zero byte and then `n` for NULL, or `v` and its text. Without parameters it is what `sha256sum`
+//! says of the text.
 
 use sha2::{Digest, Sha256};
 
