@@ -547,3 +547,29 @@ fn assert_foreign_partition(table: &str, sql: &str) {
     bed.limit(&tables, rows);
     bed.passes(sql);
 }
+
+/// Partitions that are pruned when the executor starts have no scan to count; they do not run either.
+#[test]
+fn foreign_partitions_that_a_prepared_write_prunes() {
+    let mut bed = foreign(FOREIGN_PARTITIONS);
+    bed.limit("{public.p}", 0);
+    bed.passes("SET plan_cache_mode = force_generic_plan");
+    bed.passes("PREPARE q (int) AS UPDATE p SET v = v + 1 WHERE id = $1");
+    bed.passes("EXECUTE q(999)");
+    let ids: Vec<i32> = bed
+        .reader
+        .query("SELECT min(id) FROM p GROUP BY tableoid", &[])
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(ids.len(), 3);
+    for id in &ids {
+        bed.refused(&format!("EXECUTE q({id})"));
+    }
+    bed.limit("{public.p}", 1);
+    for id in &ids {
+        bed.passes(&format!("EXECUTE q({id})"));
+    }
+    assert_eq!(bed.number("SELECT sum(v) FROM p"), 3);
+}

@@ -966,3 +966,61 @@ fn limit_among_two_thousand_policies_of_other_tables() {
     }
     stage.assert_unchanged();
 }
+
+/// A policy that comes while another session finds out what covers a table: that session's answer must not outlive it.
+#[test]
+fn policy_set_while_a_first_write_is_looked_up_holds_for_the_next() {
+    let mut stage = Stage::new();
+    let mut other = stage.db.admin();
+    pass(&mut other, "CREATE TABLE late AS SELECT n AS id, 0 AS v FROM generate_series(1, 9) AS n");
+    pass(&mut other, "BEGIN; LOCK TABLE pg_inherits IN ACCESS EXCLUSIVE MODE");
+    let mut writer = stage.db.admin();
+    let pid = writer.query_one("SELECT pg_backend_pid()", &[]).unwrap().get::<_, i32>(0);
+    let thread = std::thread::spawn(move || {
+        let first = writer.batch_execute("UPDATE late SET v = 1");
+        (writer, first)
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted";
+    wait_until(10, || stage.admin.query_one(waits, &[&pid]).unwrap().get::<_, i64>(0) == 1);
+    pass(&mut other, "SELECT writeguard.set_policy('late', tables => '{public.late}', max_rows => 0); COMMIT");
+    let (mut writer, _first) = thread.join().unwrap();
+    refuse(&mut writer, "UPDATE late SET v = 2");
+}
+
+#[test]
+fn loops_of_a_held_cursor_that_a_commit_runs_are_one_statement() {
+    let mut stage = Stage::new();
+    stage.create(
+        "CREATE FUNCTION one(i int) RETURNS int LANGUAGE plpgsql
+         AS 'BEGIN UPDATE t SET v = v + 1 WHERE id = i; RETURN i; END';
+         CREATE FUNCTION five(k int) RETURNS int LANGUAGE plpgsql AS $$
+         DECLARE r record; BEGIN
+             FOR r IN SELECT one(i) FROM generate_series(k * 5 + 1, k * 5 + 5) AS i LOOP END LOOP;
+             RETURN k;
+         END $$",
+    );
+    let mut client = stage.client();
+    refuse(&mut client, "SELECT five(k) FROM generate_series(0, 3) AS k");
+    pass(&mut client, "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT five(k) FROM generate_series(0, 3) AS k");
+    refuse(&mut client, "COMMIT");
+    stage.assert_unchanged();
+}
+
+#[test]
+fn request_does_not_count_what_the_transaction_deferred_before() {
+    let mut stage = Stage::new();
+    pass(
+        &mut stage.admin,
+        "CREATE TABLE log (n int); INSERT INTO log SELECT generate_series(1, 9);
+         CREATE TABLE source (n int); INSERT INTO source SELECT generate_series(1, 3);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql
+         AS 'BEGIN UPDATE log SET n = n WHERE n = NEW.n; RETURN NULL; END';
+         CREATE CONSTRAINT TRIGGER note AFTER UPDATE ON source DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW EXECUTE FUNCTION note();
+         SELECT writeguard.set_policy('log', tables => '{public.log}', max_rows => 5);
+         BEGIN; UPDATE source SET n = n;
+         SELECT writeguard.request('UPDATE t SET v = 7 WHERE id <= 6', 'why'); COMMIT",
+    );
+    let relations = "SELECT relations::text FROM writeguard.request";
+    assert_eq!(stage.admin.query_one(relations, &[]).unwrap().get::<_, String>(0), r#"{"public.t": 6}"#);
+}

@@ -1,7 +1,8 @@
 //! What waits in the queue when the server is shut down, kept in a file until it is started again.
 //!
-//! Written by the postmaster when it is the last process, read and removed when shared memory is set up. After a crash
-//! there is no such file, and the events that waited are in the server log only.
+//! Written by the postmaster when it is the last process, read and removed when shared memory is set up. Not promised: what
+//! waits when the server crashes is in the server log only; and an event whose worker was killed between its commit and the
+//! note of it is stored once more.
 
 use std::fs;
 use std::io;
@@ -21,22 +22,20 @@ const UNFINISHED: &str = "pg_stat/pg_writeguard.events.tmp";
 /// An event that waits while the server is down.
 struct Kept {
     database: pg_sys::Oid,
-    /// See `serve::storing`; 0 where no transaction had it.
-    storing: u64,
-    event_id: i64,
     json: Vec<u8>,
 }
 
 /// All events that are not stored. Only for the postmaster, when it is the last process.
 fn leftover() -> Vec<Kept> {
-    let Some(queue) = Locked::lock() else { return Vec::new() };
+    // A process that was killed may still hold the lock.
+    let Some(queue) = Locked::try_lock() else { return Vec::new() };
     let waiting = queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken));
     waiting
         .filter(|entry| entry.length > 0)
         .map(|entry| {
             let mut json = Vec::with_capacity(entry.length as usize);
             queue.read(entry, &mut json);
-            Kept { database: entry.database, storing: entry.storing, event_id: entry.event_id, json }
+            Kept { database: entry.database, json }
         })
         .collect()
 }
@@ -44,22 +43,13 @@ fn leftover() -> Vec<Kept> {
 /// Puts an event back that waited while the server was down; false when there is no room for it.
 fn put_back(kept: &Kept) -> bool {
     let Some(queue) = Locked::lock() else { return false };
-    let Some(place) = queue.add(kept.database, &kept.json) else { return false };
-    let entry = &mut queue.entries()[place];
-    if kept.storing != 0 {
-        entry.phase = Phase::Taken;
-        entry.storing = kept.storing;
-        entry.event_id = kept.event_id;
-    }
-    true
+    queue.add(kept.database, &kept.json).is_some()
 }
 
 /// One line of the file.
 #[derive(Serialize, Deserialize)]
 struct Line {
     database: u32,
-    storing: u64,
-    event_id: i64,
     event: String,
 }
 
@@ -80,12 +70,9 @@ fn restore() {
     let Ok(text) = fs::read_to_string(FILE) else { return };
     let mut lost = 0;
     for line in text.lines() {
-        let kept = serde_json::from_str::<Line>(line).ok().map(|line| Kept {
-            database: pg_sys::Oid::from_u32(line.database),
-            storing: line.storing,
-            event_id: line.event_id,
-            json: line.event.into_bytes(),
-        });
+        let kept = serde_json::from_str::<Line>(line)
+            .ok()
+            .map(|line| Kept { database: pg_sys::Oid::from_u32(line.database), json: line.event.into_bytes() });
         if !kept.is_some_and(|kept| put_back(&kept)) {
             queue::count_unqueued();
             lost += 1;
@@ -119,12 +106,7 @@ fn save() -> io::Result<()> {
     let lines: Vec<String> = leftover()
         .into_iter()
         .filter_map(|kept| {
-            let line = Line {
-                database: u32::from(kept.database),
-                storing: kept.storing,
-                event_id: kept.event_id,
-                event: String::from_utf8(kept.json).ok()?,
-            };
+            let line = Line { database: u32::from(kept.database), event: String::from_utf8(kept.json).ok()? };
             serde_json::to_string(&line).ok()
         })
         .collect();

@@ -160,6 +160,13 @@ impl Locked {
         Some(Self(queue))
     }
 
+    /// The same, unless somebody holds the lock now.
+    pub fn try_lock() -> Option<Self> {
+        let queue = queue()?;
+        // SAFETY: as above; this one never waits.
+        unsafe { pg_sys::LWLockConditionalAcquire(queue.lock, pg_sys::LWLockMode::LW_EXCLUSIVE) }.then_some(Self(queue))
+    }
+
     #[allow(clippy::mut_from_ref)]
     pub fn header(&self) -> &mut Header {
         // SAFETY: under the lock nobody else touches it.

@@ -208,10 +208,17 @@ pub fn is_known_uncovered(relation: pg_sys::Oid, actor: Actor) -> bool {
 
 #[cold]
 fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
-    let covering = catalog::covering(relation, actor)?;
-    let book = book();
-    // Reading the policies may have processed invalidations; then this answer is kept for the new generation.
-    refresh(book);
+    // Looking it up may process invalidations: an answer is good only if nothing changed while it was made.
+    let (book, covering) = loop {
+        let generation = catalog::generation();
+        let covering = catalog::covering(relation, actor)?;
+        let unchanged = generation == catalog::generation() && !catalog::any_changed();
+        let book = book();
+        refresh(book);
+        if unchanged {
+            break (book, covering);
+        }
+    };
     let binding = covering.map(|covering| {
         let name = covering.relation.to_sql();
         let rows = match book.relations.get(&u32::from(relation)) {

@@ -53,16 +53,21 @@ struct Granted {
 struct State {
     lifts: Vec<Lift>,
     granted: Vec<Granted>,
-    /// Greater than 0 while a statement is run to be taken back: nothing is refused then.
-    rehearsing: u32,
+    /// The subtransactions in which a statement is run to be taken back: nothing is refused in them.
+    rehearsals: Vec<i32>,
     /// The last statement recorded as running with the guard switched off.
     disabled: Serial,
     /// What the current statement was refused already, inside exception blocks: the meter, and the event's id.
     refused: Vec<(Serial, MeterId, Option<i64>)>,
 }
 
-static STATE: Backend<State> =
-    Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsing: 0, disabled: 0, refused: Vec::new() });
+static STATE: Backend<State> = Backend::new(State {
+    lifts: Vec::new(),
+    granted: Vec::new(),
+    rehearsals: Vec::new(),
+    disabled: 0,
+    refused: Vec::new(),
+});
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no reference is kept across SPI.
@@ -75,7 +80,7 @@ fn state() -> &'static mut State {
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     let state = state();
     let lifted = || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
-    state.rehearsing > 0 || lifted() && session::flag()
+    !state.rehearsals.is_empty() || lifted() && session::flag()
 }
 
 /// Whether more than the limits decides about a statement's further rows.
@@ -101,13 +106,13 @@ pub fn is_granted(statement: Serial) -> bool {
 
 /// Whether a statement is run to be taken back.
 pub fn is_rehearsing() -> bool {
-    state().rehearsing > 0
+    !state().rehearsals.is_empty()
 }
 
-/// Switches rehearsal on or off; calls nest.
-pub fn rehearse(on: bool) {
-    let rehearsing = &mut state().rehearsing;
-    *rehearsing = if on { *rehearsing + 1 } else { rehearsing.saturating_sub(1) };
+/// Nothing is refused until the subtransaction that was just begun is rolled back, whichever way that comes about.
+pub fn begin_rehearsal() {
+    // SAFETY: reads a static.
+    state().rehearsals.push(unsafe { ffi::GetCurrentTransactionNestLevel() });
 }
 
 /// Decides about a write past a limit. Ok: it is lifted and may go on.
@@ -385,6 +390,7 @@ pub fn roll_back(level: i32) {
     let state = state();
     state.lifts.retain(|lift| lift.level < level);
     state.granted.retain(|granted| granted.level < level);
+    state.rehearsals.retain(|begun| *begun < level);
 }
 
 /// A subtransaction of this level was released.
@@ -434,5 +440,5 @@ pub fn end_transaction() {
     state.lifts.clear();
     state.granted.clear();
     state.refused.clear();
-    state.rehearsing = 0;
+    state.rehearsals.clear();
 }

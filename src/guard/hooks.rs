@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use pgrx::pg_sys;
 
+use super::statement::Frame;
 use super::{book, count, ddl, decide, statement, watch, write};
 use crate::event::{keep, memory, queue, store};
 use crate::ffi;
@@ -131,9 +132,9 @@ unsafe extern "C-unwind" fn executor_run(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        let outermost = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        let frame = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
         (next().run)(query_desc, direction, count, execute_once);
-        after_run(query_desc, outermost);
+        after_run(query_desc, frame);
     }
 }
 
@@ -145,29 +146,29 @@ unsafe extern "C-unwind" fn executor_run(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        let outermost = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        let frame = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
         (next().run)(query_desc, direction, count);
-        after_run(query_desc, outermost);
+        after_run(query_desc, frame);
     }
 }
 
 unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) {
     // SAFETY: plain old frame.
     unsafe {
-        let outermost = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        let frame = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
         (next().finish)(query_desc);
-        after_run(query_desc, outermost);
+        after_run(query_desc, frame);
     }
 }
 
 #[inline(always)]
-unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, outermost: bool) {
+unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, frame: Frame) {
     // SAFETY: plain old frame.
     unsafe {
         if watch::any() {
             raise(count::after_run(query_desc));
         }
-        if outermost {
+        if frame == Frame::Outermost {
             statement::leave();
         }
     }
@@ -191,14 +192,14 @@ unsafe extern "C-unwind" fn process_utility(
         let commits_prepared = is_transaction
             && (*(*pstmt).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind
                 == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
-        let outermost = !is_transaction && statement::enter(query_string, pstmt);
+        let frame = if is_transaction { Frame::Inner } else { statement::enter(query_string, pstmt) };
         let truncates = tag == pg_sys::NodeTag::T_TruncateStmt;
         let counted = if truncates { ddl::begin_truncate() } else { 0 };
         (next().utility)(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
         if truncates {
             ddl::end_truncate(counted);
         }
-        if outermost {
+        if frame == Frame::Outermost {
             statement::leave();
         }
         if commits_prepared && catalog::may_be_installed() {

@@ -25,24 +25,45 @@ pub struct Outermost {
     source: *const c_char,
     location: i32,
     length: i32,
+    /// Something runs that is no command of the client's: a deferred trigger, a held cursor at a commit, a fast-path call.
+    not_the_clients: bool,
 }
 
 /// NULL portal: nothing of the client's runs, or what runs has no portal.
-static OUTERMOST: Backend<Outermost> =
-    Backend::new(Outermost { portal: ptr::null_mut(), source: ptr::null(), location: -1, length: 0 });
+static OUTERMOST: Backend<Outermost> = Backend::new(Outermost {
+    portal: ptr::null_mut(),
+    source: ptr::null(),
+    location: -1,
+    length: 0,
+    not_the_clients: false,
+});
 
-/// Notes the command as the outermost one, if it is; the caller then calls [`leave`] when it is done.
+/// What a frame around the executor or a utility command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame {
+    /// Something that the outermost one set off.
+    Inner,
+    /// The outermost one; it calls [`leave`] when it is done.
+    Outermost,
+}
+
+/// Notes the command as the outermost one, if it is.
 ///
 /// # Safety
 /// Called by the frames in `hooks`; `source` is NULL or a C string that outlives the command.
 #[inline(always)]
-pub unsafe fn enter(source: *const c_char, pstmt: *const pg_sys::PlannedStmt) -> bool {
+pub unsafe fn enter(source: *const c_char, pstmt: *const pg_sys::PlannedStmt) -> Frame {
     // SAFETY: statics of this thread; `pstmt` is NULL or the statement being run.
     unsafe {
         let outermost = &mut *OUTERMOST.get();
+        if !outermost.portal.is_null() || outermost.not_the_clients {
+            return Frame::Inner;
+        }
         let portal = pg_sys::ActivePortal;
-        if !outermost.portal.is_null() || portal.is_null() || !is_the_clients(portal) {
-            return false;
+        if portal.is_null() || !is_the_clients(portal) {
+            // Nor is any portal that it opens inside.
+            outermost.not_the_clients = true;
+            return Frame::Outermost;
         }
         outermost.portal = portal;
         outermost.source = source;
@@ -50,7 +71,7 @@ pub unsafe fn enter(source: *const c_char, pstmt: *const pg_sys::PlannedStmt) ->
             outermost.location = (*pstmt).stmt_location;
             outermost.length = (*pstmt).stmt_len;
         }
-        true
+        Frame::Outermost
     }
 }
 
@@ -70,7 +91,10 @@ unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
 #[inline(always)]
 pub fn leave() {
     // SAFETY: a static of this thread.
-    unsafe { (*OUTERMOST.get()).portal = ptr::null_mut() }
+    unsafe {
+        (*OUTERMOST.get()).portal = ptr::null_mut();
+        (*OUTERMOST.get()).not_the_clients = false;
+    }
 }
 
 /// A (sub)transaction was rolled back. When nothing of the client's is active any more, an error took the outermost

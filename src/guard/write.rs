@@ -153,6 +153,10 @@ unsafe fn watch_node(
             if (*target).ri_usesFdwDirectModify {
                 let scan = remote_scan(child, (*target).ri_RangeTableIndex);
                 if scan.is_null() {
+                    if is_remote_in_plan((*child).plan, (*target).ri_RangeTableIndex) {
+                        // Pruned when the executor started: it does not run.
+                        continue;
+                    }
                     return Err(undecided(
                         "rows that a foreign server changes cannot be counted here",
                         relation(index),
@@ -199,6 +203,20 @@ unsafe fn remote_scan(state: *mut pg_sys::PlanState, relation: pg_sys::Index) ->
                     .unwrap_or(ptr::null_mut())
             }
             _ => ptr::null_mut(),
+        }
+    }
+}
+
+/// Whether the plan has such a scan, run or not.
+unsafe fn is_remote_in_plan(plan: *mut pg_sys::Plan, relation: pg_sys::Index) -> bool {
+    // SAFETY: walks a plan tree.
+    unsafe {
+        match (*plan).type_ {
+            pg_sys::NodeTag::T_ForeignScan => (*plan.cast::<pg_sys::ForeignScan>()).resultRelation == relation,
+            pg_sys::NodeTag::T_Append => {
+                pointers((*plan.cast::<pg_sys::Append>()).appendplans).any(|below| is_remote_in_plan(below, relation))
+            }
+            _ => false,
         }
     }
 }

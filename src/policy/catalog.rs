@@ -227,7 +227,8 @@ pub fn never_covered(relation: pg_sys::Oid) -> Option<&'static str> {
     None
 }
 
-/// All partition and inheritance ancestors with their distance, and their OIDs.
+/// All partition and inheritance ancestors with their distance. The answer about the relation depends on each of them from
+/// before it is looked at.
 fn ancestors(relation: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
     let mut found: Vec<(pg_sys::Oid, u32)> = Vec::new();
     let mut level = vec![relation];
@@ -236,6 +237,7 @@ fn ancestors(relation: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
         distance += 1;
         let mut above = Vec::new();
         for child in level {
+            depend(relation, child);
             for parent in parents(child) {
                 if !found.iter().any(|(known, _)| *known == parent) {
                     found.push((parent, distance));
@@ -335,21 +337,20 @@ pub fn role_oid(name: &str) -> Option<pg_sys::Oid> {
 
 /// From now on a change of `on` makes the answer about `relation` stale.
 fn depend(relation: pg_sys::Oid, on: pg_sys::Oid) {
-    let dependencies = dependencies();
-    if dependencies.len() > MOST_RELATIONS {
-        dependencies.clear();
-        state().generation += 1;
-    }
-    self::dependencies().entry(u32::from(on)).or_default().insert(u32::from(relation));
+    dependencies().entry(u32::from(on)).or_default().insert(u32::from(relation));
 }
 
-/// A relation's name and ancestors; none when it is gone. From now on a change of any of them changes [`generation`].
+/// Starts again when there are too many dependencies; before an answer is made, so that its own are not forgotten.
+fn bound_dependencies() {
+    if dependencies().len() > MOST_RELATIONS {
+        dependencies().clear();
+        state().generation += 1;
+    }
+}
+
+/// A relation's name and ancestors; none when it is gone. From now on a change of any of them makes the answer stale.
 fn target(relation: pg_sys::Oid) -> Option<Target> {
     let above = ancestors(relation);
-    depend(relation, relation);
-    for (ancestor, _) in &above {
-        depend(relation, *ancestor);
-    }
     Some(Target {
         name: relation_name(relation)?,
         ancestors: above.into_iter().filter_map(|(oid, distance)| Some((relation_name(oid)?, distance))).collect(),
@@ -372,6 +373,7 @@ pub const COUNTED: [Operation; 3] = [Operation::Update, Operation::Delete, Opera
 /// WG008 when a policy cannot be worked with: what it would limit is unknown, so every table is covered by it. A
 /// foreign error when reading the policies was interrupted.
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
+    bound_dependencies();
     let policies = policies()?;
     if (policies.loaded.is_empty() && policies.broken.is_empty()) || never_covered(relation).is_some() {
         // A change of its schema or persistence makes this answer stale; a policy set later does so for all.

@@ -69,14 +69,18 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
         parameters.iter().map(|value| value.as_deref().map(|value| CString::new(value).unwrap_or_default())).collect();
     let mut printed: Vec<*mut c_char> = vec![ptr::null_mut(); values.len()];
     let serial = statement::current();
-    let before = book::rows_by_table(serial);
-    decide::rehearse(true);
+    let mut before = Vec::new();
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
     // went.
     let (outcome, wanted, rows) = unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         let mut run = Run { text, values: &values, printed: &mut printed, context, begun: false, wanted: values.len() };
-        let outcome = ffi::protect(|| run.run());
+        let mut outcome = ffi::protect(|| run.begin());
+        if outcome.is_ok() {
+            decide::begin_rehearsal();
+            before = book::rows_by_table(serial);
+            outcome = ffi::protect(|| run.run());
+        }
         let rows = book::rows_by_table(serial);
         if run.begun {
             ffi::RollbackAndReleaseCurrentSubTransaction();
@@ -85,7 +89,6 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
         pg_sys::CurrentResourceOwner = owner;
         (outcome, run.wanted, rows)
     };
-    decide::rehearse(false);
     outcome?;
     if wanted != values.len() {
         return Err(Error::invalid(
@@ -120,14 +123,26 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Begins what will be taken back. What the transaction has deferred so far happens here and is not the statement's; what
+    /// the statement would defer happens with it.
+    ///
     /// # Safety
     /// Inside [`ffi::protect`], in a transaction. Allocates in PostgreSQL's memory only.
-    unsafe fn run(&mut self) {
+    unsafe fn begin(&mut self) {
         // SAFETY: the order of calls is that of core's own procedural languages.
         unsafe {
             ffi::BeginInternalSubTransaction(ptr::null());
             self.begun = true;
             ffi::SPI_connect();
+            ffi::SPI_execute(c"SET CONSTRAINTS ALL IMMEDIATE".as_ptr(), false, 0);
+        }
+    }
+
+    /// # Safety
+    /// As for [`Run::begin`], after it.
+    unsafe fn run(&mut self) {
+        // SAFETY: as above.
+        unsafe {
             let mut types: *mut pg_sys::Oid = ptr::null_mut();
             let mut count = 0;
             let raw = ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
@@ -178,8 +193,6 @@ impl Run<'_> {
             }
             let plan = ffi::SPI_prepare(self.text.as_ptr(), count, types);
             ffi::SPI_execute_plan(plan, datums, nulls, false, 0);
-            // What waits for the commit belongs to the statement too.
-            ffi::SPI_execute(c"SET CONSTRAINTS ALL IMMEDIATE".as_ptr(), false, 0);
             ffi::SPI_finish();
         }
     }
