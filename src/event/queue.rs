@@ -5,7 +5,9 @@ use core::sync::atomic::Ordering;
 use pgrx::pg_sys;
 
 use super::memory::{self, Locked, Phase, set_latch};
+use super::record::Event;
 use crate::ffi;
+use crate::raise::log_line;
 use crate::settings;
 
 /// A session's claim to learn what became of its event.
@@ -109,5 +111,38 @@ pub fn wait(ticket: Ticket) -> Result<Option<i64>, ffi::Foreign> {
             return Err(error);
         }
         left = settings::event_timeout() - i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
+    }
+}
+
+/// Logs and queues an event that must survive the rollback, and waits for it; gives its id when it is stored in time.
+pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
+    event.log();
+    // SAFETY: a static. Without a postmaster nobody would ever store it.
+    if !unsafe { pg_sys::IsUnderPostmaster } {
+        return Ok(None);
+    }
+    match enqueue(event)? {
+        Some(ticket) => Ok(wait(ticket)?.filter(|id| *id > 0)),
+        None => {
+            count_unqueued();
+            log_line("pg_writeguard: the event queue is full; the event before this line is in this log only", None);
+            Ok(None)
+        }
+    }
+}
+
+/// Queues an event; where there is no room, waits for some as long as a refused write may wait at all.
+fn enqueue(event: &Event) -> Result<Option<Ticket>, ffi::Foreign> {
+    const PAUSE: i64 = 10;
+    let json = event.shortened(statement_bytes()).ascii_json();
+    let mut left = settings::event_timeout();
+    loop {
+        let ticket = push(json.as_bytes(), true);
+        if ticket.is_some() || left <= 0 {
+            return Ok(ticket);
+        }
+        // SAFETY: nothing but a raw call inside.
+        unsafe { ffi::protect(|| ffi::sleep_on_latch(PAUSE)) }?;
+        left -= PAUSE;
     }
 }

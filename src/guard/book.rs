@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
-use super::statement;
+use super::{lift, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
 use crate::policy::catalog::{self, COUNTED};
@@ -120,7 +120,7 @@ pub fn tab() -> &'static mut Tab {
 
 /// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
 pub fn open_tab(owner: usize, index: i32, binding: &Rc<Binding>, operation: Operation, place: Place) {
-    if decide::has_say(place.statement) || !settings::enabled() {
+    if lift::has_say(place.statement) || !settings::enabled() {
         return;
     }
     let ledger = ledger();
@@ -160,7 +160,7 @@ fn settle_rows() {
 }
 
 fn goes_on(statement: Serial) -> bool {
-    statement::may_resume(statement) || decide::has_lift(statement)
+    statement::may_resume(statement) || lift::has_lift(statement)
 }
 
 /// Forgets answers that may be stale. Invalidations must have been accepted.
@@ -263,7 +263,7 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
     ledger.charge(binding.rows, rows, place, goes_on);
     for charge in binding.charges(operation) {
         if let Some(past) = ledger.charge(charge.meter, rows, place, goes_on)
-            && !decide::is_lifted(charge.meter, place.statement)
+            && !lift::is_lifted(charge.meter, place.statement)
         {
             let raise = past_limit(binding, operation, charge, past, place, estimate);
             if !raise.is_null() {
@@ -271,9 +271,7 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
             }
         }
     }
-    if decide::is_granted(place.statement)
-        && !decide::within_grant(ledger, place.statement, binding.rows, &binding.name)
-    {
+    if lift::is_granted(place.statement) && !lift::within_grant(ledger, place.statement, binding.rows, &binding.name) {
         return past_review(binding, operation, place, estimate);
     }
     core::ptr::null_mut()
@@ -310,7 +308,7 @@ fn past_limit(
             estimate,
         };
         decide::decide(&attempt)?;
-        if decide::is_granted(place.statement) {
+        if lift::is_granted(place.statement) {
             // Tables that were charged before the token was spent count as well.
             decide::check_grant(&attempt, &rows_by_table(place.statement))?;
         }

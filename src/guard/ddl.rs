@@ -8,8 +8,7 @@ use pgrx::pg_sys;
 
 use super::book::{self, Binding};
 use super::budget::Place;
-use super::decide;
-use super::statement;
+use super::{lift, statement};
 use crate::error::Error;
 use crate::ffi::{self, Backend};
 use crate::raise::{Failure, Raise};
@@ -138,13 +137,13 @@ const CHUNK: u64 = 10_000;
 /// How many more rows could change the verdict: one past the smallest budget that is not lifted; under a token all
 /// of them, because the reviewed number must hold. None: no more.
 fn worth_counting(binding: &Binding, place: Place) -> Option<u64> {
-    if decide::is_granted(place.statement) || decide::is_rehearsing() {
+    if lift::is_granted(place.statement) || lift::is_rehearsing() {
         return Some(CHUNK);
     }
     binding
         .charges(Operation::Truncate)
         .iter()
-        .filter(|charge| !decide::is_lifted(charge.meter, place.statement))
+        .filter(|charge| !lift::is_lifted(charge.meter, place.statement))
         .map(|charge| book::ledger().left(charge.meter, place.statement).saturating_add(1))
         .min()
 }

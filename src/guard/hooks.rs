@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use super::statement::Frame;
-use super::{book, count, ddl, decide, statement, watch, write};
+use super::{book, count, ddl, decide, lift, statement, watch, write};
 use crate::event::{keep, memory, queue, store};
 use crate::ffi;
 use crate::policy::catalog;
@@ -251,9 +251,9 @@ unsafe extern "C-unwind" fn shmem_startup() {
 
 unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if decide::has_lifts() => {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if lift::has_lifts() => {
             // SAFETY: plain old frame; an error here still aborts the transaction.
-            unsafe { raise(guarded(|| Ok(decide::before_commit(book::ledger())?))) }
+            unsafe { raise(guarded(|| Ok(lift::before_commit(book::ledger())?))) }
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT => end_transaction(true),
         pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(false),
@@ -270,6 +270,7 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
 fn end_transaction(committed: bool) {
     if statement::take_touched() {
         decide::end_transaction();
+        lift::end_transaction();
         book::end_transaction();
         statement::end_transaction();
         session::end_transaction();
@@ -290,11 +291,11 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             statement::rolled_back();
             ddl::rolled_back();
             book::ledger().roll_back(level);
-            decide::roll_back(level);
+            lift::roll_back(level);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
             book::ledger().release(level, statement::may_resume);
-            decide::release(level);
+            lift::release(level);
         }
         _ => {}
     }

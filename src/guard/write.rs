@@ -14,7 +14,7 @@ use super::count;
 use super::watch::{self, Kind, Remote};
 use crate::error::Error;
 use crate::ffi::Backend;
-use crate::policy::catalog;
+use crate::policy::{catalog, relation};
 use crate::raise::{Failure, Raise};
 use crate::session::Actor;
 use crate::words::Operation;
@@ -259,6 +259,6 @@ fn undecided(reason: &str, relation: pg_sys::Oid) -> Failure {
     Failure::Ours(Error::Undecided {
         reason: reason.into(),
         hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;".into(),
-        relation: catalog::relation_name(relation),
+        relation: relation::relation_name(relation),
     })
 }

@@ -3,9 +3,10 @@
 use pgrx::datum::{Interval, Json};
 use pgrx::pg_sys;
 
-use super::catalog::{self, never_covered, role_oid};
+use super::catalog;
 use super::model::{DEFAULT_RATE_INTERVAL, Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
+use super::relation::{never_covered, relation_name, role_oid};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
@@ -120,7 +121,7 @@ fn qualify(written: &str, name: &str) -> Result<String, Error> {
     let c_name = std::ffi::CString::new(name).map_err(|_| unknown())?;
     // SAFETY: a look-up through the search_path; InvalidOid when there is none.
     let relation = unsafe { pg_sys::RelnameGetRelid(c_name.as_ptr()) };
-    let found = (relation != pg_sys::InvalidOid).then(|| catalog::relation_name(relation)).flatten();
+    let found = (relation != pg_sys::InvalidOid).then(|| relation_name(relation)).flatten();
     Ok(found.ok_or_else(unknown)?.to_sql())
 }
 

@@ -13,7 +13,7 @@ use pgrx::pg_sys;
 
 use crate::error::Error;
 use crate::ffi;
-use crate::guard::{book, decide, statement};
+use crate::guard::{book, lift, statement};
 use crate::raise::Failure;
 
 /// Checks that `text` is one statement that can be rehearsed, and gives the part of it that is the statement.
@@ -77,7 +77,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
         let mut run = Run { text, values: &values, printed: &mut printed, context, begun: false, wanted: values.len() };
         let mut outcome = ffi::protect(|| run.begin());
         if outcome.is_ok() {
-            decide::begin_rehearsal();
+            lift::begin_rehearsal();
             before = book::rows_by_table(serial);
             outcome = ffi::protect(|| run.run());
         }

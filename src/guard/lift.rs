@@ -1,0 +1,192 @@
+//! What was lifted on purpose, and what bounds it.
+//!
+//! A lift belongs to the statement and to the subtransaction it was made in. When that is rolled back the lift goes with it, as
+//! does the use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same
+//! commit. A rehearsal lifts everything until it is taken back.
+
+use pgrx::pg_sys;
+
+use super::budget::{Ledger, MeterId, Serial};
+use crate::error::Error;
+use crate::event::record::Event;
+use crate::event::store;
+use crate::ffi::{self, Backend};
+use crate::session;
+use crate::token::check::Grant;
+
+struct Lift {
+    meter: MeterId,
+    statement: Serial,
+    level: i32,
+    event: Event,
+}
+
+struct Granted {
+    statement: Serial,
+    level: i32,
+    grant: Grant,
+    /// The meters of the tables that were charged so far, each with its reviewed rows; none for a table that was not
+    /// reviewed.
+    tables: Vec<(MeterId, Option<u64>)>,
+}
+
+struct State {
+    lifts: Vec<Lift>,
+    granted: Vec<Granted>,
+    /// The subtransactions in which a statement is run to be taken back: nothing is refused in them.
+    rehearsals: Vec<i32>,
+}
+
+static STATE: Backend<State> = Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsals: Vec::new() });
+
+fn state() -> &'static mut State {
+    // SAFETY: single-threaded; no reference is kept across SPI.
+    unsafe { &mut *STATE.get() }
+}
+
+/// Whether the policy behind `meter` is lifted for this statement, and the flag that lifted it is still armed: a
+/// function's SET clause, say, lifts nothing after the function.
+#[inline]
+pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
+    let state = state();
+    let lifted = || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
+    !state.rehearsals.is_empty() || lifted() && session::flag()
+}
+
+/// Whether more than the limits decides about a statement's further rows.
+pub fn has_say(statement: Serial) -> bool {
+    is_rehearsing() || is_granted(statement) || has_lift(statement)
+}
+
+/// Whether a statement lifted anything, so that its count is needed until the transaction ends.
+pub fn has_lift(statement: Serial) -> bool {
+    state().lifts.iter().any(|lift| lift.statement == statement)
+}
+
+/// Whether anything is lifted in this transaction.
+pub fn has_lifts() -> bool {
+    !state().lifts.is_empty()
+}
+
+/// Whether a token was accepted for this statement, so that its rows per table are bounded.
+#[inline]
+pub fn is_granted(statement: Serial) -> bool {
+    state().granted.iter().any(|granted| granted.statement == statement)
+}
+
+/// Whether a statement is run to be taken back.
+pub fn is_rehearsing() -> bool {
+    !state().rehearsals.is_empty()
+}
+
+/// Nothing is refused until the subtransaction that was just begun is rolled back, whichever way that comes about.
+pub fn begin_rehearsal() {
+    // SAFETY: reads a static.
+    state().rehearsals.push(unsafe { ffi::GetCurrentTransactionNestLevel() });
+}
+
+/// The request behind the token that was accepted for this statement.
+pub fn granted_request(statement: Serial) -> Option<i64> {
+    state().granted.iter().find(|granted| granted.statement == statement).map(|granted| granted.grant.request)
+}
+
+/// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
+pub fn lift(meter: MeterId, statement: Serial, level: i32, event: Event) {
+    if !state().lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement) {
+        state().lifts.push(Lift { meter, statement, level, event });
+    }
+}
+
+/// A token was accepted for a statement and spent in this subtransaction.
+pub fn accept(grant: Grant, statement: Serial, level: i32) {
+    state().granted.push(Granted { statement, level, grant, tables: Vec::new() });
+}
+
+/// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were
+/// charged.
+pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &str) -> bool {
+    let Some(granted) = state().granted.iter_mut().find(|granted| granted.statement == statement) else {
+        return true;
+    };
+    let reviewed = match granted.tables.iter().find(|(meter, _)| *meter == table) {
+        Some((_, reviewed)) => *reviewed,
+        None => {
+            let reviewed = granted.grant.rows.get(name).copied();
+            granted.tables.push((table, reviewed));
+            reviewed
+        }
+    };
+    match (reviewed, granted.grant.max_rows) {
+        (None, _) => ledger.in_statement(table, statement) == 0,
+        (Some(reviewed), None) => ledger.in_statement(table, statement) <= reviewed,
+        (Some(_), Some(max_rows)) => {
+            let total: u64 = granted.tables.iter().map(|(meter, _)| ledger.in_statement(*meter, statement)).sum();
+            total <= max_rows
+        }
+    }
+}
+
+/// Where a statement went past what was reviewed: the request, the table or tables, and the rows that were reviewed. `rows`
+/// are those charged so far by qualified table name.
+pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(i64, String, u64)> {
+    let granted = state().granted.iter().find(|granted| granted.statement == statement)?;
+    let (name, allowed) = granted.grant.exceeded(rows)?;
+    Some((granted.grant.request, name, allowed))
+}
+
+/// A subtransaction of this level was rolled back.
+pub fn roll_back(level: i32) {
+    let state = state();
+    state.lifts.retain(|lift| lift.level < level);
+    state.granted.retain(|granted| granted.level < level);
+    state.rehearsals.retain(|begun| *begun < level);
+}
+
+/// A subtransaction of this level was released.
+pub fn release(level: i32) {
+    let state = state();
+    for lift in state.lifts.iter_mut().filter(|lift| lift.level >= level) {
+        lift.level = level - 1;
+    }
+    for granted in state.granted.iter_mut().filter(|granted| granted.level >= level) {
+        granted.level = level - 1;
+    }
+}
+
+/// Before the commit: every lift that is left becomes an event of this transaction.
+///
+/// # Errors
+/// WG008 when the event cannot be written; the transaction then does not commit.
+pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
+    let lifts = core::mem::take(&mut state().lifts);
+    // SAFETY: no portal is active any more, so that our SQL has to bring its snapshot along.
+    // What the transaction wrote it may record, also when it was made read-only since.
+    let read_only = unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let read_only = pg_sys::XactReadOnly;
+        pg_sys::XactReadOnly = false;
+        read_only
+    };
+    for lift in lifts {
+        let mut event = lift.event;
+        event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
+        // SAFETY: reads the transaction state.
+        let xid = unsafe { pg_sys::GetTopFullTransactionIdIfAny().value };
+        event.xid = (xid != 0).then(|| xid.to_string());
+        store::insert(&event)?;
+    }
+    // SAFETY: pushed above; after an error the transaction's abort pops it.
+    unsafe {
+        pg_sys::XactReadOnly = read_only;
+        pg_sys::PopActiveSnapshot();
+    }
+    Ok(())
+}
+
+/// The transaction is over.
+pub fn end_transaction() {
+    let state = state();
+    state.lifts.clear();
+    state.granted.clear();
+    state.rehearsals.clear();
+}
