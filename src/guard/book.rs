@@ -356,7 +356,9 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
 
 /// The transaction is over.
 pub fn end_transaction() {
-    *tab() = Tab { owner: 0, left: 0, rows: 0, binding: None, ..*tab() };
+    if tab().binding.is_some() {
+        *tab() = Tab { owner: 0, left: 0, rows: 0, binding: None, ..*tab() };
+    }
     let book = book();
     book.ledger.end_transaction();
     if book.stale {

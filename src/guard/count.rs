@@ -100,7 +100,7 @@ unsafe fn changed(watch: *mut Watch, processed: u64) -> *mut Raise {
     }
 }
 
-/// After ExecutorRun or ExecutorFinish: charges what the nodes did after they last asked for a row. WITH branches
+/// After ExecutorRun: charges what the nodes did after they last asked for a row. WITH branches
 /// always run until they get no more rows, so nothing is left of them.
 ///
 /// # Safety

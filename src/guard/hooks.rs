@@ -153,11 +153,13 @@ unsafe extern "C-unwind" fn executor_run(
 }
 
 unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) {
-    // SAFETY: plain old frame.
+    // SAFETY: plain old frame. WITH branches may run here, to their end, and count themselves.
     unsafe {
         let frame = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
         (next().finish)(query_desc);
-        after_run(query_desc, frame);
+        if frame == Frame::Outermost {
+            statement::leave();
+        }
     }
 }
 
