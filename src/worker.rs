@@ -62,7 +62,7 @@ fn alive(pid: i32) -> bool {
     unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
 }
 
-/// Waits for the latch; false never comes back from core's `die`, which ends the process instead.
+/// Waits for the latch, at most that long. A SIGTERM ends the process here, by core's `die`.
 fn wait(duration: Duration) {
     BackgroundWorker::wait_latch(Some(duration));
     serve_sighup();

@@ -573,3 +573,15 @@ fn foreign_partitions_that_a_prepared_write_prunes() {
     }
     assert_eq!(bed.number("SELECT sum(v) FROM p"), 3);
 }
+
+/// Its rows cannot be locked and counted from here.
+#[test]
+fn truncate_of_a_covered_foreign_table_is_refused_as_undecided() {
+    let mut bed = foreign(NEAR);
+    bed.limit("{public.t}", 100);
+    let before = far(&mut bed);
+    let refusal = expect_refusal(bed.writer.batch_execute("TRUNCATE t"));
+    assert_eq!(refusal.sqlstate, "WG008", "{refusal:?}");
+    assert!(refusal.hint.contains("DELETE FROM public.t"), "{refusal:?}");
+    assert_eq!(far(&mut bed), before);
+}

@@ -1,7 +1,8 @@
 //! The shared memory that events wait in.
 //!
 //! A fixed piece of shared memory: entries, and blocks that hold the events' JSON in chains. One LWLock guards all of
-//! it and is held for a copy of bytes at most: nothing under it allocates, sleeps or raises.
+//! it and is held for a copy of bytes at most: nothing under it allocates, sleeps or raises
+//! (but in the postmaster when it is the only process, see `keep`).
 //!
 //! An entry is `Queued` by a session, `Taken` by the worker of its database, and freed when the worker's transaction
 //! has committed. Before the commit the worker notes its transaction in the entry; so if it is killed at any point,

@@ -376,7 +376,7 @@ fn run(command: &mut Command) -> String {
 fn make_directory() -> PathBuf {
     let temp = std::env::temp_dir();
     let temp = if temp.as_os_str().len() > 60 { Path::new("/tmp") } else { &temp };
-    PathBuf::from(run(server_command("mktemp").arg("-d").arg(temp.join("pgwg-XXXXXX"))))
+    PathBuf::from(run(server_command("mktemp").arg("-d").arg(temp.join(format!("pgwg-{}", "X".repeat(6))))))
 }
 
 fn free_port() -> u16 {
