@@ -29,7 +29,7 @@ pub enum WayOut {
 /// An error of this library.
 #[derive(Debug, Clone, PartialEq, ThisError)]
 pub enum Error {
-    /// WG001, or WG005 for TRUNCATE: past a limit of a policy.
+    /// WG001, or WG005 for TRUNCATE and DDL: past a limit of a policy.
     #[error("{operation} of table \"{relation}\" exceeds the limit of {} per {scope}", count(*.limit))]
     Limit {
         operation: Operation,
@@ -77,7 +77,7 @@ impl Error {
     /// The five characters of the SQLSTATE.
     pub fn sqlstate(&self) -> &'static str {
         match self {
-            Error::Limit { operation: Operation::Truncate, .. } => "WG005",
+            Error::Limit { operation: Operation::Truncate | Operation::Drop, .. } => "WG005",
             Error::Limit { .. } => "WG001",
             Error::TokenRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } => "WG007",
@@ -92,7 +92,7 @@ impl Error {
         match self {
             Error::Limit { policy, scope, limit, estimate, operation, .. } => {
                 let estimate = match (operation, estimate) {
-                    (Operation::Truncate, Some(rows)) => {
+                    (Operation::Truncate | Operation::Drop, Some(rows)) => {
                         format!(" (the table has about {})", count(*rows))
                     }
                     (_, Some(rows)) => format!(" (the planner expected about {})", count(*rows)),
@@ -124,6 +124,12 @@ impl Error {
                 ),
                 WayOut::SetFlag => "SET writeguard.override = on;".to_owned(),
                 WayOut::FlagForToken => "A token is set, but not the flag: SET writeguard.override = on;".to_owned(),
+                // A request rehearses what it is for, and DDL is not rehearsed.
+                WayOut::Request { .. } if *operation == Operation::Drop => format!(
+                    "Where the rows may go: SELECT writeguard.request({}, reason => 'why this is right'); DDL on rows \
+                     that stay is for a superuser: SET LOCAL writeguard.enabled = off;",
+                    literal(&format!("TRUNCATE {}", relation.to_sql()))
+                ),
                 WayOut::Request { event: Some(event), parameters: 0, .. } => {
                     format!("SELECT writeguard.request(event => {event}, reason => 'why this is right');")
                 }

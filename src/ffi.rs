@@ -61,6 +61,13 @@ unsafe extern "C-unwind" {
     pub fn table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
     pub fn LockRelationOid(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE);
     pub fn ProcessInterrupts();
+    pub fn RangeVarGetRelidExtended(
+        relation: *const pg_sys::RangeVar,
+        lock: pg_sys::LOCKMODE,
+        flags: u32,
+        callback: pg_sys::RangeVarGetRelidCallback,
+        callback_arg: *mut c_void,
+    ) -> pg_sys::Oid;
 
     pub fn errstart(elevel: c_int, domain: *const c_char) -> bool;
     pub fn errfinish(filename: *const c_char, lineno: c_int, funcname: *const c_char);

@@ -55,6 +55,16 @@ impl Raise {
         })
     }
 
+    /// Adds a sentence to the DETAIL of an error of ours.
+    pub fn explain(&mut self, sentence: &str) {
+        if self.foreign.is_null() {
+            // SAFETY: NULL or what `encode` made.
+            let detail = unsafe { ffi::text(self.detail) };
+            let detail = detail.map_or_else(|| sentence.to_owned(), |detail| format!("{detail} {sentence}"));
+            self.detail = ffi::encode(&detail);
+        }
+    }
+
     fn alloc(raise: Raise) -> *mut Raise {
         // SAFETY: palloc gives maximally aligned memory of the size asked for.
         unsafe {

@@ -16,6 +16,9 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Every operation.
+    pub const ALL: [Operation; 4] = [Operation::Update, Operation::Delete, Operation::Truncate, Operation::Drop];
+
     /// The word that policies and events use.
     pub fn word(self) -> &'static str {
         match self {
@@ -28,9 +31,7 @@ impl Operation {
 
     /// The operation of that word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Operation::Update, Operation::Delete, Operation::Truncate, Operation::Drop]
-            .into_iter()
-            .find(|operation| operation.word() == word)
+        Self::ALL.into_iter().find(|operation| operation.word() == word)
     }
 
     /// One bit for each operation.

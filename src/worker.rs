@@ -231,12 +231,7 @@ fn recover() {
 /// Stores a batch in one transaction: the events' common commit is what makes many refusals cheap.
 fn store_batch(buffer: &[u8], taken: &[Taken]) {
     BackgroundWorker::transaction(|| {
-        // SAFETY: syscache look-ups.
-        let there = unsafe {
-            let schema = pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true);
-            schema != pg_sys::InvalidOid && pg_sys::get_relname_relid(c"event".as_ptr(), schema) != pg_sys::InvalidOid
-        };
-        if !there {
+        if !lock_tables() {
             // Dropped with its tables meanwhile; the server log has the events.
             taken.iter().filter(|one| !one.bytes.is_empty()).for_each(|_| queue::count_unqueued());
             return;
@@ -265,6 +260,45 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
             must(client.update(SERVE_OUTBOX, None, &[]).map(|_| ()));
         });
     });
+}
+
+/// Locks what a batch writes to, without ever waiting for one lock while it holds another: whoever drops the extension
+/// takes these locks as well, in any order, and must not be the victim of a deadlock. For any other lock the batch does
+/// not wait until a deadlock would be found: it fails, and the next worker tries again. False when something is not
+/// there.
+fn lock_tables() -> bool {
+    const TABLES: [&CStr; 3] = [c"event", c"event_id_seq", c"outbox"];
+    let mode = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+    let find = || {
+        // SAFETY: syscache look-ups.
+        unsafe {
+            let schema = pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true);
+            TABLES.map(|name| pg_sys::get_relname_relid(name.as_ptr(), schema))
+        }
+    };
+    // SAFETY: plain settings of this process.
+    unsafe { pg_sys::LockTimeout = 0 };
+    loop {
+        let tables = find();
+        if tables.contains(&pg_sys::InvalidOid) {
+            return false;
+        }
+        // SAFETY: lock calls in a transaction; its end releases what is held.
+        unsafe {
+            let missed = tables.iter().position(|table| !pg_sys::ConditionalLockRelationOid(*table, mode));
+            let held = &tables[..missed.unwrap_or(tables.len())];
+            // A lock makes renames and drops visible that were committed before.
+            if missed.is_none() && find() == tables {
+                pg_sys::LockTimeout = (pg_sys::DeadlockTimeout / 2).max(1);
+                return true;
+            }
+            held.iter().for_each(|table| pg_sys::UnlockRelationOid(*table, mode));
+            if let Some(missed) = missed {
+                pg_sys::LockRelationOid(tables[missed], mode);
+                pg_sys::UnlockRelationOid(tables[missed], mode);
+            }
+        }
+    }
 }
 
 /// Inserts one event; none when the event itself is what cannot be stored. Anything else that goes wrong ends the

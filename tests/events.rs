@@ -1548,3 +1548,19 @@ fn standby_reads_and_runs_no_background_process_until_it_is_promoted() {
     refuse(&mut client, UPDATE_ALL);
     wait_until(20, || blocked(&mut client) == 2);
 }
+
+#[test]
+fn who_drops_the_extension_is_no_victim_of_a_deadlock_with_the_worker() {
+    let server = Server::start(&["deadlock_timeout = '200ms'"]);
+    let db = server.database();
+    let mut admin = db.admin();
+    for round in 0..40 {
+        // The commit wakes the worker, which is to send the notification.
+        admin.batch_execute("SELECT writeguard.set_policy('p', max_rows => 5)").expect("a policy");
+        std::thread::sleep(std::time::Duration::from_millis(round % 10));
+        if let Err(error) = admin.batch_execute("DROP EXTENSION pg_writeguard") {
+            panic!("round {round}: {:?}", common::Refusal::of(&error));
+        }
+        admin.batch_execute("CREATE EXTENSION pg_writeguard").expect("the extension again");
+    }
+}

@@ -2,10 +2,12 @@
 //!
 //! `record` is the event as a document. What belongs to a refusal must survive the rollback that follows: it goes
 //! through `queue`, in shared memory, to the background worker, and the refused client waits until it is on disk. What
-//! belongs to a write that happens goes through `store` into the write's own transaction. `keep` carries the queue
+//! belongs to a write that happens goes through `store` into the write's own transaction; what is worth knowing of a
+//! transaction, but must not hinder it, waits in `at_commit` and is queued with the commit. `keep` carries the queue
 //! over a restart. The server log has every event before anything else. Not promised: an event that waits in the queue
 //! when the whole server crashes is in the log only.
 
+pub mod at_commit;
 pub mod keep;
 pub mod memory;
 pub mod queue;

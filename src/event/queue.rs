@@ -114,6 +114,18 @@ pub fn wait(ticket: Ticket) -> Result<Option<i64>, ffi::Foreign> {
     }
 }
 
+/// Logs and queues an event that nobody waits for.
+pub fn record(event: &Event) {
+    event.log();
+    // SAFETY: a static. Without a postmaster nobody would ever store it.
+    if unsafe { pg_sys::IsUnderPostmaster } {
+        let json = event.shortened(statement_bytes()).ascii_json();
+        if push(json.as_bytes(), false).is_none() {
+            count_unqueued();
+        }
+    }
+}
+
 /// Logs and queues an event that must survive the rollback, and waits for it; gives its id when it is stored in time.
 pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
     event.log();

@@ -20,6 +20,7 @@ pub enum Kind {
     Rejected,
     TokenRefused,
     PolicyChanged,
+    Uncovered,
     Disabled,
 }
 
@@ -34,6 +35,7 @@ impl Kind {
             Kind::Rejected => "request rejected",
             Kind::TokenRefused => "approval token refused",
             Kind::PolicyChanged => "policy changed",
+            Kind::Uncovered => "DDL on a covered table that no policy limits",
             Kind::Disabled => "covered write while writeguard.enabled is off",
         }
     }
@@ -76,15 +78,20 @@ fn in_utc(time: pg_sys::TimestampTz) -> String {
     format!("{tm_year:04}-{tm_mon:02}-{tm_mday:02} {tm_hour:02}:{tm_min:02}:{tm_sec:02}.{microseconds:06}+00")
 }
 
+/// The number of the running transaction, where it has one already.
+pub fn top_xid() -> Option<String> {
+    // SAFETY: reads the transaction state.
+    let xid = unsafe { pg_sys::GetTopFullTransactionIdIfAny().value };
+    (xid != 0).then(|| xid.to_string())
+}
+
 impl Event {
     /// An event of this session, now; what it is about is for the caller to fill in.
     pub fn new(kind: Kind) -> Self {
         let actor = Actor::current();
-        // SAFETY: these read the clock, statics and the transaction state.
-        let (now, pid, xid, query_id) = unsafe {
-            let xid = pg_sys::GetTopFullTransactionIdIfAny().value;
-            (pg_sys::GetCurrentTimestamp(), pg_sys::MyProcPid, xid, pg_sys::pgstat_get_my_query_id())
-        };
+        // SAFETY: these read the clock and statics.
+        let (now, pid, query_id) =
+            unsafe { (pg_sys::GetCurrentTimestamp(), pg_sys::MyProcPid, pg_sys::pgstat_get_my_query_id()) };
         Self {
             occurred_at: in_utc(now),
             kind,
@@ -95,7 +102,7 @@ impl Event {
             application: session::application(),
             client: session::client(),
             pid,
-            xid: (xid != 0).then(|| xid.to_string()),
+            xid: top_xid(),
             operation: None,
             relation: None,
             scope: None,

@@ -11,7 +11,7 @@ use super::decide::{self, Attempt};
 use super::{lift, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
-use crate::policy::catalog::{self, COUNTED};
+use crate::policy::catalog;
 use crate::policy::table::{Loaded, Revision};
 use crate::raise::{Failure, Raise, guarded};
 use crate::session::Actor;
@@ -19,6 +19,7 @@ use crate::settings;
 use crate::words::{Operation, RelationName};
 
 /// A policy's budget that a relation's rows are charged to.
+#[derive(Clone)]
 pub struct Charge {
     pub meter: MeterId,
     pub policy: Rc<Loaded>,
@@ -31,20 +32,28 @@ pub struct Binding {
     pub name: String,
     /// Counts the relation's own rows.
     pub rows: MeterId,
-    /// By operation, in the order of [`COUNTED`].
-    charges: [Vec<Charge>; 3],
+    /// By operation, in the order of [`Operation::ALL`].
+    charges: [Vec<Charge>; Operation::ALL.len()],
 }
 
 impl Binding {
     /// The budgets of an operation.
     #[inline]
     pub fn charges(&self, operation: Operation) -> &[Charge] {
-        match operation {
-            Operation::Update => &self.charges[0],
-            Operation::Delete => &self.charges[1],
-            Operation::Truncate => &self.charges[2],
-            Operation::Drop => &[],
-        }
+        &self.charges[operation as usize]
+    }
+
+    /// The policies that apply to any operation; one that applies to several comes several times.
+    pub fn policies(&self) -> impl Iterator<Item = &Loaded> {
+        self.charges.iter().flatten().map(|charge| &*charge.policy)
+    }
+
+    /// The same relation with only those budgets of an operation that are chosen, and no other operation's.
+    pub fn only(&self, operation: Operation, chosen: impl Fn(&Loaded) -> bool) -> Binding {
+        let mut charges = [const { Vec::new() }; Operation::ALL.len()];
+        charges[operation as usize] =
+            self.charges(operation).iter().filter(|charge| chosen(&charge.policy)).cloned().collect();
+        Binding { relation: self.relation.clone(), name: self.name.clone(), rows: self.rows, charges }
     }
 }
 
@@ -240,7 +249,6 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
                 })
                 .collect::<Vec<_>>()
         });
-        debug_assert_eq!(charges.len(), COUNTED.len());
         for charges in &mut charges {
             // The smallest limit is the one to name in the error.
             charges.sort_by_key(|charge| charge.policy.policy.max_rows.unwrap_or(u64::MAX));

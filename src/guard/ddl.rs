@@ -1,233 +1,369 @@
-//! TRUNCATE: the rows that vanish are counted by scanning no further than one past the largest budget that applies.
+//! Utility commands that make rows vanish, rewrite them, or take them out of a policy's names.
 //!
-//! PostgreSQL announces each table, cascades and partitions included, through `object_access_hook`. For a table that
-//! was named the announcement comes just before its lock is taken, so the lock is taken here, for those who may
-//! truncate it at all.
+//! PostgreSQL announces every table that a command touches, cascades and partitions included, through
+//! `object_access_hook`: TRUNCATE, the drop of a table or a column and the new heap of a rewrite just before they happen,
+//! so that the rows are counted and refused there. A rename, a move to another schema and the end of a link to a parent
+//! are announced with the old names still visible; what covers the tables then is noted, and when the command is done
+//! those policies that do not name them any more are charged with all their rows.
+
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 
 use super::book::{self, Binding};
-use super::budget::Place;
-use super::{lift, statement};
-use crate::error::Error;
-use crate::ffi::{self, Backend};
+use super::{live, statement};
+use crate::event::at_commit::record_at_commit;
+use crate::event::record::{Event, Kind};
+use crate::ffi::{self, Backend, Foreign};
+use crate::policy::catalog::{self, Link};
+use crate::policy::relation::{INHERITS, in_schema, never_covered, relation_name, with_descendants};
+use crate::policy::resolve::{self, Target};
+use crate::policy::table::Loaded;
 use crate::raise::{Failure, Raise};
 use crate::session::{self, Actor};
 use crate::words::Operation;
 
-/// Tables already counted by the running TRUNCATEs.
-struct State {
-    counted: Vec<pg_sys::Oid>,
+/// What is remembered of the utility commands that are running.
+enum Note {
+    /// A command begins; what follows is its own.
+    Command(Command),
+    /// A table whose rows this command charged already.
+    Counted(pg_sys::Oid),
+    /// A table that may be leaving the policies that cover it.
+    MayLeave(pg_sys::Oid, Rc<Binding>),
 }
 
-static STATE: Backend<State> = Backend::new(State { counted: Vec::new() });
+/// What has to be known of a command while it runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Command {
+    /// Nothing.
+    Other,
+    /// It may take tables out of a policy's names.
+    Moves,
+    /// An ALTER TABLE that changes types of columns, and may do the former as well.
+    ChangesTypes,
+    /// DETACH PARTITION … CONCURRENTLY: decided before it begins, because it commits on its way.
+    DetachesConcurrently,
+}
 
-fn state() -> &'static mut State {
+/// Notes with the level of the subtransaction they were made in: a rollback takes them along.
+static NOTES: Backend<Vec<(i32, Note)>> = Backend::new(Vec::new());
+
+fn notes() -> &'static mut Vec<(i32, Note)> {
     // SAFETY: single-threaded; no reference outlives its statement.
-    unsafe { &mut *STATE.get() }
+    unsafe { &mut *NOTES.get() }
 }
 
-/// A TRUNCATE begins; gives what [`end_truncate`] wants back.
-#[inline]
-pub fn begin_truncate() -> usize {
-    // A mark that is no table's OID separates the TRUNCATEs that triggers nest.
-    state().counted.push(pg_sys::InvalidOid);
-    state().counted.len() - 1
+fn note(note: Note) {
+    // SAFETY: reads a static.
+    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    notes().push((level, note));
 }
 
-/// The TRUNCATE that began there is done.
-#[inline]
-pub fn end_truncate(begin: usize) {
-    state().counted.truncate(begin);
+/// The utility command that is running.
+fn command() -> Command {
+    let of_command = |(_, note): &(i32, Note)| match note {
+        Note::Command(command) => Some(*command),
+        _ => None,
+    };
+    notes().iter().rev().find_map(of_command).unwrap_or(Command::Other)
 }
 
-/// A (sub)transaction was rolled back, perhaps by an error in a TRUNCATE. At worst a table is counted twice.
-pub fn rolled_back() {
-    state().counted.clear();
+fn notes_of_command() -> impl Iterator<Item = &'static Note> {
+    notes().iter().rev().map(|(_, note)| note).take_while(|note| !matches!(note, Note::Command(_)))
 }
 
-/// A table is about to be truncated. Gives what to raise.
+/// A utility command begins. Gives what [`end`] wants back, and what to raise.
 ///
 /// # Safety
-/// Called from a plain old frame, inside a transaction.
-pub unsafe fn truncate(relation: pg_sys::Oid) -> *mut Raise {
+/// Called from a plain old frame, with the command that is about to run.
+#[inline]
+pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut Raise) {
+    let begun = notes().len();
     // SAFETY: the caller's promise.
-    book::deciding(|| unsafe { count_truncate(relation) })
+    let command = unsafe { kind(node) };
+    note(Note::Command(command));
+    if command == Command::DetachesConcurrently {
+        // SAFETY: the caller's promise.
+        return (begun, book::deciding(|| unsafe { before_detach(node.cast()) }));
+    }
+    (begun, core::ptr::null_mut())
 }
 
-unsafe fn count_truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
+unsafe fn kind(node: *mut pg_sys::Node) -> Command {
+    // SAFETY: the tag says what the node is.
+    unsafe {
+        match (*node).type_ {
+            pg_sys::NodeTag::T_RenameStmt | pg_sys::NodeTag::T_AlterObjectSchemaStmt => Command::Moves,
+            pg_sys::NodeTag::T_AlterTableStmt => {
+                let mut kind = Command::Moves;
+                for index in 0..alterations(node.cast()) {
+                    let alteration = alteration(node.cast(), index);
+                    if (*alteration).subtype == pg_sys::AlterTableType::AT_AlterColumnType {
+                        kind = Command::ChangesTypes;
+                    }
+                    // Cannot be combined with anything else.
+                    if (*alteration).subtype == pg_sys::AlterTableType::AT_DetachPartition
+                        && (*(*alteration).def.cast::<pg_sys::PartitionCmd>()).concurrent
+                    {
+                        return Command::DetachesConcurrently;
+                    }
+                }
+                kind
+            }
+            _ => Command::Other,
+        }
+    }
+}
+
+unsafe fn alterations(statement: *mut pg_sys::AlterTableStmt) -> usize {
+    // SAFETY: NULL is the empty list.
+    unsafe { (*statement).cmds.as_ref().map_or(0, |list| usize::try_from(list.length).unwrap_or(0)) }
+}
+
+unsafe fn alteration(statement: *mut pg_sys::AlterTableStmt, index: usize) -> *mut pg_sys::AlterTableCmd {
+    // SAFETY: the caller counted them.
+    unsafe { (*(*(*statement).cmds).elements.add(index)).ptr_value.cast() }
+}
+
+/// The command that began there is done. Gives what to raise.
+#[inline]
+pub fn end(begun: usize) -> *mut Raise {
+    let own = notes().get(begun..).unwrap_or_default();
+    if own.iter().any(|(_, note)| matches!(note, Note::MayLeave(..))) {
+        return book::deciding(|| decide_leaving(begun));
+    }
+    notes().truncate(begun);
+    core::ptr::null_mut()
+}
+
+/// A (sub)transaction of this level was rolled back, perhaps by an error in a command.
+pub fn roll_back(level: i32) {
+    notes().retain(|(of, _)| *of < level);
+}
+
+/// Something happens to an object. Gives what to raise.
+///
+/// # Safety
+/// Called from a plain old frame, inside a transaction, with the arguments of `object_access_hook`.
+#[inline]
+pub unsafe fn accessed(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub_id: i32,
+    argument: ffi::Opaque,
+) -> *mut Raise {
+    // SAFETY: the kind of access says what the argument is.
+    unsafe {
+        match access {
+            pg_sys::ObjectAccessType::OAT_TRUNCATE => book::deciding(|| truncate(object)),
+            pg_sys::ObjectAccessType::OAT_DROP if class == pg_sys::RelationRelationId => {
+                // What a command drops for its own purposes is nobody's table.
+                if (*argument.cast::<pg_sys::ObjectAccessDrop>()).dropflags & pg_sys::PERFORM_DELETION_INTERNAL as i32
+                    != 0
+                {
+                    return core::ptr::null_mut();
+                }
+                let why = if sub_id == 0 { "" } else { "Without a column every row is another." };
+                book::deciding(|| vanish(object, why))
+            }
+            pg_sys::ObjectAccessType::OAT_POST_CREATE
+                if class == pg_sys::RelationRelationId
+                    && (*argument.cast::<pg_sys::ObjectAccessPostCreate>()).is_internal
+                    && command() == Command::ChangesTypes =>
+            {
+                book::deciding(|| rewrite(object))
+            }
+            pg_sys::ObjectAccessType::OAT_POST_ALTER
+                if !(*argument.cast::<pg_sys::ObjectAccessPostAlter>()).is_internal
+                    && matches!(command(), Command::Moves | Command::ChangesTypes) =>
+            {
+                match class {
+                    pg_sys::RelationRelationId if sub_id == 0 => book::deciding(|| may_leave(&[object])),
+                    INHERITS => book::deciding(|| may_leave(&[object])),
+                    pg_sys::NamespaceRelationId => book::deciding(|| may_leave(&in_schema(object))),
+                    _ => core::ptr::null_mut(),
+                }
+            }
+            _ => core::ptr::null_mut(),
+        }
+    }
+}
+
+/// A table is about to be truncated. One that was named is announced just before its lock is taken, so the lock is taken
+/// here, for those who may truncate it at all.
+unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
     // SAFETY: catalog look-ups and locks as the command itself takes them.
     unsafe {
-        let counted = &state().counted;
-        if counted.iter().rev().take_while(|table| **table != pg_sys::InvalidOid).any(|table| *table == relation) {
+        if notes_of_command().any(|note| matches!(note, Note::Counted(table) if *table == relation)) {
             return Ok(());
         }
-        let actor = Actor::current();
-        let Some(binding) = book::binding(relation, actor)? else {
+        let Some(binding) = book::binding(relation, Actor::current())? else {
             return Ok(());
         };
         if binding.charges(Operation::Truncate).is_empty() {
             return Ok(());
         }
-        let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
         let allowed = pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), pg_sys::ACL_TRUNCATE as pg_sys::AclMode);
         if allowed != pg_sys::AclResult::ACLCHECK_OK {
             // Core refuses it in a moment, with its own words.
             return Ok(());
         }
-        ffi::protect(|| ffi::LockRelationOid(relation, lock))?;
-        let table = pg_sys::try_relation_open(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
-        if table.is_null() {
+        ffi::protect(|| ffi::LockRelationOid(relation, pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE))?;
+        note(Note::Counted(relation));
+        live::charge(&binding, Operation::Truncate, relation)
+    }
+}
+
+/// The rows of a table are about to vanish or to be rewritten; the command has locked it.
+unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
+    let counted = |note: &Note| matches!(note, Note::Counted(table) if *table == relation);
+    if never_covered(relation).is_some() || notes_of_command().any(counted) {
+        return Ok(());
+    }
+    let Some(binding) = book::binding(relation, Actor::current())? else {
+        return Ok(());
+    };
+    note(Note::Counted(relation));
+    if binding.charges(Operation::Drop).is_empty() {
+        uncovered(&binding, binding.policies().next().map(|policy| policy.policy.name.as_str()), why);
+        return Ok(());
+    }
+    // SAFETY: locked by the command.
+    unsafe { explain(live::charge(&binding, Operation::Drop, relation), why) }
+}
+
+/// A command that changes types of columns made a new heap; if it is to take a table's place, that table's rows are
+/// about to be rewritten into it.
+unsafe fn rewrite(heap: pg_sys::Oid) -> Result<(), Failure> {
+    // SAFETY: the new relation is in the relation cache, though not yet visible in the catalog.
+    unsafe {
+        let new = pg_sys::RelationIdGetRelation(heap);
+        if new.is_null() {
             return Ok(());
         }
-        state().counted.push(relation);
-        session::use_armed();
-        let place = Place { statement: statement::current(), level: ffi::GetCurrentTransactionNestLevel() };
-        let estimate = (*(*table).rd_rel).reltuples;
-        let estimate = (estimate >= 0.0).then_some(estimate as u64);
-        let result = charge_rows(&binding, table, place, estimate);
-        pg_sys::relation_close(table, pg_sys::NoLock as pg_sys::LOCKMODE);
-        result
+        let old = (*(*new).rd_rel).relrewrite;
+        pg_sys::RelationClose(new);
+        if old == pg_sys::InvalidOid { Ok(()) } else { vanish(old, "The new type of a column rewrites every row.") }
     }
 }
 
-unsafe fn charge_rows(
-    binding: &Binding,
-    table: pg_sys::Relation,
-    place: Place,
-    estimate: Option<u64>,
-) -> Result<(), Failure> {
-    // SAFETY: the table is open and locked.
+/// The names of tables, or a link to a parent, are about to change, and with them those of all that is below.
+fn may_leave(tables: &[pg_sys::Oid]) -> Result<(), Failure> {
+    for table in tables {
+        for relation in with_descendants(*table) {
+            if never_covered(relation).is_none()
+                && let Some(binding) = book::binding(relation, Actor::current())?
+            {
+                note(Note::MayLeave(relation, binding));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn decide_leaving(begun: usize) -> Result<(), Failure> {
+    // What the command did becomes visible, as it would for the next one.
+    // SAFETY: between commands; what it raises unwinds to the guard around us.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    let own = notes().split_off(begun.min(notes().len()));
+    let mut decided = Vec::new();
+    for (_, note) in own {
+        if let Note::MayLeave(relation, before) = note
+            && !decided.contains(&relation)
+            && relation_name(relation).is_some()
+        {
+            decided.push(relation);
+            leave(relation, &before, catalog::coverable(relation, None).as_ref())?;
+        }
+    }
+    Ok(())
+}
+
+/// Charges the rows of a table to those of the policies that covered it which do not name it any more. `after`: the
+/// names it then has, none where no policy can cover it.
+fn leave(relation: pg_sys::Oid, before: &Binding, after: Option<&Target>) -> Result<(), Failure> {
+    let why = "Out of the policy's names, its rows would not be limited any more.";
+    let left = |policy: &Loaded| after.is_none_or(|after| !resolve::names(&policy.policy, after));
+    let leaving = before.only(Operation::Drop, left);
+    if leaving.charges(Operation::Drop).is_empty() {
+        if let Some(policy) = before.policies().find(|policy| left(policy)) {
+            uncovered(before, Some(&policy.policy.name), why);
+        }
+        return Ok(());
+    }
+    // SAFETY: in the command's transaction.
     unsafe {
-        let mut scan = match (*(*table).rd_rel).relkind as u8 {
-            pg_sys::RELKIND_PARTITIONED_TABLE => return Ok(()),
-            pg_sys::RELKIND_FOREIGN_TABLE => {
-                return Err(Failure::Ours(Error::Undecided {
-                    reason: "the rows of a foreign table cannot be counted before TRUNCATE".into(),
-                    hint: format!("DELETE FROM {};", binding.name),
-                    relation: Some(binding.relation.clone()),
-                }));
-            }
-            _ => Scan::begin(table)?,
-        };
-        let mut result = Ok(());
-        while let Some(most) = worth_counting(binding, place) {
-            let rows = match scan.count(most) {
-                Ok(0) => break,
-                Ok(rows) => rows,
-                Err(error) => {
-                    result = Err(Failure::Foreign(error));
-                    break;
-                }
-            };
-            let raise = book::charge(binding, Operation::Truncate, rows, place, estimate);
-            if !raise.is_null() {
-                result = Err(Failure::Ready(raise));
-                break;
-            }
-        }
-        scan.end();
-        result
+        ffi::protect(|| ffi::LockRelationOid(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE))?;
+        explain(live::charge(&leaving, Operation::Drop, relation), why)
     }
 }
 
-/// Rows that are counted at a time where the number itself matters: under a token, and when a TRUNCATE is rehearsed.
-const CHUNK: u64 = 10_000;
-
-/// How many more rows could change the verdict: one past the smallest budget that is not lifted; under a token all
-/// of them, because the reviewed number must hold. None: no more.
-fn worth_counting(binding: &Binding, place: Place) -> Option<u64> {
-    if lift::is_granted(place.statement) || lift::is_rehearsing() {
-        return Some(CHUNK);
-    }
-    binding
-        .charges(Operation::Truncate)
-        .iter()
-        .filter(|charge| !lift::is_lifted(charge.meter, place.statement))
-        .map(|charge| book::ledger().left(charge.meter, place.statement).saturating_add(1))
-        .min()
-}
-
-/// A scan over the live rows of a table: committed ones and the transaction's own.
-struct Scan {
-    scan: pg_sys::TableScanDesc,
-    slot: *mut pg_sys::TupleTableSlot,
-    snapshot: pg_sys::Snapshot,
-    next: NextSlot,
-    /// A scan that is asked for more after its end begins again.
-    ended: bool,
-}
-
-type NextSlot = unsafe extern "C-unwind" fn(
-    pg_sys::TableScanDesc,
-    pg_sys::ScanDirection::Type,
-    *mut pg_sys::TupleTableSlot,
-) -> bool;
-
-impl Scan {
-    /// # Safety
-    /// The table is open, locked and has storage.
-    unsafe fn begin(table: pg_sys::Relation) -> Result<Self, Failure> {
-        let mut begun = Err(Failure::Ours(Error::Undecided {
-            reason: "its storage cannot be scanned".into(),
-            hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;".into(),
-            relation: None,
-        }));
-        // SAFETY: the caller's promise; an ERROR of the access method is caught whole, and the transaction's abort
-        // cleans up.
-        unsafe {
-            let methods = &*(*table).rd_tableam;
-            let (Some(begin), Some(next)) = (methods.scan_begin, methods.scan_getnextslot) else {
-                return begun;
-            };
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-            let slot = pg_sys::table_slot_create(table, core::ptr::null_mut());
-            let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN
-                | pg_sys::ScanOptions::SO_ALLOW_STRAT
-                | pg_sys::ScanOptions::SO_ALLOW_SYNC
-                | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
-            let mut scan = core::ptr::null_mut();
-            ffi::protect(|| {
-                scan = begin(table, snapshot, 0, core::ptr::null_mut(), core::ptr::null_mut(), flags);
-            })?;
-            begun = Ok(Self { scan, slot, snapshot, next, ended: false });
+/// Before a partition is detached concurrently, for those who may do that.
+unsafe fn before_detach(command: *mut pg_sys::AlterTableStmt) -> Result<(), Failure> {
+    // SAFETY: look-ups that give InvalidOid for what is not there, and the command's own nodes.
+    unsafe {
+        let partition = (*(*alteration(command, 0)).def.cast::<pg_sys::PartitionCmd>()).name;
+        let (parent, child) = (visible_relation((*command).relation)?, visible_relation(partition)?);
+        if parent == pg_sys::InvalidOid || child == pg_sys::InvalidOid || !owns(parent) {
+            return Ok(());
         }
-        begun
-    }
-
-    /// Counts further rows, at most `most`.
-    fn count(&mut self, most: u64) -> Result<u64, ffi::Foreign> {
-        let mut rows = 0;
-        let mut ended = self.ended;
-        let (scan, slot, next) = (self.scan, self.slot, self.next);
-        // SAFETY: the scan is open; nothing but raw calls inside.
-        unsafe {
-            ffi::protect(|| {
-                while rows < most && !ended {
-                    if next(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
-                        rows += 1;
-                    } else {
-                        ended = true;
-                    }
-                    if pg_sys::InterruptPending != 0 {
-                        ffi::ProcessInterrupts();
-                    }
-                }
-            })?;
-        }
-        self.ended = ended;
-        Ok(rows)
-    }
-
-    fn end(self) {
-        // SAFETY: opened by `begin`, closed once.
-        unsafe {
-            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
-            if let Some(end) = (*(*(*self.scan).rs_rd).rd_tableam).scan_end {
-                let scan = self.scan;
-                pg_sys::ffi::pg_guard_ffi_boundary(|| end(scan));
+        let link = Link { child, parent };
+        for relation in with_descendants(child) {
+            if let Some(before) = book::binding(relation, Actor::current())? {
+                leave(relation, &before, catalog::coverable(relation, Some(link)).as_ref())?;
             }
-            pg_sys::UnregisterSnapshot(self.snapshot);
         }
     }
+    Ok(())
+}
+
+unsafe fn visible_relation(name: *mut pg_sys::RangeVar) -> Result<pg_sys::Oid, Foreign> {
+    let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
+    let no_lock = pg_sys::NoLock as pg_sys::LOCKMODE;
+    let mut found = pg_sys::InvalidOid;
+    // SAFETY: the caller's promise; what this raises the command would raise as well.
+    unsafe {
+        ffi::protect(|| {
+            found = ffi::RangeVarGetRelidExtended(name, no_lock, missing_ok, None, core::ptr::null_mut());
+        })?;
+    }
+    Ok(found)
+}
+
+#[cfg(feature = "pg15")]
+unsafe fn owns(relation: pg_sys::Oid) -> bool {
+    // SAFETY: the relation is there.
+    unsafe { pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId()) }
+}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn owns(relation: pg_sys::Oid) -> bool {
+    // SAFETY: the relation is there.
+    unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, pg_sys::GetUserId()) }
+}
+
+/// Notes DDL on a covered table that none of its policies limits; an event with the commit.
+fn uncovered(binding: &Binding, policy: Option<&str>, why: &str) {
+    // Opens the statement, so that its text is at hand.
+    statement::current();
+    let mut event = Event::new(Kind::Uncovered);
+    event.policy = policy.map(str::to_owned);
+    event.operation = Some(Operation::Drop.word().into());
+    event.relation = Some(binding.name.clone());
+    event.reason = Some(why.to_owned()).filter(|why| !why.is_empty());
+    record_at_commit(event, &session::without_token(statement::text()));
+}
+
+/// Adds to a refusal why these rows count.
+fn explain(result: Result<(), Failure>, why: &str) -> Result<(), Failure> {
+    result.map_err(|failure| {
+        let raise = failure.into_raise();
+        if !why.is_empty() {
+            // SAFETY: just made, and nobody else's yet.
+            unsafe { (*raise).explain(why) };
+        }
+        Failure::Ready(raise)
+    })
 }

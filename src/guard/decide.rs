@@ -231,14 +231,7 @@ pub fn record_disabled(relation: &RelationName, operation: Operation, serial: Se
     event.operation = Some(operation.word().into());
     event.relation = Some(relation.to_sql());
     event.statement = Some(session::without_token(statement::text()));
-    event.log();
-    // SAFETY: a static.
-    if unsafe { pg_sys::IsUnderPostmaster } {
-        let json = event.shortened(queue::statement_bytes()).ascii_json();
-        if queue::push(json.as_bytes(), false).is_none() {
-            queue::count_unqueued();
-        }
-    }
+    queue::record(&event);
 }
 
 /// The transaction is over.

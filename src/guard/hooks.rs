@@ -12,7 +12,7 @@ use pgrx::pg_sys;
 
 use super::statement::Frame;
 use super::{book, count, ddl, decide, lift, statement, watch, write};
-use crate::event::{keep, memory, queue, store};
+use crate::event::{at_commit, keep, memory, queue, store};
 use crate::ffi;
 use crate::policy::catalog;
 use crate::raise::{guarded, raise};
@@ -195,11 +195,17 @@ unsafe extern "C-unwind" fn process_utility(
             && (*(*pstmt).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind
                 == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
         let frame = if is_transaction { Frame::Inner } else { statement::enter(query_string, pstmt) };
-        let truncates = tag == pg_sys::NodeTag::T_TruncateStmt;
-        let counted = if truncates { ddl::begin_truncate() } else { 0 };
+        // Nothing is defined by a command that controls transactions, and it may end the one around it.
+        let defines = !is_transaction && !stays_out();
+        let mut begun = 0;
+        if defines {
+            let (noted, refusal) = ddl::begin((*pstmt).utilityStmt);
+            begun = noted;
+            raise(refusal);
+        }
         (next().utility)(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
-        if truncates {
-            ddl::end_truncate(counted);
+        if defines {
+            raise(ddl::end(begun));
         }
         if frame == Frame::Outermost {
             statement::leave();
@@ -220,8 +226,8 @@ unsafe extern "C-unwind" fn object_access(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        if access == pg_sys::ObjectAccessType::OAT_TRUNCATE && !stays_out() {
-            raise(ddl::truncate(object));
+        if !stays_out() {
+            raise(ddl::accessed(access, class, object, sub_id, argument));
         }
         if let Some(next) = next().access {
             next(access, class, object, sub_id, argument);
@@ -253,15 +259,25 @@ unsafe extern "C-unwind" fn shmem_startup() {
 
 unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if lift::has_lifts() => {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
             // SAFETY: plain old frame; an error here still aborts the transaction.
-            unsafe { raise(guarded(|| Ok(lift::before_commit(book::ledger())?))) }
+            unsafe {
+                if lift::has_lifts() {
+                    raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
+                }
+                if at_commit::any() {
+                    raise(guarded(|| {
+                        at_commit::before_commit();
+                        Ok(())
+                    }));
+                }
+            }
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT => end_transaction(true),
         pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(false),
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             statement::rolled_back();
-            ddl::rolled_back();
+            ddl::roll_back(0);
             end_transaction(false);
         }
         _ => {}
@@ -276,6 +292,7 @@ fn end_transaction(committed: bool) {
         book::end_transaction();
         statement::end_transaction();
         session::end_transaction();
+        at_commit::end_transaction();
     }
     store::end_transaction(committed);
 }
@@ -291,13 +308,15 @@ unsafe extern "C-unwind" fn subtransaction_ends(
     match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
             statement::rolled_back();
-            ddl::rolled_back();
+            ddl::roll_back(level);
+            at_commit::roll_back(level);
             book::ledger().roll_back(level);
             lift::roll_back(level);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
             book::ledger().release(level, statement::may_resume);
             lift::release(level);
+            at_commit::release(level);
         }
         _ => {}
     }

@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 
 use super::budget::{Ledger, MeterId, Serial};
 use crate::error::Error;
-use crate::event::record::Event;
+use crate::event::record::{Event, top_xid};
 use crate::event::store;
 use crate::ffi::{self, Backend};
 use crate::session;
@@ -170,9 +170,7 @@ pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
     for lift in lifts {
         let mut event = lift.event;
         event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
-        // SAFETY: reads the transaction state.
-        let xid = unsafe { pg_sys::GetTopFullTransactionIdIfAny().value };
-        event.xid = (xid != 0).then(|| xid.to_string());
+        event.xid = top_xid();
         store::insert(&event)?;
     }
     // SAFETY: pushed above; after an error the transaction's abort pops it.

@@ -3,8 +3,8 @@
 //!
 //! `hooks` holds frames only. `write` reads a plan: what it writes, to which tables. `watch` follows the nodes that
 //! do; `count` is what runs per row; `statement` knows which command of the client is running; `book` knows which
-//! budgets a relation is charged to, `budget` keeps the numbers (pure); `decide` says what happens past a limit, `lift` what was let through on purpose; `ddl`
-//! is the same for TRUNCATE. What is promised: a row change that the command tag would count is counted once, and at
+//! budgets a relation is charged to, `budget` keeps the numbers (pure); `decide` says what happens past a limit, `lift` what was let through on purpose. `ddl`
+//! looks at commands that make rows vanish without changing them one by one, `live` counts those. What is promised: a row change that the command tag would count is counted once, and at
 //! most one row past a limit is touched. Not promised: anything about rows that are not changed.
 
 pub mod book;
@@ -14,6 +14,7 @@ pub mod ddl;
 pub mod decide;
 pub mod hooks;
 pub mod lift;
+pub mod live;
 pub mod statement;
 pub mod watch;
 pub mod write;

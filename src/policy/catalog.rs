@@ -194,9 +194,16 @@ pub fn installed() -> Result<bool, Foreign> {
     Ok(policies()?.installed)
 }
 
+/// What makes one relation a partition or an inheritance child of another.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    pub child: pg_sys::Oid,
+    pub parent: pg_sys::Oid,
+}
+
 /// All partition and inheritance ancestors with their distance. The answer about the relation depends on each of them from
 /// before it is looked at.
-fn ancestors(relation: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
+fn ancestors(relation: pg_sys::Oid, without: Option<Link>) -> Vec<(pg_sys::Oid, u32)> {
     let mut found: Vec<(pg_sys::Oid, u32)> = Vec::new();
     let mut level = vec![relation];
     let mut distance = 0;
@@ -206,7 +213,8 @@ fn ancestors(relation: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
         for child in level {
             depend(relation, child);
             for parent in parents(child) {
-                if !found.iter().any(|(known, _)| *known == parent) {
+                let cut = without.is_some_and(|link| (link.child, link.parent) == (child, parent));
+                if !cut && !found.iter().any(|(known, _)| *known == parent) {
                     found.push((parent, distance));
                     above.push(parent);
                 }
@@ -263,7 +271,12 @@ fn bound_dependencies() {
 
 /// A relation's name and ancestors; none when it is gone. From now on a change of any of them makes the answer stale.
 fn target(relation: pg_sys::Oid) -> Option<Target> {
-    let above = ancestors(relation);
+    target_without(relation, None)
+}
+
+/// The same as it will be without a link to a parent.
+fn target_without(relation: pg_sys::Oid, link: Option<Link>) -> Option<Target> {
+    let above = ancestors(relation, link);
     Some(Target {
         name: relation_name(relation)?,
         ancestors: above.into_iter().filter_map(|(oid, distance)| Some((relation_name(oid)?, distance))).collect(),
@@ -273,12 +286,9 @@ fn target(relation: pg_sys::Oid) -> Option<Target> {
 /// What the policies say of one relation for one acting role.
 pub struct Covering {
     pub relation: RelationName,
-    /// The policies that apply to update, delete and truncate, in this order.
-    pub applying: [Vec<Rc<Loaded>>; 3],
+    /// The policies that apply to each operation, in the order of [`Operation::ALL`].
+    pub applying: [Vec<Rc<Loaded>>; Operation::ALL.len()],
 }
-
-/// The operations of [`Covering::applying`].
-pub const COUNTED: [Operation; 3] = [Operation::Update, Operation::Delete, Operation::Truncate];
 
 /// The policies that apply to a relation for an acting role; none where no policy does.
 ///
@@ -305,7 +315,7 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
         .into());
     }
     let acting = actor(actor_now, &policies);
-    let applying = COUNTED.map(|operation| {
+    let applying = Operation::ALL.map(|operation| {
         resolve::candidates(&policies.plain, &policies.naming(&target), &target, &acting, operation)
             .into_iter()
             .filter(|candidate| candidate.set_aside_by.is_none())
@@ -313,6 +323,12 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
             .collect::<Vec<_>>()
     });
     Ok(applying.iter().any(|policies| !policies.is_empty()).then_some(Covering { relation: target.name, applying }))
+}
+
+/// The names by which policies can cover a relation, as they are now, or as they will be without a link to a parent;
+/// none where no policy can.
+pub fn coverable(relation: pg_sys::Oid, without: Option<Link>) -> Option<Target> {
+    if never_covered(relation).is_some() { None } else { target_without(relation, without) }
 }
 
 /// A policy, and the name of the one that sets it aside.

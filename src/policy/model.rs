@@ -99,14 +99,10 @@ impl Document {
         let operations = elements("operations", &self.operations, "{update,delete,truncate}")?
             .iter()
             .map(|word| match Operation::parse(word) {
-                Some(Operation::Drop) => Err(Error::NotYet {
-                    column: "operations",
-                    only: "This version limits update, delete and truncate; drop comes later.".into(),
-                }),
                 Some(operation) => Ok(operation.bit()),
                 None => Err(Error::invalid(
                     format!("unknown operation \"{word}\""),
-                    "operations => '{update,delete,truncate}'",
+                    "operations => '{update,delete,truncate,drop}'",
                 )),
             })
             .try_fold(0, |bits, bit| bit.map(|bit| bits | bit))?;

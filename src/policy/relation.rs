@@ -41,11 +41,13 @@ pub fn never_covered(relation: pg_sys::Oid) -> Option<&'static str> {
     None
 }
 
-/// `pg_inherits` and its index by child; the bindings lack its header. The OIDs and columns are part of the catalog's
-/// layout and the same in all supported versions.
-const INHERITS: u32 = 2611;
+/// `pg_inherits` and its indexes; the bindings lack its header. The OIDs and columns are part of the catalog's layout and
+/// the same in all supported versions.
+pub const INHERITS: pg_sys::Oid = pg_sys::Oid::from_u32(2611);
 const INHERITS_BY_CHILD: u32 = 2680;
+const INHERITS_BY_PARENT: u32 = 2187;
 const CHILD_COLUMN: pg_sys::AttrNumber = 1;
+const PARENT_COLUMN: pg_sys::AttrNumber = 2;
 
 #[repr(C)]
 struct Inherits {
@@ -55,32 +57,68 @@ struct Inherits {
 
 /// The relations that this one is a partition or a child of.
 pub fn parents(child: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: every row of pg_inherits begins with these columns.
+    rows(INHERITS, INHERITS_BY_CHILD, CHILD_COLUMN, child, |row| unsafe { (*row.cast::<Inherits>()).parent })
+}
+
+/// The relations that are partitions or children of this one.
+fn children(parent: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: as above.
+    rows(INHERITS, INHERITS_BY_PARENT, PARENT_COLUMN, parent, |row| unsafe { (*row.cast::<Inherits>()).child })
+}
+
+/// A relation and all that is below it, each once.
+pub fn with_descendants(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let mut found = vec![relation];
+    let mut next = 0;
+    while let Some(parent) = found.get(next) {
+        for child in children(*parent) {
+            if !found.contains(&child) {
+                found.push(child);
+            }
+        }
+        next += 1;
+    }
+    found
+}
+
+/// All relations of a schema.
+pub fn in_schema(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let column = pg_sys::Anum_pg_class_relnamespace as pg_sys::AttrNumber;
+    // No index has the schema first.
+    // SAFETY: a row of pg_class.
+    rows(pg_sys::RelationRelationId, 0, column, schema, |row| unsafe { (*row.cast::<pg_sys::FormData_pg_class>()).oid })
+}
+
+/// What the rows of a system catalog say whose `column` is `key`; index 0: none is used.
+fn rows(
+    catalog: pg_sys::Oid,
+    index: u32,
+    column: pg_sys::AttrNumber,
+    key: pg_sys::Oid,
+    read: impl Fn(*mut core::ffi::c_char) -> pg_sys::Oid,
+) -> Vec<pg_sys::Oid> {
     let mut found = Vec::new();
-    // SAFETY: an index scan of a system catalog, as core does it; released before we return.
+    // SAFETY: a scan of a system catalog, as core does it; released before we return.
     unsafe {
-        let catalog = pg_sys::table_open(pg_sys::Oid::from_u32(INHERITS), pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-        let mut key = pg_sys::ScanKeyData::default();
+        let catalog = pg_sys::table_open(catalog, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let mut scan_key = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyInit(
-            &mut key,
-            CHILD_COLUMN,
+            &mut scan_key,
+            column,
             pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
             pg_sys::RegProcedure::from(pg_sys::F_OIDEQ),
-            pg_sys::Datum::from(child),
+            pg_sys::Datum::from(key),
         );
-        let scan = pg_sys::systable_beginscan(
-            catalog,
-            pg_sys::Oid::from_u32(INHERITS_BY_CHILD),
-            true,
-            ptr::null_mut(),
-            1,
-            &mut key,
-        );
+        let by_index = index != 0;
+        let index = pg_sys::Oid::from_u32(index);
+        let scan = pg_sys::systable_beginscan(catalog, index, by_index, ptr::null_mut(), 1, &mut scan_key);
         loop {
             let tuple = pg_sys::systable_getnext(scan);
             if tuple.is_null() {
                 break;
             }
-            found.push((*pg_sys::GETSTRUCT(tuple).cast::<Inherits>()).parent);
+            found.push(read(pg_sys::GETSTRUCT(tuple)));
         }
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(catalog, pg_sys::AccessShareLock as pg_sys::LOCKMODE);

@@ -66,6 +66,11 @@ fn table_fit(policy: &Policy, target: &Target) -> Option<Fit> {
     policy.tables.iter().filter_map(|pattern| pattern.fit(&target.name, &target.ancestors)).max()
 }
 
+/// Whether the table is, by its own name or an ancestor's, among those that the policy names.
+pub fn names(policy: &Policy, target: &Target) -> bool {
+    table_fit(policy, target).is_some()
+}
+
 /// Where to look for the policies that may cover a table: however many there are, those with exact names only are
 /// found by name.
 #[derive(Debug, Default)]

@@ -1,0 +1,181 @@
+//! Charging the live rows of a table: committed ones and the transaction's own, counted by scanning no further than one
+//! past the smallest budget that is not lifted.
+
+use pgrx::pg_sys;
+
+use super::book::{self, Binding};
+use super::budget::Place;
+use super::{lift, statement};
+use crate::error::Error;
+use crate::ffi;
+use crate::raise::Failure;
+use crate::session;
+use crate::words::Operation;
+
+/// Charges the rows of a table to the budgets of an operation, and the table alone: partitions and children have rows of
+/// their own.
+///
+/// # Safety
+/// In a transaction; the table is locked.
+///
+/// # Errors
+/// WG005 or WG006 past a limit. WG008 for a foreign table, unless it is only dropped: that leaves its rows where they
+/// are.
+pub unsafe fn charge(binding: &Binding, operation: Operation, relation: pg_sys::Oid) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let table = pg_sys::try_relation_open(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        if table.is_null() {
+            return Ok(());
+        }
+        session::use_armed();
+        let place = Place { statement: statement::current(), level: ffi::GetCurrentTransactionNestLevel() };
+        let result = charge_rows(binding, operation, table, place);
+        pg_sys::relation_close(table, pg_sys::NoLock as pg_sys::LOCKMODE);
+        result
+    }
+}
+
+unsafe fn charge_rows(
+    binding: &Binding,
+    operation: Operation,
+    table: pg_sys::Relation,
+    place: Place,
+) -> Result<(), Failure> {
+    // SAFETY: the table is open and locked.
+    unsafe {
+        let mut scan = match (*(*table).rd_rel).relkind as u8 {
+            pg_sys::RELKIND_PARTITIONED_TABLE => return Ok(()),
+            pg_sys::RELKIND_FOREIGN_TABLE if operation == Operation::Drop => return Ok(()),
+            pg_sys::RELKIND_FOREIGN_TABLE => {
+                return Err(Failure::Ours(Error::Undecided {
+                    reason: "the rows of a foreign table cannot be counted before TRUNCATE".into(),
+                    hint: format!("DELETE FROM {};", binding.name),
+                    relation: Some(binding.relation.clone()),
+                }));
+            }
+            _ => Scan::begin(table)?,
+        };
+        let estimate = (*(*table).rd_rel).reltuples;
+        let estimate = (estimate >= 0.0).then_some(estimate as u64);
+        let mut result = Ok(());
+        while let Some(most) = worth_counting(binding, operation, place) {
+            let rows = match scan.count(most) {
+                Ok(0) => break,
+                Ok(rows) => rows,
+                Err(error) => {
+                    result = Err(Failure::Foreign(error));
+                    break;
+                }
+            };
+            let raise = book::charge(binding, operation, rows, place, estimate);
+            if !raise.is_null() {
+                result = Err(Failure::Ready(raise));
+                break;
+            }
+        }
+        scan.end();
+        result
+    }
+}
+
+/// Rows that are counted at a time where the number itself matters: under a token, and when a TRUNCATE is rehearsed.
+const CHUNK: u64 = 10_000;
+
+/// How many more rows could change the verdict: one past the smallest budget that is not lifted; under a token all
+/// of them, because the reviewed number must hold. None: no more.
+fn worth_counting(binding: &Binding, operation: Operation, place: Place) -> Option<u64> {
+    if lift::is_granted(place.statement) || lift::is_rehearsing() {
+        return Some(CHUNK);
+    }
+    binding
+        .charges(operation)
+        .iter()
+        .filter(|charge| !lift::is_lifted(charge.meter, place.statement))
+        .map(|charge| book::ledger().left(charge.meter, place.statement).saturating_add(1))
+        .min()
+}
+
+/// A scan over the live rows of a table: committed ones and the transaction's own.
+struct Scan {
+    scan: pg_sys::TableScanDesc,
+    slot: *mut pg_sys::TupleTableSlot,
+    snapshot: pg_sys::Snapshot,
+    next: NextSlot,
+    /// A scan that is asked for more after its end begins again.
+    ended: bool,
+}
+
+type NextSlot = unsafe extern "C-unwind" fn(
+    pg_sys::TableScanDesc,
+    pg_sys::ScanDirection::Type,
+    *mut pg_sys::TupleTableSlot,
+) -> bool;
+
+impl Scan {
+    /// # Safety
+    /// The table is open, locked and has storage.
+    unsafe fn begin(table: pg_sys::Relation) -> Result<Self, Failure> {
+        let mut begun = Err(Failure::Ours(Error::Undecided {
+            reason: "its storage cannot be scanned".into(),
+            hint: "As superuser, when it must be done all the same: SET writeguard.enabled = off;".into(),
+            relation: None,
+        }));
+        // SAFETY: the caller's promise; an ERROR of the access method is caught whole, and the transaction's abort
+        // cleans up.
+        unsafe {
+            let methods = &*(*table).rd_tableam;
+            let (Some(begin), Some(next)) = (methods.scan_begin, methods.scan_getnextslot) else {
+                return begun;
+            };
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let slot = pg_sys::table_slot_create(table, core::ptr::null_mut());
+            let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN
+                | pg_sys::ScanOptions::SO_ALLOW_STRAT
+                | pg_sys::ScanOptions::SO_ALLOW_SYNC
+                | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
+            let mut scan = core::ptr::null_mut();
+            ffi::protect(|| {
+                scan = begin(table, snapshot, 0, core::ptr::null_mut(), core::ptr::null_mut(), flags);
+            })?;
+            begun = Ok(Self { scan, slot, snapshot, next, ended: false });
+        }
+        begun
+    }
+
+    /// Counts further rows, at most `most`.
+    fn count(&mut self, most: u64) -> Result<u64, ffi::Foreign> {
+        let mut rows = 0;
+        let mut ended = self.ended;
+        let (scan, slot, next) = (self.scan, self.slot, self.next);
+        // SAFETY: the scan is open; nothing but raw calls inside.
+        unsafe {
+            ffi::protect(|| {
+                while rows < most && !ended {
+                    if next(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+                        rows += 1;
+                    } else {
+                        ended = true;
+                    }
+                    if pg_sys::InterruptPending != 0 {
+                        ffi::ProcessInterrupts();
+                    }
+                }
+            })?;
+        }
+        self.ended = ended;
+        Ok(rows)
+    }
+
+    fn end(self) {
+        // SAFETY: opened by `begin`, closed once.
+        unsafe {
+            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+            if let Some(end) = (*(*(*self.scan).rs_rd).rd_tableam).scan_end {
+                let scan = self.scan;
+                pg_sys::ffi::pg_guard_ffi_boundary(|| end(scan));
+            }
+            pg_sys::UnregisterSnapshot(self.snapshot);
+        }
+    }
+}
