@@ -29,6 +29,11 @@ CREATE FUNCTION writeguard.drop_policy(name text) RETURNS void
     AS 'MODULE_PATHNAME', 'writeguard_drop_policy';
 COMMENT ON FUNCTION writeguard.drop_policy IS 'drops a policy; WG007 when there is none of that name';
 
+CREATE FUNCTION writeguard.in_schedule(schedule text, at timestamptz DEFAULT now()) RETURNS boolean
+    LANGUAGE c STABLE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'writeguard_in_schedule';
+COMMENT ON FUNCTION writeguard.in_schedule IS 'whether a policy with that schedule is in force at that time; WG007 for a malformed one';
+
 CREATE FUNCTION writeguard.explain(relation oid, role text, operation text) RETURNS json
     LANGUAGE c STABLE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'writeguard_explain';

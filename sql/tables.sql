@@ -27,7 +27,10 @@ CREATE TABLE writeguard.policy (
 COMMENT ON TABLE writeguard.policy IS 'Row limits; written through set_policy() and drop_policy()';
 COMMENT ON COLUMN writeguard.policy.tables IS 'schema.table, * as wildcard outside quotes';
 COMMENT ON COLUMN writeguard.policy.roles IS 'role names; a role covers its members, public is everybody';
-COMMENT ON COLUMN writeguard.policy.operations IS 'update, delete, truncate';
+COMMENT ON COLUMN writeguard.policy.application IS 'LIKE pattern on application_name; NULL: any';
+COMMENT ON COLUMN writeguard.policy.client IS 'network of the client''s address; NULL: any';
+COMMENT ON COLUMN writeguard.policy.schedule IS 'when the policy is in force, such as Mon-Fri 18:00-08:00 Europe/Berlin; NULL: always';
+COMMENT ON COLUMN writeguard.policy.operations IS 'update, delete, truncate, drop';
 COMMENT ON COLUMN writeguard.policy.max_rows IS 'rows per statement; 0 is not one row, NULL is no limit';
 COMMENT ON COLUMN writeguard.policy.max_rows_per_transaction IS 'rows per transaction; NULL is no limit';
 COMMENT ON COLUMN writeguard.policy.mode IS 'enforce: refuse';

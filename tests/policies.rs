@@ -293,9 +293,6 @@ fn a_mistake_leaves_the_policy_that_was_there() {
 fn columns_that_come_later_are_refused() {
     let (_db, mut admin) = database();
     for (column, value) in [
-        ("application", "'psql'"),
-        ("client", "'10.0.0.0/8'"),
-        ("schedule", "'Sat,Sun 00:00-24:00 Europe/Berlin'"),
         ("rate_rows", "100"),
         ("rate_interval", "'2 hours'"),
         ("max_fraction", "0.5"),

@@ -193,6 +193,7 @@ fn refresh(book: &mut Book) {
 /// WG008 when a policy cannot be worked with; a foreign error when reading them was interrupted.
 #[inline]
 pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
+    catalog::settle_conditions();
     let book = book();
     refresh(book);
     if let Some(known) = book.bindings.get(&u32::from(relation))
@@ -209,6 +210,7 @@ pub fn is_known_uncovered(relation: pg_sys::Oid, actor: Actor) -> bool {
     let book = book();
     book.generation == catalog::generation()
         && !catalog::any_changed()
+        && catalog::conditions_are_settled()
         && book
             .bindings
             .get(&u32::from(relation))

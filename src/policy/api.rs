@@ -1,18 +1,19 @@
 //! What a DBA calls: set, drop and explain policies.
 
 use pgrx::datum::{Interval, Json};
-use pgrx::pg_sys;
+use pgrx::{direct_function_call, pg_sys};
 
-use super::catalog;
 use super::model::{DEFAULT_RATE_INTERVAL, Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
 use super::relation::{never_covered, relation_name, role_oid};
+use super::schedule::Schedule;
+use super::{catalog, conditions};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
-use crate::owner;
 use crate::words::{Operation, ascii_json, literal};
+use crate::{ffi, owner};
 
 sql_function!(
     /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.
@@ -25,6 +26,10 @@ sql_function!(
 sql_function!(
     /// `explain(relation oid, role oid, operation text) → json`: the rows of `effective`.
     writeguard_explain, pg_finfo_writeguard_explain, explain
+);
+sql_function!(
+    /// `in_schedule(schedule text, at timestamptz) → boolean`: whether a window is open at that time.
+    writeguard_in_schedule, pg_finfo_writeguard_in_schedule, in_schedule
 );
 sql_function!(
     /// Trigger on the policy table: tells all sessions, with the commit, that policies changed.
@@ -42,6 +47,7 @@ fn assert_preloaded(_arguments: &Arguments) -> Returns {
 const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
      SELECT n.* FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
      ON CONFLICT (name) DO UPDATE SET tables = EXCLUDED.tables, roles = EXCLUDED.roles, \
+       application = EXCLUDED.application, client = EXCLUDED.client, schedule = EXCLUDED.schedule, \
        operations = EXCLUDED.operations, max_rows = EXCLUDED.max_rows, \
        max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, mode = EXCLUDED.mode, \
        \"override\" = EXCLUDED.\"override\", comment = EXCLUDED.comment \
@@ -58,7 +64,7 @@ fn set_policy(arguments: &Arguments) -> Returns {
         tables: texts(1),
         roles: texts(2),
         application: arguments.get(3),
-        client: given(4),
+        client: arguments.get::<pg_sys::Datum>(4).and_then(printed_network),
         schedule: arguments.get(5),
         operations: texts(6),
         max_rows: arguments.get(7),
@@ -77,6 +83,12 @@ fn set_policy(arguments: &Arguments) -> Returns {
     })
 }
 
+/// A network as PostgreSQL prints it.
+fn printed_network(network: pg_sys::Datum) -> Option<String> {
+    // SAFETY: the argument is declared as cidr.
+    unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::cidr_out, &[Some(network)]) }.map(ffi::decode)
+}
+
 fn an_hour() -> Interval {
     Interval::from_micros(3_600_000_000)
 }
@@ -89,6 +101,8 @@ fn store_policy(mut document: Document) -> Returns {
     }
     let policy = document.check()?;
     check_names(&policy)?;
+    policy.schedule.as_ref().map_or(Ok(()), conditions::check_zones)?;
+    document.schedule = policy.schedule.as_ref().map(Schedule::to_string);
     document.tables = policy.tables.iter().map(|pattern| Some(pattern.to_string())).collect();
     let json = serde_json::to_string(&document).map_err(|error| {
         Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
@@ -206,12 +220,12 @@ fn explain(arguments: &Arguments) -> Returns {
     unsafe { pg_sys::AcceptInvalidationMessages() };
     let rows: Vec<serde_json::Value> = catalog::explain(relation, role, operation)?
         .into_iter()
-        .map(|(loaded, set_aside_by)| {
-            let policy = &loaded.policy;
+        .map(|explained| {
+            let policy = &explained.loaded.policy;
             serde_json::json!({
                 "policy": policy.name,
-                "applies": set_aside_by.is_none(),
-                "set_aside_by": set_aside_by,
+                "applies": explained.in_force && explained.set_aside_by.is_none(),
+                "set_aside_by": explained.set_aside_by,
                 "max_rows": policy.max_rows,
                 "max_rows_per_transaction": policy.max_rows_per_transaction,
                 "require_where": false,
@@ -222,6 +236,13 @@ fn explain(arguments: &Arguments) -> Returns {
         })
         .collect();
     value(Json(serde_json::Value::Array(rows)))
+}
+
+fn in_schedule(arguments: &Arguments) -> Returns {
+    let schedule = Schedule::parse(&arguments.text(0, "schedule")?)?;
+    conditions::check_zones(&schedule)?;
+    let at = arguments.get::<i64>(1).ok_or_else(|| Error::invalid("at must not be NULL", "at => now()"))?;
+    value(conditions::is_open(&schedule, at))
 }
 
 fn policy_changed(arguments: &Arguments) -> Returns {

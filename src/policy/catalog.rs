@@ -9,6 +9,8 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::conditions::{self, Now};
+use super::model::Policy;
 use super::relation::{never_covered, parents, relation_name, role_oid};
 use super::resolve::{self, Candidate, Target};
 use super::table::{self, Loaded, Policies};
@@ -32,6 +34,10 @@ struct State {
     found: bool,
     policy_table: pg_sys::Oid,
     policies: Option<Rc<Policies>>,
+    /// For which of the policies the conditions hold, by their places.
+    in_force: Vec<bool>,
+    /// What that depended on; none where no policy has conditions.
+    now: Option<Now>,
     /// Memberships by acting role, as of `actors_generation`.
     actors: FxHashMap<Actor, Rc<resolve::Actor>>,
     actors_generation: u64,
@@ -55,6 +61,8 @@ fn state() -> &'static mut State {
             found: false,
             policy_table: pg_sys::InvalidOid,
             policies: None,
+            in_force: Vec::new(),
+            now: None,
             actors: FxHashMap::default(),
             actors_generation: 0,
         })
@@ -112,6 +120,40 @@ pub fn take_changed() -> Vec<u32> {
 #[inline]
 pub fn generation() -> u64 {
     state().generation
+}
+
+/// Whether the same policies are in force as when the answers were made, as far as that can be told without looking
+/// anything up.
+#[inline]
+pub fn conditions_are_settled() -> bool {
+    state().now.as_ref().is_none_or(Now::is_current)
+}
+
+/// Looks whether other policies are in force than before; all answers change with that.
+#[inline]
+pub fn settle_conditions() {
+    if !conditions_are_settled() {
+        settle_now();
+    }
+}
+
+#[cold]
+fn settle_now() {
+    if let Some(policies) = state().policies.clone() {
+        let (in_force, now) = in_force(&policies);
+        let state = state();
+        state.now = now;
+        if state.in_force != in_force {
+            state.in_force = in_force;
+            state.generation += 1;
+        }
+    }
+}
+
+/// For which policies the conditions hold, and what that depends on.
+fn in_force(policies: &Policies) -> (Vec<bool>, Option<Now>) {
+    let now = policies.plain.iter().any(Policy::is_conditional).then(Now::current);
+    (policies.plain.iter().map(conditions::hold).collect(), now)
 }
 
 /// Registers for invalidations, once per backend that writes. The slots for them are few in core.
@@ -175,7 +217,11 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
         if !(same && state().valid) {
             state().valid = true;
             let policies = table.map_or_else(|| Ok(Policies::not_installed()), Policies::read)?;
-            state().policies = Some(Rc::new(policies));
+            let (in_force, now) = in_force(&policies);
+            let state = state();
+            state.policies = Some(Rc::new(policies));
+            state.in_force = in_force;
+            state.now = now;
         }
         reading.done = true;
     }
@@ -315,8 +361,9 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
         .into());
     }
     let acting = actor(actor_now, &policies);
+    let (places, _) = by_force(policies.naming(&target));
     let applying = Operation::ALL.map(|operation| {
-        resolve::candidates(&policies.plain, &policies.naming(&target), &target, &acting, operation)
+        resolve::candidates(&policies.plain, &places, &target, &acting, operation)
             .into_iter()
             .filter(|candidate| candidate.set_aside_by.is_none())
             .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
@@ -331,8 +378,19 @@ pub fn coverable(relation: pg_sys::Oid, without: Option<Link>) -> Option<Target>
     if never_covered(relation).is_some() { None } else { target_without(relation, without) }
 }
 
-/// A policy, and the name of the one that sets it aside.
-pub type Explained = (Rc<Loaded>, Option<String>);
+/// Separates the places of policies that are in force from those that take no part now.
+fn by_force(places: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+    places.into_iter().partition(|place| state().in_force.get(*place).copied().unwrap_or(true))
+}
+
+/// A policy as `effective()` shows it.
+pub struct Explained {
+    pub loaded: Rc<Loaded>,
+    /// Its conditions hold for this session now.
+    pub in_force: bool,
+    /// The policy that sets it aside.
+    pub set_aside_by: Option<String>,
+}
 
 /// Every policy that covers a relation for a role, with the one that sets it aside, for `effective()`.
 ///
@@ -340,6 +398,7 @@ pub type Explained = (Rc<Loaded>, Option<String>);
 /// What waiting for the policy table's lock may raise.
 pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Result<Vec<Explained>, Foreign> {
     let policies = policies()?;
+    settle_conditions();
     if never_covered(relation).is_some() {
         return Ok(Vec::new());
     }
@@ -347,10 +406,17 @@ pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -
         return Ok(Vec::new());
     };
     let acting = memberships(&[role], &policies.roles);
-    Ok(resolve::candidates(&policies.plain, &policies.naming(&target), &target, &acting, operation)
-        .into_iter()
-        .map(|Candidate { policy, set_aside_by }| {
-            (Rc::clone(&policies.loaded[policy]), set_aside_by.map(|by| policies.plain[by].name.clone()))
-        })
-        .collect())
+    let (taking_part, not_now) = by_force(policies.naming(&target));
+    let explain = |places: &[usize], in_force: bool| -> Vec<Explained> {
+        let candidates = resolve::candidates(&policies.plain, places, &target, &acting, operation);
+        let explained = candidates.into_iter().map(|Candidate { policy, set_aside_by }| Explained {
+            loaded: Rc::clone(&policies.loaded[policy]),
+            in_force,
+            set_aside_by: set_aside_by.filter(|_| in_force).map(|by| policies.plain[by].name.clone()),
+        });
+        explained.collect()
+    };
+    let mut explained = explain(&taking_part, true);
+    explained.extend(explain(&not_now, false));
+    Ok(explained)
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::pattern::Pattern;
+use super::schedule::Schedule;
 use crate::error::Error;
 use crate::words::{Operation, Override};
 
@@ -66,6 +67,11 @@ pub struct Policy {
     pub tables: Vec<Pattern>,
     /// Role names as the catalog has them; `public` is everybody.
     pub roles: Vec<String>,
+    /// A LIKE pattern that the application's name has to match.
+    pub application: Option<String>,
+    /// The network that the client's address has to be in, as PostgreSQL prints it.
+    pub client: Option<String>,
+    pub schedule: Option<Schedule>,
     /// Bits of [`Operation::bit`].
     pub operations: u8,
     pub max_rows: Option<u64>,
@@ -76,6 +82,13 @@ pub struct Policy {
 
 /// The interval that `rate_interval` has when nobody says otherwise, as PostgreSQL prints it.
 pub const DEFAULT_RATE_INTERVAL: &str = "01:00:00";
+
+impl Policy {
+    /// Whether it depends on more than table, role and operation.
+    pub fn is_conditional(&self) -> bool {
+        self.application.is_some() || self.client.is_some() || self.schedule.is_some()
+    }
+}
 
 impl Document {
     /// Checks everything that can be checked without a catalog.
@@ -134,6 +147,9 @@ impl Document {
             name: name.to_owned(),
             tables,
             roles,
+            application: self.application.as_deref().map(like_pattern).transpose()?,
+            client: self.client.clone(),
+            schedule: self.schedule.as_deref().map(Schedule::parse).transpose()?,
             operations,
             max_rows: limit("max_rows", self.max_rows)?,
             max_rows_per_transaction: limit("max_rows_per_transaction", self.max_rows_per_transaction)?,
@@ -145,9 +161,6 @@ impl Document {
     /// A column that is stored but not obeyed would be worse than one that is missing.
     fn refuse_later_columns(&self) -> Result<(), Error> {
         let later = [
-            ("application", self.application.is_some()),
-            ("client", self.client.is_some()),
-            ("schedule", self.schedule.is_some()),
             ("rate_rows", self.rate_rows.is_some()),
             ("rate_interval", self.rate_interval.as_deref().is_some_and(|value| value != DEFAULT_RATE_INTERVAL)),
             ("max_fraction", self.max_fraction.is_some()),
@@ -164,6 +177,18 @@ impl Document {
             None => Ok(()),
         }
     }
+}
+
+/// A LIKE pattern that is complete.
+fn like_pattern(pattern: &str) -> Result<String, Error> {
+    let escapes = pattern.bytes().rev().take_while(|letter| *letter == b'\\').count();
+    if escapes % 2 == 1 {
+        return Err(Error::invalid(
+            format!("application pattern \"{pattern}\" ends with its escape character"),
+            "application => 'psql%' (a LIKE pattern on application_name)",
+        ));
+    }
+    Ok(pattern.to_owned())
 }
 
 /// The elements of an array column, none of them NULL or empty, and at least one.

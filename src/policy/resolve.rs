@@ -123,9 +123,10 @@ pub fn candidates(
         .filter(|(_, policy)| policy.operations & operation.bit() != 0)
         .filter_map(|(place, policy)| Some((place, table_fit(policy, target)?, role_fit(policy, actor)?)))
         .collect();
-    // However many policies there are, they differ in a handful of ways in how closely they fit.
+    // However many policies there are, they differ in a handful of ways in how closely they fit. Clients choose their
+    // application's name, so a policy that depends on it sets nothing aside.
     let mut kinds: Vec<(usize, Fit, RoleFit)> = Vec::new();
-    for kind in &covering {
+    for kind in covering.iter().filter(|(place, ..)| policies[*place].application.is_none()) {
         if !kinds.iter().any(|(_, table, role)| (*table, *role) == (kind.1, kind.2)) {
             kinds.push(*kind);
         }
@@ -158,6 +159,9 @@ mod tests {
             name: format!("{table}/{role}"),
             tables: vec![Pattern::parse(table).unwrap()],
             roles: vec![role.into()],
+            application: None,
+            client: None,
+            schedule: None,
             operations: Operation::Update.bit(),
             max_rows: Some(1),
             max_rows_per_transaction: None,

@@ -5,7 +5,7 @@ use core::ptr;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, pg_sys};
+use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sys};
 
 use super::model::{Document, Policy};
 use super::resolve::{Index, Target};
@@ -159,6 +159,14 @@ impl Row<'_> {
         unsafe { T::from_datum(self.values[index], self.nulls[index]) }
     }
 
+    /// The column as its type's output function prints it.
+    fn printed(&self, column: &str, output: unsafe fn(pg_sys::FunctionCallInfo) -> pg_sys::Datum) -> Option<String> {
+        let index = self.columns.get(column).copied().filter(|index| !self.nulls[*index])?;
+        // SAFETY: the output function of the column's type.
+        let text = unsafe { direct_function_call::<&CStr>(output, &[Some(self.values[index])]) }?;
+        Some(ffi::decode(text))
+    }
+
     /// NULL or not is all that matters of a column that this version does not obey.
     fn given(&self, column: &str) -> Option<String> {
         self.columns.get(column).filter(|index| !self.nulls[**index]).map(|_| "given".to_owned())
@@ -170,7 +178,7 @@ impl Row<'_> {
             tables: self.get("tables").unwrap_or_default(),
             roles: self.get("roles").unwrap_or_default(),
             application: self.get("application"),
-            client: self.given("client"),
+            client: self.printed("client", pg_sys::cidr_out),
             schedule: self.get("schedule"),
             operations: self.get("operations").unwrap_or_default(),
             max_rows: self.get("max_rows"),
