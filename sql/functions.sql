@@ -112,11 +112,11 @@ CREATE VIEW writeguard.event_queue AS
     FROM (SELECT writeguard.queue_counters() AS n) AS c;
 COMMENT ON VIEW writeguard.event_queue IS 'since the server started, in all databases: events that wait, were stored, were late for their error, found no room';
 
-CREATE VIEW writeguard.my_events AS
+CREATE VIEW writeguard.my_events WITH (security_barrier) AS
     SELECT * FROM writeguard.event WHERE login = writeguard.login();
 COMMENT ON VIEW writeguard.my_events IS 'the events of one''s own login';
 
-CREATE VIEW writeguard.my_requests AS
+CREATE VIEW writeguard.my_requests WITH (security_barrier) AS
     SELECT id,
            CASE WHEN state = 'approved' AND expires_at <= clock_timestamp() THEN 'expired' ELSE state END AS state,
            statement, rows, expires_at, requested_at, reason, parameters, relations, decided_by, decided_at, comment
@@ -124,7 +124,7 @@ CREATE VIEW writeguard.my_requests AS
     WHERE login = writeguard.login();
 COMMENT ON VIEW writeguard.my_requests IS 'one''s own requests';
 
-CREATE VIEW writeguard.pending AS
+CREATE VIEW writeguard.pending WITH (security_barrier) AS
     SELECT id, requested_at, login AS requested_by, acting_as AS role, reason, statement,
            parameters, rows, relations
     FROM writeguard.request

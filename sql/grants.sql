@@ -1,3 +1,10 @@
+-- What ALTER DEFAULT PRIVILEGES grants on new objects is not meant for these.
+CREATE FUNCTION writeguard.revoke_default_privileges() RETURNS void
+    LANGUAGE c STRICT
+    AS 'MODULE_PATHNAME', 'writeguard_revoke_default_privileges';
+SELECT writeguard.revoke_default_privileges();
+DROP FUNCTION writeguard.revoke_default_privileges();
+
 -- Functions are executable by everybody unless somebody says otherwise; here only these are.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA writeguard FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA writeguard FROM PUBLIC;

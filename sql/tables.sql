@@ -119,6 +119,29 @@ COMMENT ON COLUMN writeguard.request.relations IS 'rows that the rehearsal chang
 COMMENT ON COLUMN writeguard.request.max_rows IS 'the approver''s own maximum over all tables';
 COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';
 
+-- Members of pg_write_all_data may write every table; these are the owner's alone.
+CREATE FUNCTION writeguard.owner_only() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'writeguard_owner_only';
+COMMENT ON FUNCTION writeguard.owner_only() IS 'refuses writes by anybody but the owner';
+
+CREATE TRIGGER owner_only
+    BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.policy
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard.owner_only();
+CREATE TRIGGER owner_only
+    BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.event
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard.owner_only();
+CREATE TRIGGER owner_only
+    BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.outbox
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard.owner_only();
+CREATE TRIGGER owner_only
+    BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.request
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard.owner_only();
+ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER owner_only;
+ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER owner_only;
+ALTER TABLE writeguard.outbox ENABLE ALWAYS TRIGGER owner_only;
+ALTER TABLE writeguard.request ENABLE ALWAYS TRIGGER owner_only;
+
 SELECT pg_catalog.pg_extension_config_dump('writeguard.policy', '');
 SELECT pg_catalog.pg_extension_config_dump('writeguard.event', '');
 SELECT pg_catalog.pg_extension_config_dump('writeguard.event_id_seq', '');

@@ -127,7 +127,7 @@ impl Error {
                 // A request rehearses what it is for, and DDL is not rehearsed.
                 WayOut::Request { .. } if *operation == Operation::Drop => format!(
                     "Where the rows may go: SELECT writeguard.request({}, reason => 'why this is right'); DDL on rows \
-                     that stay is for a superuser: SET LOCAL writeguard.enabled = off;",
+                     that stay is for a superuser: SET writeguard.enabled = off;",
                     literal(&format!("TRUNCATE {}", relation.to_sql()))
                 ),
                 WayOut::Request { event: Some(event), parameters: 0, .. } => {

@@ -58,7 +58,7 @@ unsafe extern "C-unwind" {
     pub fn pg_trigger_depth(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
 
     pub fn AcceptInvalidationMessages();
-    pub fn table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
+    pub fn try_table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
     pub fn LockRelationOid(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE);
     pub fn ProcessInterrupts();
     pub fn RangeVarGetRelidExtended(

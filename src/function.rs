@@ -38,6 +38,12 @@ impl Arguments {
         self.get(index).ok_or_else(|| Error::invalid(format!("{name} must not be NULL"), format!("{name} => '…'")))
     }
 
+    /// The function that is called.
+    pub fn function(&self) -> pg_sys::Oid {
+        // SAFETY: PostgreSQL calls with its look-up of the function.
+        unsafe { (*(*self.0).flinfo).fn_oid }
+    }
+
     /// The trigger that is being run, when this is a trigger function's call.
     pub fn trigger(&self) -> Option<*mut pg_sys::TriggerData> {
         // SAFETY: the call's context is NULL or a node.

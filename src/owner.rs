@@ -20,6 +20,8 @@ fn missing(what: &str) -> Error {
 fn owner() -> Result<pg_sys::Oid, Error> {
     // SAFETY: syscache look-ups; the tuple is released before we return.
     unsafe {
+        // Another session may have dropped the extension meanwhile.
+        pg_sys::AcceptInvalidationMessages();
         let schema = pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true);
         if schema == pg_sys::InvalidOid {
             return Err(missing("the schema writeguard"));
@@ -42,6 +44,8 @@ fn owner() -> Result<pg_sys::Oid, Error> {
 /// WG008 when the extension's tables are missing; otherwise what `body` gives.
 pub fn connect<T>(body: impl FnOnce(&mut SpiClient<'_>) -> Result<T, Error>) -> Result<T, Error> {
     let owner = owner()?;
+    // SAFETY: core's own refusal, in its own words, on a standby.
+    unsafe { pg_sys::PreventCommandDuringRecovery(c"functions of pg_writeguard that write".as_ptr()) };
     // SAFETY: core's own way to switch the user for a while.
     unsafe {
         let mut user = pg_sys::InvalidOid;

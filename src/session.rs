@@ -129,9 +129,14 @@ pub fn token() -> Option<String> {
 /// A text without the token that was last assigned, armed or not.
 pub fn without_token(text: String) -> String {
     match settings::token() {
-        Some(token) if text.contains(&token) => text.replace(&token, HIDDEN),
+        Some(token) if looks_like_a_token(&token) && text.contains(&token) => text.replace(&token, HIDDEN),
         _ => text,
     }
+}
+
+/// Whether a value has the form of a token: 256 bits in hexadecimal. Anything else opens nothing and hides nothing.
+fn looks_like_a_token(value: &str) -> bool {
+    value.len() == 64 && value.bytes().all(|letter| matches!(letter, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// What stands for a token wherever it could be read.

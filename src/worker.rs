@@ -16,7 +16,7 @@ use pgrx::spi::SpiClient;
 use pgrx::{PgLogLevel, ereport};
 
 use crate::event::serve::{self, Taken};
-use crate::event::{queue, store};
+use crate::event::{keep, queue, store};
 use crate::ffi;
 
 /// How long a worker without work stays connected. DROP DATABASE waits five seconds for others to leave.
@@ -62,9 +62,16 @@ fn alive(pid: i32) -> bool {
     unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
 }
 
-/// Waits for the latch, at most that long. A SIGTERM ends the process here, by core's `die`.
+/// Waits for the latch, at most that long. A SIGTERM ends the process here, by core's `die`, and so does the end of the
+/// postmaster: nobody may hold its shared memory after it.
 fn wait(duration: Duration) {
-    BackgroundWorker::wait_latch(Some(duration));
+    let milliseconds = core::ffi::c_long::try_from(duration.as_millis()).unwrap_or(core::ffi::c_long::MAX);
+    // SAFETY: nothing but the raw call inside.
+    if unsafe { ffi::protect(|| ffi::sleep_on_latch(milliseconds)) }.is_err() {
+        // Somebody cancelled a process that has nothing to cancel; the next one goes on where this one ends.
+        // SAFETY: the normal end of a process that wants to be restarted.
+        unsafe { pg_sys::proc_exit(1) };
+    }
     serve_sighup();
 }
 
@@ -76,6 +83,7 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     // SAFETY: without a database only shared catalogs can be read.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0) };
     serve::become_launcher();
+    keep::accepted();
     let mut started: HashMap<u32, Instant> = HashMap::new();
     let mut unserved = Vec::new();
     loop {
@@ -174,6 +182,8 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
     if !serve::serve(alive) {
         return;
     }
+    // SAFETY: the callback lives as long as the process.
+    unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(0)) };
     recover();
     let (bytes, entries) = serve::capacity();
     let mut buffer = Vec::with_capacity(bytes);
@@ -193,6 +203,12 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
     }
 }
 
+/// However the worker ends, nobody shall take another process with its number for it.
+#[pg_guard]
+unsafe extern "C-unwind" fn leave(_code: c_int, _argument: pg_sys::Datum) {
+    serve::leave();
+}
+
 /// What ALTER DATABASE … SET says is for clients; our own statements run as the superuser with these.
 fn ignore_database_settings() {
     let settings = [
@@ -204,6 +220,8 @@ fn ignore_database_settings() {
         (c"lock_timeout", c"0"),
         (c"row_security", c"on"),
         (c"synchronous_commit", c"on"),
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        (c"transaction_timeout", c"0"),
     ];
     for (name, value) in settings {
         // SAFETY: core's own settings with values that need no catalog.
@@ -242,7 +260,12 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
                 if json.is_empty() {
                     continue;
                 }
-                let Some(id) = insert(client, json) else {
+                let stored = insert(client, json).or_else(|| {
+                    // Somebody may have set the numbers ahead, or back.
+                    must(client.update(REPAIR_NUMBERS, None, &[]).map(|_| ()));
+                    insert(client, json)
+                });
+                let Some(id) = stored else {
                     ereport!(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
@@ -264,8 +287,8 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
 
 /// Locks what a batch writes to, without ever waiting for one lock while it holds another: whoever drops the extension
 /// takes these locks as well, in any order, and must not be the victim of a deadlock. For any other lock the batch does
-/// not wait until a deadlock would be found: it fails, and the next worker tries again. False when something is not
-/// there.
+/// not wait until a deadlock would be found: it fails, and the next worker tries again. False when there is no table of
+/// events any more.
 fn lock_tables() -> bool {
     const TABLES: [&CStr; 3] = [c"event", c"event_id_seq", c"outbox"];
     let mode = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
@@ -280,13 +303,14 @@ fn lock_tables() -> bool {
     unsafe { pg_sys::LockTimeout = 0 };
     loop {
         let tables = find();
-        if tables.contains(&pg_sys::InvalidOid) {
+        if tables[0] == pg_sys::InvalidOid {
             return false;
         }
+        let there: Vec<pg_sys::Oid> = tables.into_iter().filter(|table| *table != pg_sys::InvalidOid).collect();
         // SAFETY: lock calls in a transaction; its end releases what is held.
         unsafe {
-            let missed = tables.iter().position(|table| !pg_sys::ConditionalLockRelationOid(*table, mode));
-            let held = &tables[..missed.unwrap_or(tables.len())];
+            let missed = there.iter().position(|table| !pg_sys::ConditionalLockRelationOid(*table, mode));
+            let held = &there[..missed.unwrap_or(there.len())];
             // A lock makes renames and drops visible that were committed before.
             if missed.is_none() && find() == tables {
                 pg_sys::LockTimeout = (pg_sys::DeadlockTimeout / 2).max(1);
@@ -294,8 +318,8 @@ fn lock_tables() -> bool {
             }
             held.iter().for_each(|table| pg_sys::UnlockRelationOid(*table, mode));
             if let Some(missed) = missed {
-                pg_sys::LockRelationOid(tables[missed], mode);
-                pg_sys::UnlockRelationOid(tables[missed], mode);
+                pg_sys::LockRelationOid(there[missed], mode);
+                pg_sys::UnlockRelationOid(there[missed], mode);
             }
         }
     }
@@ -343,6 +367,10 @@ fn must(result: Result<(), pgrx::spi::Error>) {
         ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("own statement failed: {error}"));
     }
 }
+
+/// Lets the events' numbers go on after the last one.
+const REPAIR_NUMBERS: &str = "SELECT pg_catalog.setval('writeguard.event_id_seq', \
+     (SELECT COALESCE(pg_catalog.max(e.id), 0) FROM writeguard.event AS e) OPERATOR(pg_catalog.+) 1, false)";
 
 const NOTIFY: &str = "SELECT pg_catalog.pg_notify('writeguard', \
      pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', pg_catalog.left(e.policy, 500))::pg_catalog.text) \

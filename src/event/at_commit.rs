@@ -1,14 +1,20 @@
 //! Events of what happens only with a commit: kept until then, and forgotten with the subtransaction that they are of.
+//!
+//! They are queued when the commit is done, so that it cannot fail any more; a transaction that is prepared takes them
+//! along, like the events that `store` writes.
 
 use std::rc::Rc;
 
-use super::queue;
 use super::record::{Event, top_xid};
+use super::{queue, store};
+use crate::error::Error;
 use crate::ffi::{self, Backend};
 
 struct Pending {
     level: i32,
     event: Event,
+    /// Further objects of the same command that have no event of their own.
+    further: u64,
     /// Apart from the event: one command may be the statement of thousands of events.
     statement: Rc<str>,
 }
@@ -20,15 +26,25 @@ fn pending() -> &'static mut Vec<Pending> {
     unsafe { &mut *PENDING.get() }
 }
 
+/// Events that one command may have; what it does to further objects is told as a number.
+const MOST_PER_COMMAND: usize = 100;
+
 /// Records an event when, and if, what is being done now commits. `statement` is the text of the client's statement.
 pub fn record_at_commit(event: Event, statement: &str) {
+    let same = pending().iter().rev().take_while(|pending| &*pending.statement == statement).count();
+    // SAFETY: reads a static.
+    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    if same >= MOST_PER_COMMAND
+        && let Some(last) = pending().last_mut().filter(|last| last.level == level)
+    {
+        last.further += 1;
+        return;
+    }
     let statement = match pending().last() {
         Some(last) if &*last.statement == statement => Rc::clone(&last.statement),
         _ => Rc::from(statement),
     };
-    // SAFETY: reads a static.
-    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-    pending().push(Pending { level, event, statement });
+    pending().push(Pending { level, event, further: 0, statement });
 }
 
 /// Whether there is anything to record.
@@ -37,14 +53,31 @@ pub fn any() -> bool {
     !pending().is_empty()
 }
 
-/// Just before the commit, or before the transaction is prepared for one: nobody waits for these events.
-pub fn before_commit() {
+/// What is to be recorded, with all that is known by now.
+fn take() -> impl Iterator<Item = Event> {
     let xid = top_xid();
-    for Pending { mut event, statement, .. } in core::mem::take(pending()) {
+    core::mem::take(pending()).into_iter().map(move |Pending { mut event, further, statement, .. }| {
         event.xid.clone_from(&xid);
         event.statement = Some(statement.as_ref().to_owned());
-        queue::record(&event);
-    }
+        if further > 0 {
+            let more = format!("And {further} further tables by the same statement.");
+            event.reason = Some(event.reason.map_or(more.clone(), |reason| format!("{reason} {more}")));
+        }
+        event
+    })
+}
+
+/// The commit is done: nobody waits for these events.
+pub fn committed() {
+    take().for_each(|event| queue::record(&event));
+}
+
+/// The transaction is about to be prepared: these events are a part of it.
+///
+/// # Errors
+/// WG008 when the extension's tables are missing.
+pub fn before_prepare() -> Result<(), Error> {
+    store::at_the_end(|| take().try_for_each(|event| store::insert(&event).map(|_| ())))
 }
 
 /// A subtransaction of this level was rolled back.

@@ -1,8 +1,8 @@
 //! What waits in the queue when the server is shut down, kept in a file until it is started again.
 //!
-//! Written by the postmaster when it is the last process, read and removed when shared memory is set up. Not promised: what
-//! waits when the server crashes is in the server log only; and an event whose worker was killed between its commit and the
-//! note of it is stored once more.
+//! Written by the postmaster when it is the last process, read when shared memory is set up, and removed by the launcher: a
+//! start that fails before it takes nothing away. Not promised: what waits when the server crashes is in the server log
+//! only.
 
 use std::fs;
 use std::io;
@@ -23,6 +23,9 @@ const UNFINISHED: &str = "pg_stat/pg_writeguard.events.tmp";
 struct Kept {
     database: pg_sys::Oid,
     json: Vec<u8>,
+    /// The transaction that was storing it, and under which id; 0 when none was.
+    storing: u64,
+    event_id: i64,
 }
 
 /// All events that are not stored. Only for the postmaster, when it is the last process.
@@ -35,7 +38,8 @@ fn leftover() -> Vec<Kept> {
         .map(|entry| {
             let mut json = Vec::with_capacity(entry.length as usize);
             queue.read(entry, &mut json);
-            Kept { database: entry.database, json }
+            let storing = if entry.phase == Phase::Taken { entry.storing } else { 0 };
+            Kept { database: entry.database, json, storing, event_id: entry.event_id }
         })
         .collect()
 }
@@ -43,7 +47,13 @@ fn leftover() -> Vec<Kept> {
 /// Puts an event back that waited while the server was down; false when there is no room for it.
 fn put_back(kept: &Kept) -> bool {
     let Some(queue) = Locked::lock() else { return false };
-    queue.add(kept.database, &kept.json).is_some()
+    let Some(place) = queue.add(kept.database, &kept.json) else { return false };
+    if kept.storing != 0 {
+        // The next worker looks whether that transaction committed after all.
+        let entry = &mut queue.entries()[place];
+        (entry.phase, entry.storing, entry.event_id) = (Phase::Taken, kept.storing, kept.event_id);
+    }
+    true
 }
 
 /// One line of the file.
@@ -51,6 +61,10 @@ fn put_back(kept: &Kept) -> bool {
 struct Line {
     database: u32,
     event: String,
+    #[serde(default)]
+    storing: u64,
+    #[serde(default)]
+    event_id: i64,
 }
 
 /// Called when shared memory was set up afresh: puts back what was kept, and arranges for the next shutdown.
@@ -67,26 +81,38 @@ pub unsafe fn startup() {
 }
 
 fn restore() {
-    let Ok(text) = fs::read_to_string(FILE) else { return };
-    let mut lost = 0;
-    for line in text.lines() {
-        let kept = serde_json::from_str::<Line>(line)
-            .ok()
-            .map(|line| Kept { database: pg_sys::Oid::from_u32(line.database), json: line.event.into_bytes() });
-        if !kept.is_some_and(|kept| put_back(&kept)) {
-            queue::count_unqueued();
-            lost += 1;
-            log_line(
-                "pg_writeguard: no room for an event that waited for the restart; it is in this log only",
-                Some(line),
-            );
+    let bytes = match fs::read(FILE) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => {
+            log_line(&format!("pg_writeguard: could not read \"{FILE}\": {error}"), None);
+            return;
         }
+    };
+    for line in bytes.split(|letter| *letter == b'\n').filter(|line| !line.is_empty()) {
+        let kept = serde_json::from_slice::<Line>(line).ok().map(|line| Kept {
+            database: pg_sys::Oid::from_u32(line.database),
+            json: line.event.into_bytes(),
+            storing: line.storing,
+            event_id: line.event_id,
+        });
+        let line = String::from_utf8_lossy(line);
+        let lost = match kept {
+            Some(kept) if put_back(&kept) => continue,
+            Some(_) => "no room for an event that waited for the restart",
+            None => "a line of the events that waited for the restart cannot be read",
+        };
+        queue::count_unqueued();
+        log_line(&format!("pg_writeguard: {lost}; it is in this log only"), Some(&line));
     }
-    if let Err(error) = fs::remove_file(FILE) {
-        log_line(
-            &format!("pg_writeguard: could not remove \"{FILE}\": {error}; {lost} events were not put back"),
-            None,
-        );
+}
+
+/// The server is up, and what was kept is in the queue.
+pub fn accepted() {
+    if let Err(error) = fs::remove_file(FILE)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log_line(&format!("pg_writeguard: could not remove \"{FILE}\": {error}"), None);
     }
 }
 
@@ -106,7 +132,12 @@ fn save() -> io::Result<()> {
     let lines: Vec<String> = leftover()
         .into_iter()
         .filter_map(|kept| {
-            let line = Line { database: u32::from(kept.database), event: String::from_utf8(kept.json).ok()? };
+            let line = Line {
+                database: u32::from(kept.database),
+                event: String::from_utf8(kept.json).ok()?,
+                storing: kept.storing,
+                event_id: kept.event_id,
+            };
             serde_json::to_string(&line).ok()
         })
         .collect();

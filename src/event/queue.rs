@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use pgrx::pg_sys;
 
-use super::memory::{self, Locked, Phase, set_latch};
+use super::memory::{self, Entry, Locked, Phase, set_latch};
 use super::record::Event;
 use crate::ffi;
 use crate::raise::log_line;
@@ -75,12 +75,20 @@ pub fn count_unqueued() {
     }
 }
 
+/// Takes back one that was counted: there was room after all.
+fn uncount_unqueued() {
+    if let Some(header) = memory::counters_of() {
+        header.unqueued.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Waiting for the worker, stored since the server started, late, and found no room.
 pub fn counters() -> [u64; 4] {
     let Some(queue) = Locked::lock() else {
         return [0; 4];
     };
-    let waiting = queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken)).count();
+    let waits = |entry: &&Entry| matches!(entry.phase, Phase::Queued | Phase::Taken) && entry.length > 0;
+    let waiting = queue.entries().iter().filter(waits).count();
     let header = queue.header();
     [
         waiting as u64,
@@ -136,25 +144,31 @@ pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
     match enqueue(event)? {
         Some(ticket) => Ok(wait(ticket)?.filter(|id| *id > 0)),
         None => {
-            count_unqueued();
             log_line("pg_writeguard: the event queue is full; the event before this line is in this log only", None);
             Ok(None)
         }
     }
 }
 
-/// Queues an event; where there is no room, waits for some as long as a refused write may wait at all.
+/// Queues an event; where there is no room, waits for some as long as a refused write may wait at all. An event that is
+/// not queued is counted.
 fn enqueue(event: &Event) -> Result<Option<Ticket>, ffi::Foreign> {
     const PAUSE: i64 = 10;
     let json = event.shortened(statement_bytes()).ascii_json();
+    let mut ticket = push(json.as_bytes(), true);
     let mut left = settings::event_timeout();
-    loop {
-        let ticket = push(json.as_bytes(), true);
-        if ticket.is_some() || left <= 0 {
-            return Ok(ticket);
+    if ticket.is_none() {
+        // Beforehand, because the wait may end with this process.
+        count_unqueued();
+        while ticket.is_none() && left > 0 {
+            // SAFETY: nothing but a raw call inside.
+            unsafe { ffi::protect(|| ffi::sleep_on_latch(PAUSE)) }?;
+            left -= PAUSE;
+            ticket = push(json.as_bytes(), true);
         }
-        // SAFETY: nothing but a raw call inside.
-        unsafe { ffi::protect(|| ffi::sleep_on_latch(PAUSE)) }?;
-        left -= PAUSE;
+        if ticket.is_some() {
+            uncount_unqueued();
+        }
     }
+    Ok(ticket)
 }

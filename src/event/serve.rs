@@ -86,6 +86,14 @@ pub fn retire() -> bool {
     true
 }
 
+/// This process ends, and serves no more.
+pub fn leave() {
+    // SAFETY: a static of this process.
+    let pid = unsafe { pg_sys::MyProcPid };
+    let Some(queue) = Locked::lock() else { return };
+    queue.header().serving.iter_mut().filter(|serving| serving.pid == pid).for_each(|serving| serving.pid = 0);
+}
+
 /// One entry taken from the queue; its bytes are a part of the buffer it was taken into.
 pub struct Taken {
     entry: usize,
@@ -137,8 +145,10 @@ pub fn done(taken: &[Taken]) {
 
 /// Frees a stored entry, or leaves it for the session that waits; gives that session's latch.
 fn finish(queue: &Locked, place: usize) -> *mut pg_sys::Latch {
-    queue.header().stored.fetch_add(1, Ordering::Relaxed);
     let entry = &mut queue.entries()[place];
+    if entry.length > 0 {
+        queue.header().stored.fetch_add(1, Ordering::Relaxed);
+    }
     let waiter = entry.waiter;
     if waiter.is_null() {
         queue.free(entry);

@@ -5,6 +5,8 @@
 
 use core::cell::Cell;
 
+use pgrx::pg_sys;
+
 use super::queue;
 use super::record::Event;
 use crate::error::Error;
@@ -44,6 +46,24 @@ pub fn insert(event: &Event) -> Result<i64, Error> {
     })?;
     wrote().set(true);
     Ok(id.parse().unwrap_or_default())
+}
+
+/// Runs what inserts events at the end of a transaction, when no portal is active any more: our SQL has to bring its
+/// snapshot along. What the transaction wrote it may record, also when it was made read-only since.
+///
+/// # Errors
+/// Those of `body`; the transaction's abort then cleans up.
+pub fn at_the_end<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    // SAFETY: pushed and popped in pairs.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let read_only = pg_sys::XactReadOnly;
+        pg_sys::XactReadOnly = false;
+        let result = body()?;
+        pg_sys::XactReadOnly = read_only;
+        pg_sys::PopActiveSnapshot();
+        Ok(result)
+    }
 }
 
 /// The transaction is over: if it committed events, the worker is to send their notifications.

@@ -68,7 +68,8 @@ struct Book {
     generation: u64,
     bindings: FxHashMap<u32, Answers>,
     policies: FxHashMap<Revision, MeterId>,
-    relations: FxHashMap<u32, (MeterId, String)>,
+    /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own.
+    relations: FxHashMap<String, MeterId>,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
     stale: bool,
 }
@@ -232,14 +233,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     };
     let binding = covering.map(|covering| {
         let name = covering.relation.to_sql();
-        let rows = match book.relations.get(&u32::from(relation)) {
-            Some((meter, known)) if *known == name => *meter,
-            _ => {
-                let meter = book.ledger.add(None, None);
-                book.relations.insert(u32::from(relation), (meter, name.clone()));
-                meter
-            }
-        };
+        let rows = *book.relations.entry(name.clone()).or_insert_with(|| book.ledger.add(None, None));
         let mut charges = covering.applying.map(|policies| {
             policies
                 .into_iter()
@@ -358,8 +352,8 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
     settle();
     let book = book();
     book.relations
-        .values()
-        .map(|(meter, name)| (name.clone(), book.ledger.in_statement(*meter, statement)))
+        .iter()
+        .map(|(name, meter)| (name.clone(), book.ledger.in_statement(*meter, statement)))
         .filter(|(_, rows)| *rows > 0)
         .collect()
 }

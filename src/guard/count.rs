@@ -12,8 +12,8 @@ use super::book;
 use super::budget::Place;
 use super::statement;
 use super::watch::{self, Kind, Watch};
-use crate::ffi;
-use crate::raise::{Raise, raise};
+use crate::ffi::{self, Foreign};
+use crate::raise::{Raise, guarded, raise};
 use crate::session;
 use crate::words::Operation;
 
@@ -43,12 +43,18 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
         } else {
             raise(changed(watch, processed));
         }
+        if (*watch).moves {
+            note_deleted(&mut *watch);
+        }
         let slot = match (*watch).child_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
         };
         if !(*watch).remote.is_empty() {
             raise(changed_remotely(watch, u64::from(!is_empty(slot))));
+        }
+        if (*watch).moves {
+            (*watch).last = slot;
         }
         slot
     }
@@ -91,6 +97,7 @@ unsafe fn changed(watch: *mut Watch, processed: u64) -> *mut Raise {
         let rows = processed - watch.seen;
         watch.seen = processed;
         match watch.kind {
+            Kind::Update if rows == 0 => vanished(watch),
             Kind::Update => charge_last(watch, Operation::Update, rows),
             Kind::Delete => charge_last(watch, Operation::Delete, rows),
             Kind::Merge => merged(watch, rows),
@@ -155,7 +162,7 @@ unsafe fn merged(watch: &mut Watch, rows: u64) -> *mut Raise {
         let (updates, deletes) = (updated - watch.seen_updated, deleted - watch.seen_deleted);
         (watch.seen_updated, watch.seen_deleted) = (updated, deleted);
         if rows == 0 {
-            return ptr::null_mut();
+            return if updates > 0.0 { vanished(watch) } else { ptr::null_mut() };
         }
         if updates > 0.0 {
             return charge_last(watch, Operation::Update, rows.min(updates as u64));
@@ -166,6 +173,88 @@ unsafe fn merged(watch: &mut Watch, rows: u64) -> *mut Raise {
         ptr::null_mut()
     }
 }
+
+/// Rows that the running subtransaction has deleted of a relation; 0 where no statistics are collected.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn deleted(relation: pg_sys::Relation) -> i64 {
+    // SAFETY: the caller's promise; NULL where nothing was counted yet.
+    unsafe {
+        let statistics = (*relation).pgstat_info;
+        if statistics.is_null() || (*statistics).trans.is_null() { 0 } else { (*(*statistics).trans).tuples_deleted }
+    }
+}
+
+/// Before the next row: how many rows of the last one's relation are deleted by now.
+unsafe fn note_deleted(watch: &mut Watch) {
+    // SAFETY: the node and its result relations are alive.
+    unsafe {
+        let index = usize::try_from((*watch.node).mt_lastResultIndex).unwrap_or(0);
+        if let Some(known) = watch.deleted.get_mut(index) {
+            *known = deleted((*(*watch.node).resultRelInfo.add(index)).ri_RelationDesc);
+        }
+    }
+}
+
+/// The row that was given last did not count as processed. Charges it all the same when it was taken out of one
+/// partition and kept out of another by that one's trigger: it is gone.
+#[cold]
+unsafe fn vanished(watch: &mut Watch) -> *mut Raise {
+    if !watch.moves || watch.last.is_null() {
+        return ptr::null_mut();
+    }
+    let mut gone = false;
+    let raise = guarded(|| {
+        // SAFETY: between two rows the slot still holds the last one.
+        gone = unsafe { was_moved_away(watch) }?;
+        Ok(())
+    });
+    watch.last = ptr::null_mut();
+    // SAFETY: the node is alive.
+    if raise.is_null() && gone { unsafe { charge_last(watch, Operation::Update, 1) } } else { raise }
+}
+
+/// Whether this transaction deleted the row that the node was given last in order to move it to another partition.
+unsafe fn was_moved_away(watch: &Watch) -> Result<bool, Foreign> {
+    // SAFETY: node, relation and slot of a living query; the row's version is read as it is stored.
+    unsafe {
+        let index = usize::try_from((*watch.node).mt_lastResultIndex).unwrap_or(0);
+        let from = (*watch.node).resultRelInfo.add(index);
+        let (relation, last) = ((*from).ri_RelationDesc, watch.last);
+        if watch.deleted.get(index) == Some(&deleted(relation)) {
+            // A row that a join gave before may have been moved then.
+            return Ok(false);
+        }
+        // A row is known by its place only where it is one of a heap.
+        let Some(column) = usize::try_from((*from).ri_RowIdAttNo).ok().and_then(|number| number.checked_sub(1)) else {
+            return Ok(false);
+        };
+        let known = is_empty(last) || column >= usize::try_from((*last).tts_nvalid).unwrap_or(0);
+        if (*(*relation).rd_rel).relam != pg_sys::HEAP_TABLE_AM_OID || known || *(*last).tts_isnull.add(column) {
+            return Ok(false);
+        }
+        let Some(fetch) = (*(*relation).rd_tableam).tuple_fetch_row_version else { return Ok(false) };
+        let at: pg_sys::ItemPointer = (*(*last).tts_values.add(column)).cast_mut_ptr();
+        let version = pg_sys::table_slot_create(relation, ptr::null_mut());
+        let mut found = false;
+        ffi::protect(|| found = fetch(relation, at, &raw mut pg_sys::SnapshotAnyData, version))?;
+        let mut moved = false;
+        if found {
+            let header = (*(*version.cast::<pg_sys::HeapTupleTableSlot>()).tuple).t_data;
+            let next = (*header).t_ctid;
+            moved = next.ip_blkid.bi_hi == u16::MAX
+                && next.ip_blkid.bi_lo == u16::MAX
+                && next.ip_posid == MOVED_PARTITIONS
+                && pg_sys::TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmax);
+        }
+        pg_sys::ExecDropSingleTupleTableSlot(version);
+        Ok(moved)
+    }
+}
+
+/// `MovedPartitionsOffsetNumber`: in place of the next version of a row that went to another partition.
+const MOVED_PARTITIONS: pg_sys::OffsetNumber = 0xfffd;
 
 /// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition
 /// it was in is told by the slot that the conflicting row was locked into; both marks are wiped for the next row.

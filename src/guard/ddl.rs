@@ -12,11 +12,14 @@ use pgrx::pg_sys;
 
 use super::book::{self, Binding};
 use super::{live, statement};
+use crate::error::Error;
 use crate::event::at_commit::record_at_commit;
 use crate::event::record::{Event, Kind};
 use crate::ffi::{self, Backend, Foreign};
 use crate::policy::catalog::{self, Link};
-use crate::policy::relation::{INHERITS, in_schema, never_covered, relation_name, with_descendants};
+use crate::policy::relation::{
+    INHERITS, in_schema, never_covered, relation_name, tables_with_values_of, with_descendants,
+};
 use crate::policy::resolve::{self, Target};
 use crate::policy::table::Loaded;
 use crate::raise::{Failure, Raise};
@@ -31,6 +34,8 @@ enum Note {
     Counted(pg_sys::Oid),
     /// A table that may be leaving the policies that cover it.
     MayLeave(pg_sys::Oid, Rc<Binding>),
+    /// A table whose policies cannot be told, under the names it had, and why.
+    Unknown(pg_sys::Oid, Box<(Target, Error)>),
 }
 
 /// What has to be known of a command while it runs.
@@ -84,8 +89,13 @@ pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut Raise) {
     let command = unsafe { kind(node) };
     note(Note::Command(command));
     if command == Command::DetachesConcurrently {
-        // SAFETY: the caller's promise.
-        return (begun, book::deciding(|| unsafe { before_detach(node.cast()) }));
+        // SAFETY: statics of this process, and the caller's promise.
+        unsafe {
+            // Core refuses it there, in its own words.
+            if !pg_sys::IsTransactionBlock() && !pg_sys::XactReadOnly {
+                return (begun, book::deciding(|| before_detach(node.cast())));
+            }
+        }
     }
     (begun, core::ptr::null_mut())
 }
@@ -130,7 +140,7 @@ unsafe fn alteration(statement: *mut pg_sys::AlterTableStmt, index: usize) -> *m
 #[inline]
 pub fn end(begun: usize) -> *mut Raise {
     let own = notes().get(begun..).unwrap_or_default();
-    if own.iter().any(|(_, note)| matches!(note, Note::MayLeave(..))) {
+    if own.iter().any(|(_, note)| matches!(note, Note::MayLeave(..) | Note::Unknown(..))) {
         return book::deciding(|| decide_leaving(begun));
     }
     notes().truncate(begun);
@@ -142,7 +152,8 @@ pub fn roll_back(level: i32) {
     notes().retain(|(of, _)| *of < level);
 }
 
-/// Something happens to an object. Gives what to raise.
+/// Something happens to an object. Gives what to raise. When a session ends, its temporary objects go whatever hangs on
+/// them; an error would only leave them behind.
 ///
 /// # Safety
 /// Called from a plain old frame, inside a transaction, with the arguments of `object_access_hook`.
@@ -154,19 +165,25 @@ pub unsafe fn accessed(
     sub_id: i32,
     argument: ffi::Opaque,
 ) -> *mut Raise {
-    // SAFETY: the kind of access says what the argument is.
+    // SAFETY: a static; the kind of access says what the argument is.
     unsafe {
+        if pg_sys::proc_exit_inprogress {
+            if access == pg_sys::ObjectAccessType::OAT_DROP && class == pg_sys::RelationRelationId {
+                let _nobody_to_tell = book::deciding(|| vanish_with_session(object));
+            }
+            return core::ptr::null_mut();
+        }
         match access {
             pg_sys::ObjectAccessType::OAT_TRUNCATE => book::deciding(|| truncate(object)),
+            pg_sys::ObjectAccessType::OAT_DROP if class == pg_sys::RelationRelationId && sub_id == 0 => {
+                let internal = (*argument.cast::<pg_sys::ObjectAccessDrop>()).dropflags
+                    & pg_sys::PERFORM_DELETION_INTERNAL as i32
+                    != 0;
+                // The heap that a rewrite leaves behind is nobody's table.
+                book::deciding(|| if internal && rewritten(object).is_some() { Ok(()) } else { vanish(object, "") })
+            }
             pg_sys::ObjectAccessType::OAT_DROP if class == pg_sys::RelationRelationId => {
-                // What a command drops for its own purposes is nobody's table.
-                if (*argument.cast::<pg_sys::ObjectAccessDrop>()).dropflags & pg_sys::PERFORM_DELETION_INTERNAL as i32
-                    != 0
-                {
-                    return core::ptr::null_mut();
-                }
-                let why = if sub_id == 0 { "" } else { "Without a column every row is another." };
-                book::deciding(|| vanish(object, why))
+                book::deciding(|| column_vanishes(object))
             }
             pg_sys::ObjectAccessType::OAT_POST_CREATE
                 if class == pg_sys::RelationRelationId
@@ -175,13 +192,20 @@ pub unsafe fn accessed(
             {
                 book::deciding(|| rewrite(object))
             }
+            pg_sys::ObjectAccessType::OAT_POST_ALTER if class == INHERITS => {
+                let leaves = matches!(command(), Command::Moves | Command::ChangesTypes);
+                book::deciding(|| {
+                    // A table without columns changes nothing else of its own when it gets a parent.
+                    pg_sys::CacheInvalidateRelcacheByRelid(object);
+                    if leaves { may_leave(&[object]) } else { Ok(()) }
+                })
+            }
             pg_sys::ObjectAccessType::OAT_POST_ALTER
                 if !(*argument.cast::<pg_sys::ObjectAccessPostAlter>()).is_internal
                     && matches!(command(), Command::Moves | Command::ChangesTypes) =>
             {
                 match class {
                     pg_sys::RelationRelationId if sub_id == 0 => book::deciding(|| may_leave(&[object])),
-                    INHERITS => book::deciding(|| may_leave(&[object])),
                     pg_sys::NamespaceRelationId => book::deciding(|| may_leave(&in_schema(object))),
                     _ => core::ptr::null_mut(),
                 }
@@ -234,29 +258,79 @@ unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
     unsafe { explain(live::charge(&binding, Operation::Drop, relation), why) }
 }
 
+/// A session ends, and a column goes with a temporary type of its own.
+fn vanish_with_session(relation: pg_sys::Oid) -> Result<(), Failure> {
+    if never_covered(relation).is_none()
+        && let Some(binding) = book::binding(relation, Actor::current())?
+    {
+        let policy = binding.policies().next().map(|policy| policy.policy.name.as_str());
+        uncovered(&binding, policy, "It went with the temporary objects of a session that ended.");
+    }
+    Ok(())
+}
+
 /// A command that changes types of columns made a new heap; if it is to take a table's place, that table's rows are
 /// about to be rewritten into it.
 unsafe fn rewrite(heap: pg_sys::Oid) -> Result<(), Failure> {
-    // SAFETY: the new relation is in the relation cache, though not yet visible in the catalog.
+    // SAFETY: the caller's promise.
+    unsafe { rewritten(heap).map_or(Ok(()), |old| vanish(old, "The new type of a column rewrites every row.")) }
+}
+
+/// The relation that a heap was made to take the place of.
+unsafe fn rewritten(heap: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: in the relation cache, though perhaps not yet visible in the catalog.
     unsafe {
-        let new = pg_sys::RelationIdGetRelation(heap);
-        if new.is_null() {
-            return Ok(());
+        let relation = pg_sys::RelationIdGetRelation(heap);
+        if relation.is_null() {
+            return None;
         }
-        let old = (*(*new).rd_rel).relrewrite;
-        pg_sys::RelationClose(new);
-        if old == pg_sys::InvalidOid { Ok(()) } else { vanish(old, "The new type of a column rewrites every row.") }
+        let old = (*(*relation).rd_rel).relrewrite;
+        pg_sys::RelationClose(relation);
+        (old != pg_sys::InvalidOid).then_some(old)
     }
+}
+
+/// A column of a relation is about to vanish, and with it a part of every value of the relation's row type.
+unsafe fn column_vanishes(relation: pg_sys::Oid) -> Result<(), Failure> {
+    let why = "Without a column every row is another.";
+    // SAFETY: locked by the command; the others are locked here.
+    unsafe {
+        vanish(relation, why)?;
+        for table in tables_with_values_of(relation) {
+            with_lock(table, || vanish(table, why))?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs `body` under a lock that keeps the relation where it is.
+unsafe fn with_lock(relation: pg_sys::Oid, body: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: nothing but the raw call inside; after an error the transaction's end releases the lock.
+    unsafe {
+        ffi::protect(|| ffi::LockRelationOid(relation, lock))?;
+        body()?;
+        pg_sys::UnlockRelationOid(relation, lock);
+    }
+    Ok(())
 }
 
 /// The names of tables, or a link to a parent, are about to change, and with them those of all that is below.
 fn may_leave(tables: &[pg_sys::Oid]) -> Result<(), Failure> {
     for table in tables {
         for relation in with_descendants(*table) {
-            if never_covered(relation).is_none()
-                && let Some(binding) = book::binding(relation, Actor::current())?
-            {
-                note(Note::MayLeave(relation, binding));
+            if never_covered(relation).is_some() {
+                continue;
+            }
+            match book::binding(relation, Actor::current()) {
+                Ok(Some(binding)) => note(Note::MayLeave(relation, binding)),
+                Ok(None) => {}
+                Err(Failure::Ours(error @ Error::Undecided { .. })) => {
+                    if let Some(target) = catalog::coverable(relation, None) {
+                        note(Note::Unknown(relation, Box::new((target, error))));
+                    }
+                }
+                Err(failure) => return Err(failure),
             }
         }
     }
@@ -268,14 +342,22 @@ fn decide_leaving(begun: usize) -> Result<(), Failure> {
     // SAFETY: between commands; what it raises unwinds to the guard around us.
     unsafe { pg_sys::CommandCounterIncrement() };
     let own = notes().split_off(begun.min(notes().len()));
-    let mut decided = Vec::new();
+    // What vanished, or was rewritten, was charged with all its rows already.
+    let counted = own.iter().filter_map(|(_, note)| if let Note::Counted(table) = note { Some(*table) } else { None });
+    let mut decided: Vec<pg_sys::Oid> = counted.collect();
     for (_, note) in own {
-        if let Note::MayLeave(relation, before) = note
-            && !decided.contains(&relation)
-            && relation_name(relation).is_some()
-        {
-            decided.push(relation);
-            leave(relation, &before, catalog::coverable(relation, None).as_ref())?;
+        match note {
+            Note::MayLeave(relation, before) if !decided.contains(&relation) && relation_name(relation).is_some() => {
+                decided.push(relation);
+                leave(relation, &before, catalog::coverable(relation, None).as_ref())?;
+            }
+            // Under its old names nothing can have left; and into the extension's schema it goes to be mended.
+            Note::Unknown(relation, before)
+                if catalog::coverable(relation, None).is_some_and(|after| after != before.0) =>
+            {
+                return Err(before.1.into());
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -295,8 +377,11 @@ fn leave(relation: pg_sys::Oid, before: &Binding, after: Option<&Target>) -> Res
     }
     // SAFETY: in the command's transaction.
     unsafe {
-        ffi::protect(|| ffi::LockRelationOid(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE))?;
-        explain(live::charge(&leaving, Operation::Drop, relation), why)
+        if pg_sys::get_rel_relkind(relation) as u8 != pg_sys::RELKIND_RELATION {
+            // The rows are in other tables.
+            return Ok(());
+        }
+        with_lock(relation, || explain(live::charge(&leaving, Operation::Drop, relation), why))
     }
 }
 

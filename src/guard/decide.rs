@@ -187,8 +187,8 @@ fn refuse_token<T>(attempt: &Attempt<'_>, error: Error) -> Result<T, Failure> {
 /// Records a refusal, unless this statement was refused by the same policy before: one event per statement and policy.
 fn record_once(event: &Event, attempt: &Attempt<'_>) -> Result<Option<i64>, ffi::Foreign> {
     let (statement, meter) = (attempt.place.statement, attempt.meter);
-    state().refused.retain(|(of, ..)| *of == statement);
-    if let Some((_, _, id)) = state().refused.iter().find(|(_, refused, _)| *refused == meter) {
+    state().refused.retain(|(of, ..)| *of == statement || statement::may_resume(*of));
+    if let Some((_, _, id)) = state().refused.iter().find(|(of, refused, _)| (*of, *refused) == (statement, meter)) {
         return Ok(*id);
     }
     let id = queue::record_and_wait(event)?;

@@ -132,7 +132,7 @@ unsafe extern "C-unwind" fn executor_run(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        let frame = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        let frame = statement::enter();
         (next().run)(query_desc, direction, count, execute_once);
         after_run(query_desc, frame);
     }
@@ -146,7 +146,7 @@ unsafe extern "C-unwind" fn executor_run(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        let frame = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        let frame = statement::enter();
         (next().run)(query_desc, direction, count);
         after_run(query_desc, frame);
     }
@@ -155,7 +155,7 @@ unsafe extern "C-unwind" fn executor_run(
 unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) {
     // SAFETY: plain old frame. WITH branches may run here, to their end, and count themselves.
     unsafe {
-        let frame = statement::enter((*query_desc).sourceText, (*query_desc).plannedstmt);
+        let frame = statement::enter();
         (next().finish)(query_desc);
         if frame == Frame::Outermost {
             statement::leave();
@@ -194,7 +194,12 @@ unsafe extern "C-unwind" fn process_utility(
         let commits_prepared = is_transaction
             && (*(*pstmt).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind
                 == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
-        let frame = if is_transaction { Frame::Inner } else { statement::enter(query_string, pstmt) };
+        let frame = if is_transaction {
+            statement::between_commands();
+            Frame::Inner
+        } else {
+            statement::enter()
+        };
         // Nothing is defined by a command that controls transactions, and it may end the one around it.
         let defines = !is_transaction && !stays_out();
         let mut begun = 0;
@@ -265,15 +270,21 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
                 if lift::has_lifts() {
                     raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
                 }
-                if at_commit::any() {
-                    raise(guarded(|| {
-                        at_commit::before_commit();
-                        Ok(())
-                    }));
+                if event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE && at_commit::any() {
+                    raise(guarded(|| Ok(at_commit::before_prepare()?)));
                 }
             }
         }
-        pg_sys::XactEvent::XACT_EVENT_COMMIT => end_transaction(true),
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => {
+            if at_commit::any() {
+                // Too late for an error, whatever it would be.
+                let _nothing_to_raise = guarded(|| {
+                    at_commit::committed();
+                    Ok(())
+                });
+            }
+            end_transaction(true);
+        }
         pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(false),
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             statement::rolled_back();

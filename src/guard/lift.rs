@@ -4,8 +4,6 @@
 //! does the use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same
 //! commit. A rehearsal lifts everything until it is taken back.
 
-use pgrx::pg_sys;
-
 use super::budget::{Ledger, MeterId, Serial};
 use crate::error::Error;
 use crate::event::record::{Event, top_xid};
@@ -159,26 +157,15 @@ pub fn release(level: i32) {
 /// WG008 when the event cannot be written; the transaction then does not commit.
 pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
     let lifts = core::mem::take(&mut state().lifts);
-    // SAFETY: no portal is active any more, so that our SQL has to bring its snapshot along.
-    // What the transaction wrote it may record, also when it was made read-only since.
-    let read_only = unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let read_only = pg_sys::XactReadOnly;
-        pg_sys::XactReadOnly = false;
-        read_only
-    };
-    for lift in lifts {
-        let mut event = lift.event;
-        event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
-        event.xid = top_xid();
-        store::insert(&event)?;
-    }
-    // SAFETY: pushed above; after an error the transaction's abort pops it.
-    unsafe {
-        pg_sys::XactReadOnly = read_only;
-        pg_sys::PopActiveSnapshot();
-    }
-    Ok(())
+    store::at_the_end(|| {
+        for lift in lifts {
+            let mut event = lift.event;
+            event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
+            event.xid = top_xid();
+            store::insert(&event)?;
+        }
+        Ok(())
+    })
 }
 
 /// The transaction is over.

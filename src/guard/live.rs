@@ -9,8 +9,8 @@ use super::{lift, statement};
 use crate::error::Error;
 use crate::ffi;
 use crate::raise::Failure;
-use crate::session;
 use crate::words::Operation;
+use crate::{session, settings};
 
 /// Charges the rows of a table to the budgets of an operation, and the table alone: partitions and children have rows of
 /// their own.
@@ -73,6 +73,10 @@ unsafe fn charge_rows(
                 result = Err(Failure::Ready(raise));
                 break;
             }
+            if !settings::enabled() {
+                // That there was one is all that is recorded.
+                break;
+            }
         }
         scan.end();
         result
@@ -82,16 +86,19 @@ unsafe fn charge_rows(
 /// Rows that are counted at a time where the number itself matters: under a token, and when a TRUNCATE is rehearsed.
 const CHUNK: u64 = 10_000;
 
-/// How many more rows could change the verdict: one past the smallest budget that is not lifted; under a token all
-/// of them, because the reviewed number must hold. None: no more.
+/// How many more rows could change the verdict: one past the smallest budget that has a limit and is not lifted; under a
+/// token all of them, because the reviewed number must hold. None: no more.
 fn worth_counting(binding: &Binding, operation: Operation, place: Place) -> Option<u64> {
+    if !settings::enabled() {
+        return Some(1);
+    }
     if lift::is_granted(place.statement) || lift::is_rehearsing() {
         return Some(CHUNK);
     }
     binding
         .charges(operation)
         .iter()
-        .filter(|charge| !lift::is_lifted(charge.meter, place.statement))
+        .filter(|charge| charge.policy.policy.is_limited() && !lift::is_lifted(charge.meter, place.statement))
         .map(|charge| book::ledger().left(charge.meter, place.statement).saturating_add(1))
         .min()
 }

@@ -21,22 +21,12 @@ use crate::ffi::{self, Backend, Opaque};
 #[derive(Clone, Copy)]
 pub struct Outermost {
     pub portal: pg_sys::Portal,
-    /// The string that the client sent, and the part of it that is this command.
-    source: *const c_char,
-    location: i32,
-    length: i32,
     /// Something runs that is no command of the client's: a deferred trigger, a held cursor at a commit, a fast-path call.
     not_the_clients: bool,
 }
 
 /// NULL portal: nothing of the client's runs, or what runs has no portal.
-static OUTERMOST: Backend<Outermost> = Backend::new(Outermost {
-    portal: ptr::null_mut(),
-    source: ptr::null(),
-    location: -1,
-    length: 0,
-    not_the_clients: false,
-});
+static OUTERMOST: Backend<Outermost> = Backend::new(Outermost { portal: ptr::null_mut(), not_the_clients: false });
 
 /// What a frame around the executor or a utility command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +40,10 @@ pub enum Frame {
 /// Notes the command as the outermost one, if it is.
 ///
 /// # Safety
-/// Called by the frames in `hooks`; `source` is NULL or a C string that outlives the command.
+/// Called by the frames in `hooks`.
 #[inline(always)]
-pub unsafe fn enter(source: *const c_char, pstmt: *const pg_sys::PlannedStmt) -> Frame {
-    // SAFETY: statics of this thread; `pstmt` is NULL or the statement being run.
+pub unsafe fn enter() -> Frame {
+    // SAFETY: statics of this thread.
     unsafe {
         let outermost = &mut *OUTERMOST.get();
         if !outermost.portal.is_null() || outermost.not_the_clients {
@@ -66,24 +56,24 @@ pub unsafe fn enter(source: *const c_char, pstmt: *const pg_sys::PlannedStmt) ->
             return Frame::Outermost;
         }
         outermost.portal = portal;
-        outermost.source = source;
-        if !pstmt.is_null() {
-            outermost.location = (*pstmt).stmt_location;
-            outermost.length = (*pstmt).stmt_len;
-        }
         Frame::Outermost
     }
 }
 
-/// Whether the client asked for what runs in this portal, where no other one is around it. Not so for a cursor in a
-/// deferred trigger or in a function of a fast-path call, nor for a held cursor that a commit runs to its end: those
-/// belong to the message as a whole.
+/// Whether the client asked for what runs in this portal, where no other one is around it. Not so for a function's
+/// cursor, whose columns nobody chose a format for: it may run while a statement is planned or bound, in a deferred
+/// trigger or in a fast-path call. Nor for a held cursor that a commit runs to its end. Those belong to the message as a
+/// whole.
 #[inline(always)]
 unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
     // SAFETY: the active portal is alive; the others are statics, read here or by a function that does no more.
     unsafe {
+        let of_function = !(*portal).tupDesc.is_null() && (*portal).formats.is_null();
         let held = (*portal).strategy == pg_sys::PortalStrategy::PORTAL_ONE_SELECT && !(*portal).holdStore.is_null();
-        !held && !pg_sys::debug_query_string.is_null() && ffi::pg_trigger_depth(ptr::null_mut()).value() == 0
+        !of_function
+            && !held
+            && !pg_sys::debug_query_string.is_null()
+            && ffi::pg_trigger_depth(ptr::null_mut()).value() == 0
     }
 }
 
@@ -145,37 +135,44 @@ pub fn current() -> Serial {
     let state = state();
     state.touched = true;
     if let Some(current) = state.current {
-        let statement = &mut state.all[current];
-        if outermost.portal.is_null() {
-            if statement.started == now {
-                return statement.serial;
-            }
-        } else if statement.portal == outermost.portal {
-            return statement.serial;
-        } else if statement.awaits_portal && belongs_to(statement, outermost.portal) {
-            attach(statement, outermost);
+        let statement = &state.all[current];
+        let goes_on =
+            if outermost.portal.is_null() { statement.started == now } else { statement.portal == outermost.portal };
+        if goes_on {
             return statement.serial;
         }
     }
-    let resumed = (!outermost.portal.is_null())
-        .then(|| state.all.iter().position(|statement| statement.portal == outermost.portal))
-        .flatten();
-    let place = resumed.unwrap_or_else(|| open(state, outermost));
+    let known = (!outermost.portal.is_null()).then(|| of_portal(state, outermost.portal)).flatten();
+    let place = known.unwrap_or_else(|| open(state, outermost));
     let statement = &mut state.all[place];
     statement.started = now;
     state.current = Some(place);
     statement.serial
 }
 
-/// Whether the statement was opened while the portal's own message was planned or bound: what then ran had no portal
-/// yet.
-fn belongs_to(statement: &Statement, portal: pg_sys::Portal) -> bool {
+/// The statement of a portal, where it has one already; perhaps one that was opened while the portal's own message was
+/// planned or bound, when what ran had no portal yet.
+fn of_portal(state: &mut State, portal: pg_sys::Portal) -> Option<usize> {
+    if let Some(place) = state.all.iter().position(|statement| statement.portal == portal) {
+        return Some(place);
+    }
     // SAFETY: the outermost portal is running.
-    unsafe { (*portal).creation_time == statement.started }
+    let created = unsafe { (*portal).creation_time };
+    let place = state.all.iter().position(|statement| statement.awaits_portal && statement.started == created)?;
+    attach(&mut state.all[place], portal);
+    Some(place)
 }
 
+/// Most statements that may wait for their portal: a client binds no more of them before it executes one.
+const MOST_WAITING: usize = 64;
+
 fn open(state: &mut State, outermost: Outermost) -> usize {
-    let free = state.all.iter().position(|statement| statement.portal.is_null());
+    let waiting = state.all.iter().filter(|statement| statement.awaits_portal).count();
+    if waiting >= MOST_WAITING {
+        let oldest = state.all.iter_mut().filter(|statement| statement.awaits_portal).min_by_key(|one| one.serial);
+        oldest.into_iter().for_each(|statement| statement.awaits_portal = false);
+    }
+    let free = state.all.iter().position(|statement| statement.portal.is_null() && !statement.awaits_portal);
     let place = free.unwrap_or_else(|| {
         state.all.push(Box::new(Statement {
             serial: 0,
@@ -195,22 +192,36 @@ fn open(state: &mut State, outermost: Outermost) -> usize {
         // SAFETY: NULL or the string of the message that is being worked on.
         unsafe { keep_text(statement, pg_sys::debug_query_string, -1, 0) };
     } else {
-        attach(statement, outermost);
+        attach(statement, outermost.portal);
     }
     place
 }
 
 /// Ties a statement to the client's portal, until that is gone.
-fn attach(statement: &mut Statement, outermost: Outermost) {
-    statement.portal = outermost.portal;
+fn attach(statement: &mut Statement, portal: pg_sys::Portal) {
+    statement.portal = portal;
     statement.awaits_portal = false;
     statement.callback.func = Some(portal_gone);
     statement.callback.arg = ptr::from_mut::<Statement>(statement).cast();
     // SAFETY: the outermost portal is running, and so is the text it was made from. The boxed statement is never
     // freed.
     unsafe {
-        keep_text(statement, outermost.source, outermost.location, outermost.length);
-        ffi::MemoryContextRegisterResetCallback((*outermost.portal).portalContext, &mut statement.callback);
+        let (location, length) = part_of_string(portal);
+        keep_text(statement, (*portal).sourceText, location, length);
+        ffi::MemoryContextRegisterResetCallback((*portal).portalContext, &mut statement.callback);
+    }
+}
+
+/// Which part of the client's string a portal's command is; rules may have added others, which are in no string.
+unsafe fn part_of_string(portal: pg_sys::Portal) -> (i32, i32) {
+    // SAFETY: the portal is running what is in its list.
+    unsafe {
+        let list = (*portal).stmts;
+        let count = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
+        (0..count)
+            .map(|index| (*(*list).elements.add(index)).ptr_value.cast::<pg_sys::PlannedStmt>())
+            .find(|statement| (**statement).canSetTag)
+            .map_or((-1, 0), |statement| ((*statement).stmt_location, (*statement).stmt_len))
     }
 }
 
@@ -242,9 +253,10 @@ unsafe extern "C-unwind" fn portal_gone(argument: Opaque) {
     unsafe { (*argument.cast::<Statement>()).portal = ptr::null_mut() }
 }
 
-/// Whether another statement than the current one may go on later.
+/// Whether a statement may go on later.
 pub fn may_resume(serial: Serial) -> bool {
-    state().all.iter().any(|statement| statement.serial == serial && !statement.portal.is_null())
+    let alive = |statement: &Statement| !statement.portal.is_null() || statement.awaits_portal;
+    state().all.iter().any(|statement| statement.serial == serial && alive(statement))
 }
 
 /// The client's text of the current statement, without surrounding blanks and final semicolon.
@@ -280,9 +292,17 @@ pub fn take_touched() -> bool {
     core::mem::replace(&mut state().touched, false)
 }
 
+/// One of the client's commands is over and the next one begins, though perhaps in the same string: what a COMMIT sets
+/// off is not charged to the command before it.
+#[inline(always)]
+pub fn between_commands() {
+    state().current = None;
+}
+
 /// The transaction is over; a procedure that commits goes on in the same statement.
 pub fn end_transaction() {
     let state = state();
+    state.all.iter_mut().for_each(|statement| statement.awaits_portal = false);
     if let Some(current) = state.current
         && state.all[current].portal.is_null()
     {

@@ -57,6 +57,12 @@ pub struct Watch {
     pub seen_deleted: f64,
     /// The foreign tables that are modified remotely.
     pub remote: Vec<Remote>,
+    /// The row that the child gave last, where rows may move between partitions; else NULL.
+    pub last: *mut pg_sys::TupleTableSlot,
+    /// Rows may move between partitions.
+    pub moves: bool,
+    /// Rows that this transaction has deleted of each result relation, as far as the statistics collect them.
+    pub deleted: Vec<i64>,
     /// Where rows are charged; set at the first one.
     pub place: Option<Place>,
     pub estimate: Option<u64>,
@@ -122,6 +128,9 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         seen_updated: 0.0,
         seen_deleted: 0.0,
         remote: Vec::new(),
+        last: ptr::null_mut(),
+        moves: false,
+        deleted: Vec::new(),
         place: None,
         estimate: None,
         actor,
@@ -132,7 +141,8 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         Some(mut used) => {
             let bindings = core::mem::take(&mut used.bindings);
             let remote = core::mem::take(&mut used.remote);
-            *used = Watch { bindings, remote, ..blank };
+            let deleted = core::mem::take(&mut used.deleted);
+            *used = Watch { bindings, remote, deleted, ..blank };
             used
         }
         None => Box::new(blank),
@@ -160,8 +170,10 @@ unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
         let mut watch = state.active.swap_remove(at);
         watch.bindings.clear();
         watch.remote.clear();
+        watch.deleted.clear();
         watch.node = ptr::null_mut();
         watch.child = ptr::null_mut();
+        watch.last = ptr::null_mut();
         watch.estate = ptr::null_mut();
         state.free.push(watch);
     }

@@ -173,6 +173,14 @@ unsafe fn watch_node(
         watch.child = child;
         watch.child_exec = Some(child_exec);
         watch.estimate = estimate((*child).plan);
+        let root = (*node).rootResultRelInfo;
+        watch.moves = matches!(kind, Kind::Update | Kind::Merge)
+            && !root.is_null()
+            && (*(*(*root).ri_RelationDesc).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+        if watch.moves {
+            let deleted = |index: usize| count::deleted((*(*node).resultRelInfo.add(index)).ri_RelationDesc);
+            watch.deleted.extend((0..relations).map(deleted));
+        }
         (*child).ExecProcNodeReal = Some(count::child);
         if !(*node).canSetTag {
             watch.node_exec = (*node).ps.ExecProcNodeReal;

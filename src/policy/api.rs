@@ -36,13 +36,9 @@ sql_function!(
     writeguard_policy_changed, pg_finfo_writeguard_policy_changed, policy_changed
 );
 sql_function!(
-    /// `assert_preloaded()`: raises 55000 unless the library was preloaded; run by the install script.
-    writeguard_assert_preloaded, pg_finfo_writeguard_assert_preloaded, assert_preloaded
+    /// Trigger on the extension's tables: 42501 for a write by anybody who does not own the table.
+    writeguard_owner_only, pg_finfo_writeguard_owner_only, owner_only
 );
-
-fn assert_preloaded(_arguments: &Arguments) -> Returns {
-    Ok(None)
-}
 
 const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
      SELECT n.* FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
@@ -251,5 +247,23 @@ fn policy_changed(arguments: &Arguments) -> Returns {
         unsafe { pg_sys::CacheInvalidateRelcacheByRelid((*(*trigger).tg_relation).rd_id) };
     }
     // A trigger's result is a pointer, not an SQL NULL.
+    Ok(Some(pg_sys::Datum::from(0)))
+}
+
+fn owner_only(arguments: &Arguments) -> Returns {
+    if let Some(trigger) = arguments.trigger() {
+        // SAFETY: the trigger's own table is open.
+        unsafe {
+            let table = (*trigger).tg_relation;
+            if !pg_sys::has_privs_of_role(pg_sys::GetUserId(), (*(*table).rd_rel).relowner) {
+                let name = &raw const (*(*table).rd_rel).relname.data;
+                pg_sys::aclcheck_error(
+                    pg_sys::AclResult::ACLCHECK_NOT_OWNER,
+                    pg_sys::ObjectType::OBJECT_TABLE,
+                    name.cast(),
+                );
+            }
+        }
+    }
     Ok(Some(pg_sys::Datum::from(0)))
 }

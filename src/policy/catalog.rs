@@ -13,7 +13,7 @@ use super::conditions::{self, Now};
 use super::model::Policy;
 use super::relation::{never_covered, parents, relation_name, role_oid};
 use super::resolve::{self, Candidate, Target};
-use super::table::{self, Loaded, Policies};
+use super::table::{self, Loaded, Place, Policies};
 use crate::error::Error;
 use crate::ffi::{Backend, Foreign};
 use crate::raise::Failure;
@@ -32,7 +32,8 @@ struct State {
     valid: bool,
     /// The table is where it was, and the extension is installed or not as it was.
     found: bool,
-    policy_table: pg_sys::Oid,
+    /// Where the policies were found.
+    place: Place,
     policies: Option<Rc<Policies>>,
     /// For which of the policies the conditions hold, by their places.
     in_force: Vec<bool>,
@@ -59,7 +60,7 @@ fn state() -> &'static mut State {
             generation: 1,
             valid: false,
             found: false,
-            policy_table: pg_sys::InvalidOid,
+            place: Place::NotInstalled,
             policies: None,
             in_force: Vec::new(),
             now: None,
@@ -81,7 +82,7 @@ fn changed() -> &'static mut Vec<u32> {
 
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     let state = state();
-    if relation == pg_sys::InvalidOid || relation == state.policy_table {
+    if relation == pg_sys::InvalidOid || state.place == Place::Table(relation) {
         state.valid = false;
         state.generation += 1;
     } else if let Some(about) = dependencies().get(&u32::from(relation)) {
@@ -211,12 +212,19 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
         // Claimed before reading: a change that arrives while we read is not lost, it makes another round.
         let mut reading = Reading { done: false };
         state().found = true;
-        let table = table::find();
-        let before = core::mem::replace(&mut state().policy_table, table.unwrap_or(pg_sys::InvalidOid));
-        let same = before == state().policy_table && state().policies.is_some();
+        let place = table::find();
+        let same = core::mem::replace(&mut state().place, place) == place && state().policies.is_some();
         if !(same && state().valid) {
             state().valid = true;
-            let policies = table.map_or_else(|| Ok(Policies::not_installed()), Policies::read)?;
+            let policies = match place {
+                Place::NotInstalled => Policies::not_installed(),
+                Place::Missing => Policies::unreadable("table writeguard.policy is not there".into()),
+                Place::Table(table) => match Policies::read(table)? {
+                    Some(policies) => policies,
+                    // Dropped since it was found.
+                    None => continue,
+                },
+            };
             let (in_force, now) = in_force(&policies);
             let state = state();
             state.policies = Some(Rc::new(policies));
@@ -344,7 +352,8 @@ pub struct Covering {
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
     bound_dependencies();
     let policies = policies()?;
-    if (policies.loaded.is_empty() && policies.broken.is_empty()) || never_covered(relation).is_some() {
+    let none = policies.loaded.is_empty() && policies.broken.is_empty() && policies.unreadable.is_none();
+    if none || never_covered(relation).is_some() {
         // A change of its schema or persistence makes this answer stale; a policy set later does so for all.
         depend(relation, relation);
         return Ok(None);
@@ -352,6 +361,14 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
     let Some(target) = target(relation) else {
         return Ok(None);
     };
+    if let Some(reason) = &policies.unreadable {
+        return Err(Error::Undecided {
+            reason: reason.clone(),
+            hint: "ALTER EXTENSION pg_writeguard UPDATE;".into(),
+            relation: Some(target.name),
+        }
+        .into());
+    }
     if let Some(broken) = policies.broken.first() {
         return Err(Error::Undecided {
             reason: format!("policy \"{}\" cannot be read: {}", broken.name, broken.reason),

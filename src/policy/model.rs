@@ -83,7 +83,15 @@ pub struct Policy {
 /// The interval that `rate_interval` has when nobody says otherwise, as PostgreSQL prints it.
 pub const DEFAULT_RATE_INTERVAL: &str = "01:00:00";
 
+/// Longest name of a policy in bytes; it has to fit into an index and into a notification.
+const LONGEST_NAME: usize = 255;
+
 impl Policy {
+    /// Whether any number of rows is too large for it.
+    pub fn is_limited(&self) -> bool {
+        self.max_rows.is_some() || self.max_rows_per_transaction.is_some()
+    }
+
     /// Whether it depends on more than table, role and operation.
     pub fn is_conditional(&self) -> bool {
         self.application.is_some() || self.client.is_some() || self.schedule.is_some()
@@ -101,6 +109,12 @@ impl Document {
         if name.trim().is_empty() {
             return Err(Error::invalid(
                 "policy name must not be empty",
+                "SELECT writeguard.set_policy('orders-guard', …);",
+            ));
+        }
+        if name.len() > LONGEST_NAME {
+            return Err(Error::invalid(
+                format!("policy name is longer than {LONGEST_NAME} bytes"),
                 "SELECT writeguard.set_policy('orders-guard', …);",
             ));
         }

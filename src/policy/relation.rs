@@ -90,6 +90,67 @@ pub fn in_schema(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     rows(pg_sys::RelationRelationId, 0, column, schema, |row| unsafe { (*row.cast::<pg_sys::FormData_pg_class>()).oid })
 }
 
+/// `pg_depend` and its index by what is depended on.
+const DEPEND: pg_sys::Oid = pg_sys::Oid::from_u32(2608);
+const DEPEND_BY_REFERENCE: u32 = 2674;
+const REFERENCED_CLASS_COLUMN: pg_sys::AttrNumber = 4;
+const REFERENCED_COLUMN: pg_sys::AttrNumber = 5;
+
+/// How a row of `pg_depend` begins.
+#[repr(C)]
+struct Depend {
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub_id: i32,
+}
+
+/// What depends on an object: catalog, OID and column.
+fn dependents(class: pg_sys::Oid, object: pg_sys::Oid) -> Vec<(pg_sys::Oid, pg_sys::Oid, i32)> {
+    let keys = [(REFERENCED_CLASS_COLUMN, class), (REFERENCED_COLUMN, object)];
+    // SAFETY: a row of pg_depend.
+    scan(DEPEND, DEPEND_BY_REFERENCE, &keys, |row| unsafe {
+        let depend = &*row.cast::<Depend>();
+        (depend.class, depend.object, depend.sub_id)
+    })
+}
+
+/// What depends on a schema: everything that is in it.
+pub fn dependents_of_schema(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    dependents(pg_sys::NamespaceRelationId, schema).into_iter().map(|(_, object, _)| object).collect()
+}
+
+/// The tables with a column that holds values of a relation's row type, also inside of arrays, domains, ranges and other
+/// row types.
+pub fn tables_with_values_of(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: a syscache look-up that gives InvalidOid for what has no row type.
+    let row_type = |relation| unsafe { pg_sys::get_rel_type_id(relation) };
+    let mut types = vec![row_type(relation)];
+    let mut tables = Vec::new();
+    let mut next = 0;
+    while let Some(of) = types.get(next).copied() {
+        next += 1;
+        if of == pg_sys::InvalidOid {
+            continue;
+        }
+        for (class, object, sub_id) in dependents(pg_sys::TypeRelationId, of) {
+            let further = match class {
+                pg_sys::TypeRelationId => object,
+                pg_sys::RelationRelationId if sub_id != 0 => {
+                    if object != relation && !tables.contains(&object) {
+                        tables.push(object);
+                    }
+                    row_type(object)
+                }
+                _ => continue,
+            };
+            if !types.contains(&further) {
+                types.push(further);
+            }
+        }
+    }
+    tables
+}
+
 /// What the rows of a system catalog say whose `column` is `key`; index 0: none is used.
 fn rows(
     catalog: pg_sys::Oid,
@@ -98,21 +159,33 @@ fn rows(
     key: pg_sys::Oid,
     read: impl Fn(*mut core::ffi::c_char) -> pg_sys::Oid,
 ) -> Vec<pg_sys::Oid> {
+    scan(catalog, index, &[(column, key)], read)
+}
+
+fn scan<T>(
+    catalog: pg_sys::Oid,
+    index: u32,
+    columns: &[(pg_sys::AttrNumber, pg_sys::Oid)],
+    read: impl Fn(*mut core::ffi::c_char) -> T,
+) -> Vec<T> {
     let mut found = Vec::new();
+    let mut keys = vec![pg_sys::ScanKeyData::default(); columns.len()];
     // SAFETY: a scan of a system catalog, as core does it; released before we return.
     unsafe {
         let catalog = pg_sys::table_open(catalog, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-        let mut scan_key = pg_sys::ScanKeyData::default();
-        pg_sys::ScanKeyInit(
-            &mut scan_key,
-            column,
-            pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
-            pg_sys::RegProcedure::from(pg_sys::F_OIDEQ),
-            pg_sys::Datum::from(key),
-        );
+        for (key, (column, value)) in keys.iter_mut().zip(columns) {
+            pg_sys::ScanKeyInit(
+                key,
+                *column,
+                pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                pg_sys::RegProcedure::from(pg_sys::F_OIDEQ),
+                pg_sys::Datum::from(*value),
+            );
+        }
         let by_index = index != 0;
         let index = pg_sys::Oid::from_u32(index);
-        let scan = pg_sys::systable_beginscan(catalog, index, by_index, ptr::null_mut(), 1, &mut scan_key);
+        let count = keys.len() as core::ffi::c_int;
+        let scan = pg_sys::systable_beginscan(catalog, index, by_index, ptr::null_mut(), count, keys.as_mut_ptr());
         loop {
             let tuple = pg_sys::systable_getnext(scan);
             if tuple.is_null() {

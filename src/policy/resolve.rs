@@ -30,7 +30,7 @@ pub struct Actor {
 }
 
 /// A relation as resolution sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub name: RelationName,
     /// Partition or inheritance ancestors with their distance, 1 for a parent.

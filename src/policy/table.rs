@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 use core::ptr;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sys};
@@ -16,12 +17,17 @@ pub const SCHEMA: &CStr = c"writeguard";
 const POLICY_TABLE: &CStr = c"policy";
 const EXTENSION: &CStr = c"pg_writeguard";
 
-/// Which version of a policy a budget belongs to: a changed policy starts from zero.
+/// Which version of a policy a budget belongs to: a changed policy starts from zero. Told by what the policy says, for
+/// where its row is stored changes with VACUUM FULL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Revision {
-    xmin: u32,
-    block: u32,
-    offset: u16,
+pub struct Revision(u64);
+
+impl Revision {
+    fn of(document: &Document) -> Self {
+        let mut hasher = DefaultHasher::new();
+        serde_json::to_string(document).unwrap_or_default().hash(&mut hasher);
+        Self(hasher.finish())
+    }
 }
 
 /// A policy in force.
@@ -40,6 +46,8 @@ pub struct Broken {
 /// Everything read from the table.
 pub struct Policies {
     pub installed: bool,
+    /// Why the table says nothing to this library.
+    pub unreadable: Option<String>,
     pub loaded: Vec<Rc<Loaded>>,
     /// The policies alone, as resolution wants them.
     pub plain: Vec<Policy>,
@@ -55,6 +63,7 @@ impl Policies {
     pub fn not_installed() -> Self {
         Self {
             installed: false,
+            unreadable: None,
             loaded: Vec::new(),
             plain: Vec::new(),
             broken: Vec::new(),
@@ -63,16 +72,24 @@ impl Policies {
         }
     }
 
-    /// All policies in the table.
+    /// What there is where the extension is installed, but not as this library knows it.
+    pub fn unreadable(reason: String) -> Self {
+        Self { installed: true, unreadable: Some(reason), ..Self::not_installed() }
+    }
+
+    /// All policies in the table; none when it is gone by now.
     ///
     /// # Errors
     /// What waiting for the table's lock may raise.
-    pub fn read(table: pg_sys::Oid) -> Result<Self, Foreign> {
+    pub fn read(table: pg_sys::Oid) -> Result<Option<Self>, Foreign> {
         let mut found = Self { installed: true, ..Self::not_installed() };
         let mut relation = ptr::null_mut();
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         // SAFETY: nothing but the raw call inside.
-        unsafe { ffi::protect(|| relation = ffi::table_open(table, lock)) }?;
+        unsafe { ffi::protect(|| relation = ffi::try_table_open(table, lock)) }?;
+        if relation.is_null() {
+            return Ok(None);
+        }
         let mut scratch = PgMemoryContexts::new("pg_writeguard policies");
         // SAFETY: switches the memory context for the time of the call; the table is open and closed once.
         unsafe {
@@ -84,7 +101,7 @@ impl Policies {
         found.roles.sort_unstable();
         found.roles.dedup();
         found.roles.retain(|role| role != "public");
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// The places of the policies that may cover a table.
@@ -93,16 +110,31 @@ impl Policies {
     }
 }
 
-/// The policy table; none where the extension is not installed.
-pub fn find() -> Option<pg_sys::Oid> {
+/// Where the policies are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The extension is not installed.
+    NotInstalled,
+    /// It is, but its table is not where it belongs.
+    Missing,
+    Table(pg_sys::Oid),
+}
+
+/// Looks for the policy table.
+pub fn find() -> Place {
     // SAFETY: catalog look-ups that give InvalidOid for what is not there.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
-        if schema == pg_sys::InvalidOid || pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) == pg_sys::InvalidOid {
-            return None;
+        if pg_sys::get_extension_oid(EXTENSION.as_ptr(), true) == pg_sys::InvalidOid {
+            return Place::NotInstalled;
         }
-        let table = pg_sys::get_relname_relid(POLICY_TABLE.as_ptr(), schema);
-        (table != pg_sys::InvalidOid).then_some(table)
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        if schema == pg_sys::InvalidOid {
+            return Place::Missing;
+        }
+        match pg_sys::get_relname_relid(POLICY_TABLE.as_ptr(), schema) {
+            pg_sys::InvalidOid => Place::Missing,
+            table => Place::Table(table),
+        }
     }
 }
 
@@ -114,6 +146,10 @@ unsafe fn scan(relation: pg_sys::Relation, found: &mut Policies) {
         let descriptor = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
         let columns: HashMap<String, usize> =
             descriptor.iter().enumerate().map(|(index, column)| (column.name().to_owned(), index)).collect();
+        found.unreadable = other_column(&descriptor);
+        if found.unreadable.is_some() {
+            return;
+        }
         let mut values = vec![pg_sys::Datum::from(0); descriptor.len()];
         let mut nulls = vec![true; descriptor.len()];
         let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, ptr::null_mut(), 0, ptr::null_mut());
@@ -122,13 +158,6 @@ unsafe fn scan(relation: pg_sys::Relation, found: &mut Policies) {
             if tuple.is_null() {
                 break;
             }
-            let header = (*tuple).t_data;
-            let at = (*tuple).t_self;
-            let revision = Revision {
-                xmin: u32::from((*header).t_choice.t_heap.t_xmin),
-                block: (u32::from(at.ip_blkid.bi_hi) << 16) | u32::from(at.ip_blkid.bi_lo),
-                offset: at.ip_posid,
-            };
             pg_sys::heap_deform_tuple(tuple, (*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             let row = Row { columns: &columns, values: &values, nulls: &nulls };
             let document = row.document();
@@ -136,13 +165,48 @@ unsafe fn scan(relation: pg_sys::Relation, found: &mut Policies) {
             match document.check() {
                 Ok(policy) => {
                     found.plain.push(policy.clone());
-                    found.loaded.push(Rc::new(Loaded { policy, revision }));
+                    found.loaded.push(Rc::new(Loaded { policy, revision: Revision::of(&document) }));
                 }
                 Err(error) => found.broken.push(Broken { name, reason: error.to_string() }),
             }
         }
         pg_sys::systable_endscan(scan);
     }
+}
+
+/// The columns as this library reads them.
+const COLUMNS: [(&str, pg_sys::Oid); 20] = [
+    ("name", pg_sys::TEXTOID),
+    ("tables", pg_sys::TEXTARRAYOID),
+    ("roles", pg_sys::TEXTARRAYOID),
+    ("application", pg_sys::TEXTOID),
+    ("client", pg_sys::CIDROID),
+    ("schedule", pg_sys::TEXTOID),
+    ("operations", pg_sys::TEXTARRAYOID),
+    ("max_rows", pg_sys::INT8OID),
+    ("max_rows_per_transaction", pg_sys::INT8OID),
+    ("rate_rows", pg_sys::INT8OID),
+    ("rate_interval", pg_sys::INTERVALOID),
+    ("max_fraction", pg_sys::FLOAT8OID),
+    ("require_where", pg_sys::BOOLOID),
+    ("require_transaction", pg_sys::BOOLOID),
+    ("mode", pg_sys::TEXTOID),
+    ("override", pg_sys::TEXTOID),
+    ("approvers", pg_sys::TEXTOID),
+    ("min_approvals", pg_sys::INT4OID),
+    ("undo", pg_sys::INTERVALOID),
+    ("comment", pg_sys::TEXTOID),
+];
+
+/// What is wrong with the first column that is not as this library reads it.
+fn other_column(descriptor: &PgTupleDesc<'_>) -> Option<String> {
+    let is_there = |name: &str, type_oid: pg_sys::Oid| {
+        descriptor.iter().any(|column| !column.attisdropped && column.name() == name && column.atttypid == type_oid)
+    };
+    let other = COLUMNS.into_iter().find(|(name, type_oid)| !is_there(name, *type_oid));
+    other.map(|(name, _)| {
+        format!("column \"{name}\" of table writeguard.policy is not as this version of the library has it")
+    })
 }
 
 /// One row of the policy table.

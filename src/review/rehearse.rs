@@ -79,7 +79,13 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
         if outcome.is_ok() {
             lift::begin_rehearsal();
             before = book::rows_by_table(serial);
-            outcome = ffi::protect(|| run.run());
+            // The statement's own error must outlive what is taken back.
+            let inside = pg_sys::CurrentMemoryContext;
+            pg_sys::CurrentMemoryContext = context;
+            outcome = ffi::protect(|| {
+                pg_sys::CurrentMemoryContext = inside;
+                run.run();
+            });
         }
         let rows = book::rows_by_table(serial);
         if run.begun {
