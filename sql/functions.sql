@@ -112,6 +112,16 @@ CREATE VIEW writeguard.event_queue AS
     FROM (SELECT writeguard.queue_counters() AS n) AS c;
 COMMENT ON VIEW writeguard.event_queue IS 'since the server started, in all databases: events that wait, were stored, were late for their error, found no room';
 
+CREATE FUNCTION writeguard.rate_counters() RETURNS bigint[]
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'writeguard_rate_counters';
+COMMENT ON FUNCTION writeguard.rate_counters IS 'the numbers of writeguard.rate_slots';
+
+CREATE VIEW writeguard.rate_slots AS
+    SELECT c.n[1] AS slots, c.n[2] AS used, c.n[3] AS refused
+    FROM (SELECT writeguard.rate_counters() AS n) AS c;
+COMMENT ON VIEW writeguard.rate_slots IS 'in all databases: rates there is room for, those that are not full, and writes since the server started that found no room';
+
 CREATE VIEW writeguard.my_events WITH (security_barrier) AS
     SELECT * FROM writeguard.event WHERE login = writeguard.login();
 COMMENT ON VIEW writeguard.my_events IS 'the events of one''s own login';

@@ -33,6 +33,10 @@ COMMENT ON COLUMN writeguard.policy.schedule IS 'when the policy is in force, su
 COMMENT ON COLUMN writeguard.policy.operations IS 'update, delete, truncate, drop';
 COMMENT ON COLUMN writeguard.policy.max_rows IS 'rows per statement; 0 is not one row, NULL is no limit';
 COMMENT ON COLUMN writeguard.policy.max_rows_per_transaction IS 'rows per transaction; NULL is no limit';
+COMMENT ON COLUMN writeguard.policy.rate_rows IS 'rows in rate_interval, over all sessions of one login; NULL is no limit';
+COMMENT ON COLUMN writeguard.policy.rate_interval IS 'in which rate_rows come back, evenly';
+COMMENT ON COLUMN writeguard.policy.max_fraction IS 'of each table''s rows as its size says now, never below 10 rows; NULL is no limit';
+COMMENT ON COLUMN writeguard.policy.require_transaction IS 'more than one row only inside a transaction block';
 COMMENT ON COLUMN writeguard.policy.mode IS 'enforce: refuse';
 COMMENT ON COLUMN writeguard.policy.override IS 'what lifts the policy: never, flag (writeguard.override), token (flag and approval token)';
 COMMENT ON COLUMN writeguard.policy.comment IS 'for people';
@@ -75,7 +79,7 @@ COMMENT ON COLUMN writeguard.event.kind IS 'blocked, overridden, requested, appr
 COMMENT ON COLUMN writeguard.event.login IS 'who authenticated; SET ROLE and SET SESSION AUTHORIZATION do not change it';
 COMMENT ON COLUMN writeguard.event.role IS 'the role that is SET, else session_user';
 COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table whose row went past the limit';
-COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement or transaction';
+COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement, transaction, rate, fraction, block';
 COMMENT ON COLUMN writeguard.event.rows IS 'of a refusal: limit + 1; of an override: all rows of the statement';
 COMMENT ON COLUMN writeguard.event.rows_estimated IS 'what the planner expected; it decides nothing';
 COMMENT ON COLUMN writeguard.event.approval IS 'the request whose token was used';

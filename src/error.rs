@@ -5,7 +5,7 @@
 
 use thiserror::Error as ThisError;
 
-use crate::words::{Operation, RelationName, Scope, count, literal};
+use crate::words::{Operation, RelationName, count, literal};
 
 /// How somebody gets past a limit on purpose, as far as the policy and the session allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,17 +30,23 @@ pub enum WayOut {
 #[derive(Debug, Clone, PartialEq, ThisError)]
 pub enum Error {
     /// WG001, or WG005 for TRUNCATE and DDL: past a limit of a policy.
-    #[error("{operation} of table \"{relation}\" exceeds the limit of {} per {scope}", count(*.limit))]
+    #[error("{operation} of table \"{relation}\" exceeds the limit of {} per {per}", count(*.limit))]
     Limit {
         operation: Operation,
         relation: RelationName,
         policy: String,
-        scope: Scope,
+        /// What the limit is counted over.
+        per: String,
         limit: u64,
+        /// A further sentence on where the limit comes from, or when there is room again.
+        note: Option<String>,
         /// The planner's estimate; it decides nothing.
         estimate: Option<u64>,
         way_out: WayOut,
     },
+    /// WG003: more than one row outside a transaction block.
+    #[error("{operation} of more than one row of table \"{relation}\" outside a transaction block")]
+    NeedsBlock { operation: Operation, relation: RelationName, policy: String },
     /// WG006: a token that does not open this write.
     #[error("approval token refused: {reason}")]
     TokenRefused {
@@ -79,6 +85,7 @@ impl Error {
         match self {
             Error::Limit { operation: Operation::Truncate | Operation::Drop, .. } => "WG005",
             Error::Limit { .. } => "WG001",
+            Error::NeedsBlock { .. } => "WG003",
             Error::TokenRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } => "WG007",
             Error::Undecided { .. } => "WG008",
@@ -90,7 +97,7 @@ impl Error {
     /// The numbers, as a sentence.
     pub fn detail(&self) -> Option<String> {
         match self {
-            Error::Limit { policy, scope, limit, estimate, operation, .. } => {
+            Error::Limit { policy, per, limit, note, estimate, operation, .. } => {
                 let estimate = match (operation, estimate) {
                     (Operation::Truncate | Operation::Drop, Some(rows)) => {
                         format!(" (the table has about {})", count(*rows))
@@ -99,11 +106,15 @@ impl Error {
                     (_, None) => String::new(),
                 };
                 Some(format!(
-                    "Policy \"{policy}\" allows {} per {scope}, and this is number {}{estimate}; nothing was changed.",
+                    "Policy \"{policy}\" allows {} per {per}, and this is number {}{estimate}; nothing was changed.{}",
                     count(*limit),
-                    limit.saturating_add(1)
+                    limit.saturating_add(1),
+                    note.as_ref().map(|note| format!(" {note}")).unwrap_or_default()
                 ))
             }
+            Error::NeedsBlock { policy, .. } => Some(format!(
+                "Policy \"{policy}\" allows 1 row outside a transaction block, and this is number 2; nothing was changed."
+            )),
             Error::TokenRefused { detail, .. }
             | Error::ApprovalRefused { detail, .. }
             | Error::Invalid { detail, .. } => detail.clone(),
@@ -143,6 +154,9 @@ impl Error {
                     format!("SELECT writeguard.request({statement}, reason => 'why this is right'{parameters});")
                 }
             },
+            Error::NeedsBlock { .. } => {
+                "BEGIN; (then the statement again, and COMMIT when its number of rows is right)".to_owned()
+            }
             Error::TokenRefused { hint, .. }
             | Error::ApprovalRefused { hint, .. }
             | Error::Invalid { hint, .. }
@@ -163,7 +177,9 @@ impl Error {
     /// Schema and name of the table that the error is about.
     pub fn table(&self) -> Option<(&str, &str)> {
         match self {
-            Error::Limit { relation, .. } => Some((&relation.schema, &relation.name)),
+            Error::Limit { relation, .. } | Error::NeedsBlock { relation, .. } => {
+                Some((&relation.schema, &relation.name))
+            }
             Error::TokenRefused { relation, .. } | Error::Undecided { relation, .. } => {
                 relation.as_ref().map(|name| (name.schema.as_str(), name.name.as_str()))
             }
@@ -182,8 +198,9 @@ mod tests {
             operation: Operation::Update,
             relation: RelationName::new("public", "orders"),
             policy: "p".into(),
-            scope: Scope::Statement,
+            per: "statement".into(),
             limit: 1,
+            note: None,
             estimate: None,
             way_out: WayOut::Request { event: Some(7), statement: String::new(), parameters: 0 },
         };
@@ -201,8 +218,9 @@ mod tests {
             operation: Operation::Delete,
             relation: RelationName::new("public", "t"),
             policy: "p".into(),
-            scope: Scope::Statement,
+            per: "statement".into(),
             limit: 1,
+            note: None,
             estimate: None,
             way_out,
         };

@@ -232,6 +232,23 @@ fn needs_conversion() -> bool {
     encoding != UTF8 && encoding != pg_sys::pg_enc::PG_SQL_ASCII as c_int
 }
 
+/// Nanoseconds of the system's clock that only goes forward; the same in all processes of a machine.
+pub fn monotonic_nanoseconds() -> u64 {
+    #[repr(C)]
+    struct Timespec {
+        seconds: i64,
+        nanoseconds: i64,
+    }
+    const CLOCK_MONOTONIC: c_int = 1;
+    unsafe extern "C" {
+        fn clock_gettime(clock: c_int, time: *mut Timespec) -> c_int;
+    }
+    let mut time = Timespec { seconds: 0, nanoseconds: 0 };
+    // SAFETY: fills in the struct that it is given; that clock always exists.
+    unsafe { clock_gettime(CLOCK_MONOTONIC, &mut time) };
+    (time.seconds as u64).wrapping_mul(1_000_000_000).wrapping_add(time.nanoseconds as u64)
+}
+
 /// A value that belongs to this backend.
 ///
 /// A backend is one thread, so a plain static serves where `thread_local!` would cost a call on each access in a

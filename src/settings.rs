@@ -11,6 +11,7 @@ static OVERRIDE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static EVENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
+static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 const NOTHING_MORE: &CStr = c"";
@@ -38,6 +39,11 @@ pub fn approval_lifetime() -> i32 {
 /// Bytes of shared memory for events that wait for the worker.
 pub fn event_queue_bytes() -> usize {
     usize::try_from(EVENT_QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+/// Rates that the shared memory has room for, one for each policy and login.
+pub fn rate_slots() -> usize {
+    usize::try_from(RATE_SLOTS.get()).unwrap_or(0)
 }
 
 /// The hooks of the settings that arm a session.
@@ -89,6 +95,16 @@ pub fn register(arming: Arming) {
         1_048_576,
         GucContext::Postmaster,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.rate_slots",
+        c"Sets the number of rates that the shared memory has room for.",
+        c"There is one for each policy with a rate and each login that writes under it; those that are full again make room.",
+        &RATE_SLOTS,
+        1,
+        1_048_576,
+        GucContext::Postmaster,
+        GucFlags::default(),
     );
     let armed = GucFlags::from_bits_retain((pg_sys::GUC_DISALLOW_IN_FILE | pg_sys::GUC_NOT_IN_SAMPLE) as i32);
     let secret = armed | GucFlags::from_bits_retain(pg_sys::GUC_NO_SHOW_ALL as i32);

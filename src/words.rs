@@ -52,6 +52,9 @@ impl fmt::Display for Operation {
 pub enum Scope {
     Statement,
     Transaction,
+    Rate,
+    Fraction,
+    Block,
 }
 
 impl fmt::Display for Scope {
@@ -59,8 +62,28 @@ impl fmt::Display for Scope {
         f.write_str(match self {
             Scope::Statement => "statement",
             Scope::Transaction => "transaction",
+            Scope::Rate => "rate",
+            Scope::Fraction => "fraction",
+            Scope::Block => "block",
         })
     }
+}
+
+/// A time in microseconds, in the two units that say most of it; rounded up to seconds.
+pub fn duration(microseconds: u64) -> String {
+    let seconds = microseconds.div_ceil(1_000_000).max(1);
+    let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
+    let mut left = seconds;
+    let parts: Vec<String> = units
+        .into_iter()
+        .filter_map(|(unit, length)| {
+            let count = left / length;
+            left %= length;
+            (count > 0).then(|| format!("{count} {unit}"))
+        })
+        .take(2)
+        .collect();
+    parts.join(" ")
 }
 
 /// What lifts all that a policy refuses.
@@ -155,6 +178,15 @@ pub fn ascii_json(json: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_told_in_two_units() {
+        for (microseconds, text) in
+            [(0, "1 s"), (1, "1 s"), (59_000_001, "1 min"), (3_600_000_000, "1 h"), (90_061_000_000, "1 d 1 h")]
+        {
+            assert_eq!(duration(microseconds), text);
+        }
+    }
 
     #[test]
     fn literals_survive_quotes() {

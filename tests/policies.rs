@@ -293,11 +293,7 @@ fn a_mistake_leaves_the_policy_that_was_there() {
 fn columns_that_come_later_are_refused() {
     let (_db, mut admin) = database();
     for (column, value) in [
-        ("rate_rows", "100"),
-        ("rate_interval", "'2 hours'"),
-        ("max_fraction", "0.5"),
         ("require_where", "true"),
-        ("require_transaction", "true"),
         ("mode", "'observe'"),
         ("mode", "'warn'"),
         ("approvers", "'postgres'"),

@@ -1,6 +1,7 @@
 //! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor
 //! or a membership changes.
 
+use core::cell::Cell;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
@@ -8,11 +9,15 @@ use rustc_hash::FxHashMap;
 
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
-use super::{lift, statement};
+use super::gcra::Rate;
+use super::rate::BucketId;
+use super::rate_memory::Owner;
+use super::{block, lift, rate, statement};
 use crate::error::Error;
-use crate::ffi::Backend;
-use crate::policy::catalog;
+use crate::ffi::{self, Backend};
+use crate::policy::model::Policy;
 use crate::policy::table::{Loaded, Revision};
+use crate::policy::{catalog, size};
 use crate::raise::{Failure, Raise, guarded};
 use crate::session::Actor;
 use crate::settings;
@@ -23,6 +28,25 @@ use crate::words::{Operation, RelationName};
 pub struct Charge {
     pub meter: MeterId,
     pub policy: Rc<Loaded>,
+    /// Limits beyond those that the meter knows.
+    pub more: Option<Rc<More>>,
+}
+
+/// Limits of a policy that not every policy has.
+pub struct More {
+    /// Of the table, or of the tree of partitions it belongs to.
+    pub fraction: Option<Fraction>,
+    pub rate: Option<BucketId>,
+    pub require_transaction: bool,
+}
+
+/// A fraction of a table's rows.
+pub struct Fraction {
+    meter: MeterId,
+    root: pg_sys::Oid,
+    part: f64,
+    /// The statement that it was worked out for: its limit, and about how many rows the table holds.
+    known: Cell<(Serial, u64, u64)>,
 }
 
 /// A covered relation.
@@ -70,6 +94,9 @@ struct Book {
     policies: FxHashMap<Revision, MeterId>,
     /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own.
     relations: FxHashMap<String, MeterId>,
+    /// By policy and root of the tree.
+    more: FxHashMap<(Revision, u32), Rc<More>>,
+    rates: FxHashMap<Revision, BucketId>,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
     stale: bool,
 }
@@ -85,6 +112,8 @@ fn book() -> &'static mut Book {
             bindings: FxHashMap::default(),
             policies: FxHashMap::default(),
             relations: FxHashMap::default(),
+            more: FxHashMap::default(),
+            rates: FxHashMap::default(),
             stale: false,
         })
     }
@@ -133,9 +162,12 @@ pub fn open_tab(owner: usize, index: i32, binding: &Rc<Binding>, operation: Oper
     if lift::has_say(place.statement) || !settings::enabled() {
         return;
     }
+    let charges = binding.charges(operation);
+    if charges.iter().any(|charge| charge.more.is_some()) {
+        return;
+    }
     let ledger = ledger();
-    let meters = binding.charges(operation).iter().map(|charge| ledger.left(charge.meter, place.statement));
-    let left = meters.min().unwrap_or(u64::MAX);
+    let left = charges.iter().map(|charge| ledger.left(charge.meter, place.statement)).min().unwrap_or(u64::MAX);
     *tab() = Tab { owner, index, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
 }
 
@@ -234,6 +266,8 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     let binding = covering.map(|covering| {
         let name = covering.relation.to_sql();
         let rows = *book.relations.entry(name.clone()).or_insert_with(|| book.ledger.add(None, None));
+        let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
+        let root = if fractions { size::root_of_tree(relation) } else { relation };
         let mut charges = covering.applying.map(|policies| {
             policies
                 .into_iter()
@@ -241,7 +275,8 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
                     let meter = *book.policies.entry(policy.revision).or_insert_with(|| {
                         book.ledger.add(policy.policy.max_rows, policy.policy.max_rows_per_transaction)
                     });
-                    Charge { meter, policy }
+                    let more = more_of(book, &policy, root);
+                    Charge { meter, policy, more }
                 })
                 .collect::<Vec<_>>()
         });
@@ -255,6 +290,118 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     Ok(binding)
 }
 
+/// A policy's further limits for the tables of one tree; none where it has none.
+fn more_of(book: &mut Book, policy: &Loaded, root: pg_sys::Oid) -> Option<Rc<More>> {
+    let Policy { rate, max_fraction, require_transaction, .. } = policy.policy;
+    if rate.is_none() && max_fraction.is_none() && !require_transaction {
+        return None;
+    }
+    let key = (policy.revision, u32::from(root));
+    if let Some(known) = book.more.get(&key) {
+        return Some(Rc::clone(known));
+    }
+    let rate = rate.map(|rate| {
+        *book.rates.entry(policy.revision).or_insert_with(|| {
+            // SAFETY: these read statics.
+            let (database, login) = unsafe { (pg_sys::MyDatabaseId, ffi::GetAuthenticatedUserId()) };
+            let owner = Owner { policy: policy.rate_key(), database, login };
+            let meter = book.ledger.add(None, None);
+            rate::add(owner, Rate::new(rate.rows, rate.interval.saturating_mul(1_000)), meter)
+        })
+    });
+    let fraction = max_fraction.map(|part| Fraction {
+        meter: book.ledger.add(None, None),
+        root,
+        part,
+        known: Cell::new((0, 0, 0)),
+    });
+    let more = Rc::new(More { fraction, rate, require_transaction });
+    book.more.insert(key, Rc::clone(&more));
+    Some(more)
+}
+
+/// Rows of a table that a fraction always allows.
+const FEWEST_ROWS: u64 = 10;
+
+impl Fraction {
+    /// The limit for a statement, and about how many rows the table held when the statement came to it first.
+    fn of_statement(&self, statement: Serial) -> (u64, u64) {
+        let (known, limit, held) = self.known.get();
+        if known == statement {
+            return (limit, held);
+        }
+        let held = size::rows(self.root);
+        let limit = ((held as f64 * self.part) as u64).max(FEWEST_ROWS);
+        self.known.set((statement, limit, held));
+        (limit, held)
+    }
+}
+
+/// Charges rows to the limits that only some policies have, and says which of them that went past.
+///
+/// # Errors
+/// WG008 when there is no room for a rate.
+fn charge_more(charge: &Charge, more: &More, rows: u64, place: Place) -> Result<Option<Past>, Failure> {
+    if more.require_transaction && !block::is_explicit() && ledger().in_statement(charge.meter, place.statement) > 1 {
+        return Ok(Some(Past::Block));
+    }
+    if let Some(fraction) = &more.fraction {
+        let (limit, held) = fraction.of_statement(place.statement);
+        let ledger = ledger();
+        ledger.charge(fraction.meter, rows, place, goes_on);
+        if ledger.in_statement(fraction.meter, place.statement) > limit {
+            return Ok(Some(Past::Fraction(limit, held)));
+        }
+    }
+    if let Some(bucket) = more.rate {
+        let taken = rate::take(bucket, rows).map_err(|_| Error::Undecided {
+            reason: format!("there is no room for the rate of policy \"{}\"", charge.policy.policy.name),
+            hint: format!("ALTER SYSTEM SET writeguard.rate_slots = {}; (then restart)", settings::rate_slots() * 2),
+            relation: None,
+        })?;
+        let (ledger, meter) = (ledger(), rate::meter(bucket));
+        if !taken {
+            return Ok(Some(Past::Rate(rate::wait_for_one_more(bucket, ledger.in_statement(meter, place.statement)))));
+        }
+        ledger.charge(meter, rows, place, goes_on);
+    }
+    Ok(None)
+}
+
+/// How many more rows of an operation a charge takes, as far as numbers say.
+pub fn left(charge: &Charge, statement: Serial) -> u64 {
+    let mut left = ledger().left(charge.meter, statement);
+    if let Some(more) = &charge.more {
+        if let Some(fraction) = &more.fraction {
+            let (limit, _) = fraction.of_statement(statement);
+            left = left.min(limit.saturating_sub(ledger().in_statement(fraction.meter, statement)));
+        }
+        if let Some(bucket) = more.rate {
+            left = left.min(rate::left(bucket));
+        }
+        if more.require_transaction && !block::is_explicit() && left == u64::MAX {
+            left = 1u64.saturating_sub(ledger().in_statement(charge.meter, statement));
+        }
+    }
+    left
+}
+
+/// The policy behind a charge is lifted for a statement: it spends nothing of its rate.
+pub fn lifted(meter: MeterId, statement: Serial) {
+    let book = book();
+    let policy = book.policies.iter().find(|(_, known)| **known == meter).map(|(revision, _)| *revision);
+    if let Some(bucket) = policy.and_then(|revision| book.rates.get(&revision).copied()) {
+        rate::lifted(bucket, statement, ledger());
+    }
+}
+
+/// A subtransaction of this level was rolled back.
+pub fn roll_back(level: i32) {
+    let ledger = ledger();
+    ledger.roll_back(level);
+    rate::rolled_back(ledger);
+}
+
 /// Charges rows to a relation's budgets. Null: they may stay; otherwise what to raise.
 ///
 /// Runs for each row that is not on a tab: no allocation, no lock, nothing that raises, unless a limit is passed.
@@ -266,16 +413,17 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
     let ledger = ledger();
     ledger.charge(binding.rows, rows, place, goes_on);
     for charge in binding.charges(operation) {
-        if let Some(past) = ledger.charge(charge.meter, rows, place, goes_on)
-            && !lift::is_lifted(charge.meter, place.statement)
-        {
-            let raise = past_limit(binding, operation, charge, past, place, estimate);
+        let past = ledger.charge(charge.meter, rows, place, goes_on);
+        if (past.is_some() || charge.more.is_some()) && !lift::is_lifted(charge.meter, place.statement) {
+            let raise = past_limit(binding, operation, charge, past, rows, place, estimate);
             if !raise.is_null() {
                 return raise;
             }
         }
     }
-    if lift::is_granted(place.statement) && !lift::within_grant(ledger, place.statement, binding.rows, &binding.name) {
+    if lift::is_granted(place.statement)
+        && !lift::within_grant(self::ledger(), place.statement, binding.rows, &binding.name)
+    {
         return past_review(binding, operation, place, estimate);
     }
     core::ptr::null_mut()
@@ -292,16 +440,23 @@ fn switched_off(binding: &Binding, operation: Operation, place: Place) -> *mut R
     })
 }
 
+/// Decides about a charge that went past a limit, or that has further ones.
 #[cold]
 fn past_limit(
     binding: &Binding,
     operation: Operation,
     charge: &Charge,
-    past: Past,
+    past: Option<Past>,
+    rows: u64,
     place: Place,
     estimate: Option<u64>,
 ) -> *mut Raise {
     guarded(|| {
+        let past = match (past, &charge.more) {
+            (None, Some(more)) => charge_more(charge, more, rows, place)?,
+            (past, _) => past,
+        };
+        let Some(past) = past else { return Ok(()) };
         let attempt = Attempt {
             relation: &binding.relation,
             operation,
@@ -312,6 +467,7 @@ fn past_limit(
             estimate,
         };
         decide::decide(&attempt)?;
+        lifted(charge.meter, place.statement);
         if lift::is_granted(place.statement) {
             // Tables that were charged before the token was spent count as well.
             decide::check_grant(&attempt, &rows_by_table(place.statement))?;
@@ -358,8 +514,9 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// The transaction is over.
-pub fn end_transaction() {
+/// The transaction is over. `kept`: it committed, or was prepared for it; what it took of rates stays spent.
+pub fn end_transaction(kept: bool) {
+    rate::end_transaction(kept);
     if tab().binding.is_some() {
         *tab() = Tab { owner: 0, left: 0, rows: 0, binding: None, ..*tab() };
     }
@@ -370,6 +527,9 @@ pub fn end_transaction() {
         book.bindings.clear();
         book.policies.clear();
         book.relations.clear();
+        book.more.clear();
+        book.rates.clear();
+        rate::clear();
         book.ledger.clear();
     }
 }

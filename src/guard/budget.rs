@@ -46,6 +46,12 @@ struct Meter {
 pub enum Past {
     Statement,
     Transaction,
+    /// The rate; nanoseconds until there is room for all rows of the statement so far, none when there never is.
+    Rate(Option<u64>),
+    /// A fraction of a table: so many rows, of so many that it holds about.
+    Fraction(u64, u64),
+    /// More than one row outside a transaction block.
+    Block,
 }
 
 /// All meters of this backend.
@@ -154,6 +160,19 @@ impl Ledger {
             let suspended = self.suspended.iter().find(|(of, meter, _)| *of == statement && *meter == id);
             suspended.map_or(0, |(_, _, rows)| *rows)
         })
+    }
+
+    /// Forgets what a statement was charged in this transaction.
+    pub fn forgive(&mut self, id: MeterId, statement: Serial) {
+        let rows = self.in_statement(id, statement);
+        self.suspended.retain(|(of, meter, _)| (*of, *meter) != (statement, id));
+        if let Some(meter) = self.meters.get_mut(id).filter(|meter| meter.transaction == self.transaction) {
+            meter.in_transaction = meter.in_transaction.saturating_sub(rows);
+            if meter.statement == statement {
+                meter.in_statement = 0;
+            }
+            meter.frames.iter_mut().filter(|frame| frame.statement == statement).for_each(|frame| frame.rows = 0);
+        }
     }
 
     /// Rows charged in this transaction so far.

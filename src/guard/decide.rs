@@ -15,7 +15,7 @@ use crate::raise::Failure;
 use crate::session;
 use crate::token::check::{self, Grant};
 use crate::token::statement::statement_hash;
-use crate::words::{Operation, Override, RelationName, Scope};
+use crate::words::{Operation, Override, RelationName, Scope, count, duration};
 
 /// A write that went past a limit.
 pub struct Attempt<'a> {
@@ -133,6 +133,32 @@ fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
     match attempt.past {
         Past::Statement => (Scope::Statement, policy.max_rows),
         Past::Transaction => (Scope::Transaction, policy.max_rows_per_transaction),
+        Past::Rate(_) => (Scope::Rate, policy.rate.map(|rate| rate.rows)),
+        Past::Fraction(limit, _) => (Scope::Fraction, Some(limit)),
+        Past::Block => (Scope::Block, Some(1)),
+    }
+}
+
+/// What a limit is counted over, in words, and what else is worth knowing of it.
+fn explain(attempt: &Attempt<'_>) -> (String, Option<String>) {
+    let policy = &attempt.policy.policy;
+    match attempt.past {
+        Past::Statement | Past::Block => ("statement".into(), None),
+        Past::Transaction => ("transaction".into(), None),
+        Past::Rate(wait) => {
+            let interval = policy.rate.map_or(0, |rate| rate.interval);
+            let note = match wait {
+                Some(wait) => format!("There is room for as many rows again in {}.", duration(wait / 1_000)),
+                None => "There is never room for as many rows at once.".into(),
+            };
+            (duration(interval), Some(note))
+        }
+        Past::Fraction(_, held) => {
+            let part = policy.max_fraction.unwrap_or_default();
+            let note =
+                format!("The limit is {part} of the about {} that the table holds, and never below 10.", count(held));
+            ("statement".into(), Some(note))
+        }
     }
 }
 
@@ -144,13 +170,19 @@ fn lift(attempt: &Attempt<'_>, request: Option<i64>) {
 }
 
 fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
-    let (scope, limit) = limit_of(attempt);
-    let limit = limit.unwrap_or_default();
+    let limit = limit_of(attempt).1.unwrap_or_default();
     let policy = &attempt.policy.policy;
     let mut event = Event::new(Kind::Blocked);
     describe(&mut event, attempt);
     event.rows = Some(limit.saturating_add(1));
     let id = record_once(&event, attempt)?;
+    if attempt.past == Past::Block {
+        return Err(Failure::Ours(Error::NeedsBlock {
+            operation: attempt.operation,
+            relation: attempt.relation.clone(),
+            policy: policy.name.clone(),
+        }));
+    }
     let way_out = match policy.override_ {
         Override::Never => WayOut::Never,
         Override::Flag => WayOut::SetFlag,
@@ -161,12 +193,14 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
             parameters: statement::parameter_count(),
         },
     };
+    let (per, note) = explain(attempt);
     Err(Failure::Ours(Error::Limit {
         operation: attempt.operation,
         relation: attempt.relation.clone(),
         policy: policy.name.clone(),
-        scope,
+        per,
         limit,
+        note,
         estimate: attempt.estimate,
         way_out,
     }))
@@ -207,7 +241,7 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
         reason: "the write changes more rows than were reviewed".into(),
         detail: Some(format!(
             "Request {request} was approved for {} in \"{name}\", and this is number {}; nothing was changed.",
-            crate::words::count(allowed),
+            count(allowed),
             allowed.saturating_add(1)
         )),
         hint: format!(

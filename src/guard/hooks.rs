@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use super::statement::Frame;
-use super::{book, count, ddl, decide, lift, statement, watch, write};
+use super::{block, book, count, ddl, decide, lift, rate_memory, statement, watch, write};
 use crate::event::{at_commit, keep, memory, queue, store};
 use crate::ffi;
 use crate::policy::catalog;
@@ -191,10 +191,10 @@ unsafe extern "C-unwind" fn process_utility(
     unsafe {
         let tag = (*(*pstmt).utilityStmt).type_;
         let is_transaction = tag == pg_sys::NodeTag::T_TransactionStmt;
-        let commits_prepared = is_transaction
-            && (*(*pstmt).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind
-                == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
+        let transaction = (*pstmt).utilityStmt.cast::<pg_sys::TransactionStmt>();
+        let kind = if is_transaction { (*transaction).kind } else { pg_sys::TransactionStmtKind::TRANS_STMT_SAVEPOINT };
         let frame = if is_transaction {
+            block::before(transaction);
             statement::between_commands();
             Frame::Inner
         } else {
@@ -211,11 +211,13 @@ unsafe extern "C-unwind" fn process_utility(
         (next().utility)(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
         if defines {
             raise(ddl::end(begun));
+        } else {
+            block::after(kind);
         }
         if frame == Frame::Outermost {
             statement::leave();
         }
-        if commits_prepared && catalog::may_be_installed() {
+        if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED && catalog::may_be_installed() {
             // Its events may have left notifications to send.
             queue::push(&[], false);
         }
@@ -247,6 +249,7 @@ unsafe extern "C-unwind" fn shmem_request() {
             next();
         }
         memory::request();
+        rate_memory::request();
     }
 }
 
@@ -256,6 +259,7 @@ unsafe extern "C-unwind" fn shmem_startup() {
         if let Some(next) = next().shmem_startup {
             next();
         }
+        rate_memory::startup();
         if memory::startup() && !pg_sys::IsUnderPostmaster {
             keep::startup();
         }
@@ -283,24 +287,34 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
                     Ok(())
                 });
             }
-            end_transaction(true);
+            end_transaction(Ending::Committed);
         }
-        pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(false),
+        pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(Ending::Prepared),
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             statement::rolled_back();
             ddl::roll_back(0);
-            end_transaction(false);
+            end_transaction(Ending::RolledBack);
         }
         _ => {}
     }
 }
 
+/// How a transaction ended here; a prepared one may still go either way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Committed,
+    Prepared,
+    RolledBack,
+}
+
 #[inline]
-fn end_transaction(committed: bool) {
+fn end_transaction(ending: Ending) {
+    let committed = ending == Ending::Committed;
+    block::end_transaction(committed);
     if statement::take_touched() {
         decide::end_transaction();
         lift::end_transaction();
-        book::end_transaction();
+        book::end_transaction(ending != Ending::RolledBack);
         statement::end_transaction();
         session::end_transaction();
         at_commit::end_transaction();
@@ -321,7 +335,7 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             statement::rolled_back();
             ddl::roll_back(level);
             at_commit::roll_back(level);
-            book::ledger().roll_back(level);
+            book::roll_back(level);
             lift::roll_back(level);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {

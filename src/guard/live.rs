@@ -99,7 +99,7 @@ fn worth_counting(binding: &Binding, operation: Operation, place: Place) -> Opti
         .charges(operation)
         .iter()
         .filter(|charge| charge.policy.policy.is_limited() && !lift::is_lifted(charge.meter, place.statement))
-        .map(|charge| book::ledger().left(charge.meter, place.statement).saturating_add(1))
+        .map(|charge| book::left(charge, place.statement).saturating_add(1))
         .min()
 }
 

@@ -1,12 +1,13 @@
 //! What a DBA calls: set, drop and explain policies.
 
-use pgrx::datum::{Interval, Json};
+use pgrx::datum::Json;
 use pgrx::{direct_function_call, pg_sys};
 
-use super::model::{DEFAULT_RATE_INTERVAL, Document, Policy};
+use super::model::{Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
 use super::relation::{never_covered, relation_name, role_oid};
 use super::schedule::Schedule;
+use super::span::Span;
 use super::{catalog, conditions};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
@@ -45,7 +46,9 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
      ON CONFLICT (name) DO UPDATE SET tables = EXCLUDED.tables, roles = EXCLUDED.roles, \
        application = EXCLUDED.application, client = EXCLUDED.client, schedule = EXCLUDED.schedule, \
        operations = EXCLUDED.operations, max_rows = EXCLUDED.max_rows, \
-       max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, mode = EXCLUDED.mode, \
+       max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, rate_rows = EXCLUDED.rate_rows, \
+       rate_interval = EXCLUDED.rate_interval, max_fraction = EXCLUDED.max_fraction, \
+       require_transaction = EXCLUDED.require_transaction, mode = EXCLUDED.mode, \
        \"override\" = EXCLUDED.\"override\", comment = EXCLUDED.comment \
      WHERE p.* IS DISTINCT FROM EXCLUDED.* \
      RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END";
@@ -54,7 +57,8 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
 fn set_policy(arguments: &Arguments) -> Returns {
     let texts = |index| arguments.get::<Vec<Option<String>>>(index).unwrap_or_default();
     let given = |index: usize| (!arguments.is_null(index)).then(|| "given".to_owned());
-    let usual = arguments.get::<Interval>(10).is_some_and(|interval| interval == an_hour());
+    // SAFETY: the argument is declared as an interval.
+    let rate_interval = unsafe { Span::of(arguments.get(10).unwrap_or(pg_sys::Datum::null()), arguments.is_null(10)) };
     store_policy(Document {
         name: arguments.get(0),
         tables: texts(1),
@@ -66,7 +70,8 @@ fn set_policy(arguments: &Arguments) -> Returns {
         max_rows: arguments.get(7),
         max_rows_per_transaction: arguments.get(8),
         rate_rows: arguments.get(9),
-        rate_interval: Some(if usual { DEFAULT_RATE_INTERVAL } else { "given" }.to_owned()),
+        rate_microseconds: rate_interval.as_ref().map(|span| span.microseconds),
+        rate_interval: rate_interval.map(|span| span.text),
         max_fraction: arguments.get(11),
         require_where: arguments.get(12).unwrap_or_default(),
         require_transaction: arguments.get(13).unwrap_or_default(),
@@ -83,10 +88,6 @@ fn set_policy(arguments: &Arguments) -> Returns {
 fn printed_network(network: pg_sys::Datum) -> Option<String> {
     // SAFETY: the argument is declared as cidr.
     unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::cidr_out, &[Some(network)]) }.map(ffi::decode)
-}
-
-fn an_hour() -> Interval {
-    Interval::from_micros(3_600_000_000)
 }
 
 fn store_policy(mut document: Document) -> Returns {
@@ -224,8 +225,11 @@ fn explain(arguments: &Arguments) -> Returns {
                 "set_aside_by": explained.set_aside_by,
                 "max_rows": policy.max_rows,
                 "max_rows_per_transaction": policy.max_rows_per_transaction,
+                "rate_rows": policy.rate.map(|rate| rate.rows),
+                "rate_interval": policy.rate.map(|rate| format!("{} microseconds", rate.interval)),
+                "max_fraction": policy.max_fraction,
                 "require_where": false,
-                "require_transaction": false,
+                "require_transaction": policy.require_transaction,
                 "mode": "enforce",
                 "override": policy.override_.word(),
             })

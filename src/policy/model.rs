@@ -25,6 +25,9 @@ pub struct Document {
     pub max_rows_per_transaction: Option<i64>,
     pub rate_rows: Option<i64>,
     pub rate_interval: Option<String>,
+    /// The same in microseconds; whoever makes the document asks PostgreSQL.
+    #[serde(skip)]
+    pub rate_microseconds: Option<i64>,
     pub max_fraction: Option<f64>,
     #[serde(default)]
     pub require_where: bool,
@@ -76,12 +79,24 @@ pub struct Policy {
     pub operations: u8,
     pub max_rows: Option<u64>,
     pub max_rows_per_transaction: Option<u64>,
+    pub rate: Option<RowRate>,
+    /// Between 0 and 1.
+    pub max_fraction: Option<f64>,
+    pub require_transaction: bool,
     pub override_: Override,
     pub comment: Option<String>,
 }
 
-/// The interval that `rate_interval` has when nobody says otherwise, as PostgreSQL prints it.
-pub const DEFAULT_RATE_INTERVAL: &str = "01:00:00";
+/// Ten years in microseconds.
+const LONGEST_INTERVAL: u64 = 10 * 366 * 24 * 3_600 * 1_000_000;
+
+/// So many rows in an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowRate {
+    pub rows: u64,
+    /// In microseconds.
+    pub interval: u64,
+}
 
 /// Longest name of a policy in bytes; it has to fit into an index and into a notification.
 const LONGEST_NAME: usize = 255;
@@ -89,7 +104,11 @@ const LONGEST_NAME: usize = 255;
 impl Policy {
     /// Whether any number of rows is too large for it.
     pub fn is_limited(&self) -> bool {
-        self.max_rows.is_some() || self.max_rows_per_transaction.is_some()
+        self.max_rows.is_some()
+            || self.max_rows_per_transaction.is_some()
+            || self.rate.is_some()
+            || self.max_fraction.is_some()
+            || self.require_transaction
     }
 
     /// Whether it depends on more than table, role and operation.
@@ -167,19 +186,39 @@ impl Document {
             operations,
             max_rows: limit("max_rows", self.max_rows)?,
             max_rows_per_transaction: limit("max_rows_per_transaction", self.max_rows_per_transaction)?,
+            rate: self.rate()?,
+            max_fraction: self.fraction()?,
+            require_transaction: self.require_transaction,
             override_,
             comment: self.comment.clone(),
         })
     }
 
+    fn rate(&self) -> Result<Option<RowRate>, Error> {
+        let interval = self.rate_microseconds.and_then(|interval| u64::try_from(interval).ok());
+        let Some(interval) = interval.filter(|interval| (1..=LONGEST_INTERVAL).contains(interval)) else {
+            return Err(Error::invalid(
+                "rate_interval must be longer than nothing and at most 10 years",
+                "rate_interval => '1 hour'",
+            ));
+        };
+        Ok(limit("rate_rows", self.rate_rows)?.map(|rows| RowRate { rows, interval }))
+    }
+
+    fn fraction(&self) -> Result<Option<f64>, Error> {
+        match self.max_fraction {
+            Some(fraction) if !(0.0..=1.0).contains(&fraction) => Err(Error::invalid(
+                format!("max_fraction must be between 0 and 1, but is {fraction}"),
+                "max_fraction => 0.1 (a tenth of each table's rows, never below 10 rows)",
+            )),
+            fraction => Ok(fraction),
+        }
+    }
+
     /// A column that is stored but not obeyed would be worse than one that is missing.
     fn refuse_later_columns(&self) -> Result<(), Error> {
         let later = [
-            ("rate_rows", self.rate_rows.is_some()),
-            ("rate_interval", self.rate_interval.as_deref().is_some_and(|value| value != DEFAULT_RATE_INTERVAL)),
-            ("max_fraction", self.max_fraction.is_some()),
             ("require_where", self.require_where),
-            ("require_transaction", self.require_transaction),
             ("approvers", self.approvers.is_some()),
             ("min_approvals", self.min_approvals != Some(1)),
             ("undo", self.undo.is_some()),
@@ -238,7 +277,7 @@ mod tests {
     use super::*;
 
     fn document(json: &str) -> Document {
-        serde_json::from_str(json).unwrap()
+        Document { rate_microseconds: Some(3_600_000_000), ..serde_json::from_str(json).unwrap() }
     }
 
     #[test]
@@ -265,7 +304,8 @@ mod tests {
             (r#"{"name": "p", "operations": []}"#, "WG007", "operations"),
             (r#"{"name": "p", "tables": [null]}"#, "WG007", "tables"),
             (r#"{"name": "p", "roles": [""]}"#, "WG007", "roles"),
-            (r#"{"name": "p", "rate_rows": 5}"#, "0A000", "rate_rows"),
+            (r#"{"name": "p", "rate_rows": -5}"#, "WG007", "rate_rows"),
+            (r#"{"name": "p", "max_fraction": 1.5}"#, "WG007", "1.5"),
             (r#"{"name": "p", "require_where": true}"#, "0A000", "require_where"),
             (r#"{"name": "p", "min_approvals": 2}"#, "0A000", "min_approvals"),
         ] {

@@ -165,6 +165,9 @@ mod tests {
             operations: Operation::Update.bit(),
             max_rows: Some(1),
             max_rows_per_transaction: None,
+            rate: None,
+            max_fraction: None,
+            require_transaction: false,
             override_: Override::Token,
             comment: None,
         }

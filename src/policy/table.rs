@@ -10,6 +10,7 @@ use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sy
 
 use super::model::{Document, Policy};
 use super::resolve::{Index, Target};
+use super::span::Span;
 use crate::ffi::{self, Foreign};
 
 /// The schema of the extension; fixed by its control file.
@@ -35,6 +36,16 @@ impl Revision {
 pub struct Loaded {
     pub policy: Policy,
     pub revision: Revision,
+}
+
+impl Loaded {
+    /// Whose bucket a rate's is: that of the policy's name and rate, so that other changes of the policy leave it alone.
+    pub fn rate_key(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.policy.name.hash(&mut hasher);
+        self.policy.rate.map(|rate| (rate.rows, rate.interval)).hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// A policy that the guard cannot work with.
@@ -236,7 +247,14 @@ impl Row<'_> {
         self.columns.get(column).filter(|index| !self.nulls[**index]).map(|_| "given".to_owned())
     }
 
+    fn span(&self, column: &str) -> Option<Span> {
+        let index = *self.columns.get(column)?;
+        // SAFETY: the column is an interval.
+        unsafe { Span::of(self.values[index], self.nulls[index]) }
+    }
+
     fn document(&self) -> Document {
+        let rate_interval = self.span("rate_interval");
         Document {
             name: self.get("name"),
             tables: self.get("tables").unwrap_or_default(),
@@ -248,8 +266,8 @@ impl Row<'_> {
             max_rows: self.get("max_rows"),
             max_rows_per_transaction: self.get("max_rows_per_transaction"),
             rate_rows: self.get("rate_rows"),
-            // Means nothing without rate_rows.
-            rate_interval: None,
+            rate_microseconds: rate_interval.as_ref().map(|span| span.microseconds),
+            rate_interval: rate_interval.map(|span| span.text),
             max_fraction: self.get("max_fraction"),
             require_where: self.get("require_where").unwrap_or_default(),
             require_transaction: self.get("require_transaction").unwrap_or_default(),

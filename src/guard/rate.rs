@@ -1,0 +1,159 @@
+//! What this transaction took out of the buckets of rates, and what goes back.
+//!
+//! Rows are taken one by one as they are written, all sessions of a login from the same bucket. What is rolled back, was
+//! refused or turns out to be lifted goes back; what commits is spent.
+
+use super::budget::{Ledger, MeterId, Serial};
+use super::gcra::Rate;
+use super::rate_memory::{self, Known, Owner, Pinned};
+use crate::ffi::Backend;
+use crate::function::{Arguments, Returns, sql_function, value};
+
+sql_function!(
+    /// `rate_counters() → bigint[]`: the numbers of the view `rate_slots`.
+    writeguard_rate_counters, pg_finfo_writeguard_rate_counters, rate_counters
+);
+
+fn rate_counters(_arguments: &Arguments) -> Returns {
+    value(rate_memory::counters().map(|number| i64::try_from(number).unwrap_or(i64::MAX)).to_vec())
+}
+
+/// A policy's rate, as far as this session uses it.
+pub struct Bucket {
+    owner: Owner,
+    rate: Rate,
+    /// Counts what was taken in this transaction.
+    meter: MeterId,
+    /// Where the bucket was last.
+    known: Option<Known>,
+    held: Option<Held>,
+}
+
+/// What is taken in the running transaction.
+struct Held {
+    pinned: Pinned,
+    rows: u64,
+    /// When the first of them was.
+    since: u64,
+}
+
+/// Place of a bucket in this session.
+pub type BucketId = usize;
+
+/// No room in the table of buckets.
+pub struct NoRoom;
+
+static BUCKETS: Backend<Vec<Bucket>> = Backend::new(Vec::new());
+
+fn buckets() -> &'static mut Vec<Bucket> {
+    // SAFETY: single-threaded; no reference is kept across a call.
+    unsafe { &mut *BUCKETS.get() }
+}
+
+/// The session's place for a bucket. `meter` counts for it alone.
+pub fn add(owner: Owner, rate: Rate, meter: MeterId) -> BucketId {
+    buckets().push(Bucket { owner, rate, meter, known: None, held: None });
+    buckets().len() - 1
+}
+
+/// Forgets all buckets. Only between transactions.
+pub fn clear() {
+    buckets().clear();
+}
+
+/// Makes sure that the running transaction holds the bucket.
+fn hold(bucket: &mut Bucket) -> Result<&mut Held, NoRoom> {
+    if bucket.held.is_none() {
+        let pinned =
+            bucket.known.and_then(rate_memory::pin).or_else(|| rate_memory::find(bucket.owner)).ok_or(NoRoom)?;
+        bucket.known = Some(pinned.known());
+        bucket.held = Some(Held { pinned, rows: 0, since: rate_memory::now() });
+    }
+    bucket.held.as_mut().ok_or(NoRoom)
+}
+
+/// Takes rows. Ok(false): there are not so many.
+///
+/// # Errors
+/// When there is no room for the bucket itself.
+#[inline]
+pub fn take(id: BucketId, rows: u64) -> Result<bool, NoRoom> {
+    let Some(bucket) = buckets().get_mut(id) else { return Ok(true) };
+    let rate = bucket.rate;
+    let held = hold(bucket)?;
+    let now = rate_memory::now();
+    let taken = held.pinned.change(|full_at| rate.take(full_at, now, rows)).is_ok();
+    if taken {
+        held.rows += rows;
+    }
+    Ok(taken)
+}
+
+/// The meter that counts what [`take`] took; the caller charges it.
+pub fn meter(id: BucketId) -> MeterId {
+    buckets().get(id).map_or(MeterId::MAX, |bucket| bucket.meter)
+}
+
+/// Rows that can be taken now; as many as one likes where the bucket is not known yet.
+pub fn left(id: BucketId) -> u64 {
+    let Some(bucket) = buckets().get_mut(id) else { return u64::MAX };
+    let rate = bucket.rate;
+    hold(bucket).map_or(0, |held| rate.left(held.pinned.full_at(), rate_memory::now()))
+}
+
+/// Nanoseconds until a statement that has taken `taken` rows can have all of them and one more, when it gives these back
+/// first; none when it never can.
+pub fn wait_for_one_more(id: BucketId, taken: u64) -> Option<u64> {
+    let bucket = buckets().get_mut(id)?;
+    let rate = bucket.rate;
+    let held = bucket.held.as_ref()?;
+    let now = rate_memory::now();
+    let back = rate.put_back(held.pinned.full_at(), now, taken, held.since);
+    rate.wait_for(back, now, taken + 1)
+}
+
+/// After rows were taken off its meter: what is not counted there any more goes back.
+fn settle(bucket: &mut Bucket, ledger: &Ledger) {
+    let counted = ledger.in_transaction(bucket.meter);
+    let rate = bucket.rate;
+    if let Some(held) = &mut bucket.held
+        && held.rows > counted
+    {
+        let (rows, since, now) = (held.rows - counted, held.since, rate_memory::now());
+        let Ok(()) = held
+            .pinned
+            .change(|full_at| Ok::<u64, core::convert::Infallible>(rate.put_back(full_at, now, rows, since)));
+        held.rows = counted;
+    }
+}
+
+/// A subtransaction was rolled back, and the ledger knows.
+pub fn rolled_back(ledger: &Ledger) {
+    for bucket in buckets().iter_mut().filter(|bucket| bucket.held.is_some()) {
+        settle(bucket, ledger);
+    }
+}
+
+/// The policy was lifted for a statement, which spends nothing of its rate.
+pub fn lifted(id: BucketId, statement: Serial, ledger: &mut Ledger) {
+    if let Some(bucket) = buckets().get_mut(id) {
+        ledger.forgive(bucket.meter, statement);
+        settle(bucket, ledger);
+    }
+}
+
+/// The transaction is over; what it did not keep goes back. Before the ledger forgets.
+pub fn end_transaction(kept: bool) {
+    for bucket in buckets().iter_mut() {
+        let rate = bucket.rate;
+        if let Some(held) = bucket.held.take() {
+            if !kept && held.rows > 0 {
+                let now = rate_memory::now();
+                let back =
+                    |full_at| Ok::<u64, core::convert::Infallible>(rate.put_back(full_at, now, held.rows, held.since));
+                let Ok(()) = held.pinned.change(back);
+            }
+            held.pinned.unpin();
+        }
+    }
+}

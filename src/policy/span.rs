@@ -1,0 +1,38 @@
+//! Intervals between SQL and documents.
+
+use core::ffi::CStr;
+
+use pgrx::datum::Interval;
+use pgrx::{FromDatum, direct_function_call, pg_sys};
+
+use crate::ffi;
+
+/// An interval as a document has it, and how long it is.
+pub struct Span {
+    /// As PostgreSQL prints it by default, whatever the session's IntervalStyle is.
+    pub text: String,
+    /// Months count 30 days.
+    pub microseconds: i64,
+}
+
+const MICROSECONDS_PER_DAY: i64 = 24 * 3_600 * 1_000_000;
+
+impl Span {
+    /// Of an interval; none for NULL.
+    ///
+    /// # Safety
+    /// `datum` is an interval, unless it is NULL.
+    pub unsafe fn of(datum: pg_sys::Datum, is_null: bool) -> Option<Self> {
+        // SAFETY: the caller's promise; the style is a plain setting that only printing looks at.
+        unsafe {
+            let interval = Interval::from_datum(datum, is_null)?;
+            let days = i64::from(interval.months()) * 30 + i64::from(interval.days());
+            let microseconds = days.saturating_mul(MICROSECONDS_PER_DAY).saturating_add(interval.micros());
+            let style = pg_sys::IntervalStyle;
+            pg_sys::IntervalStyle = pg_sys::INTSTYLE_POSTGRES as i32;
+            let text = direct_function_call::<&CStr>(pg_sys::interval_out, &[Some(datum)]);
+            pg_sys::IntervalStyle = style;
+            Some(Self { text: ffi::decode(text?), microseconds })
+        }
+    }
+}
