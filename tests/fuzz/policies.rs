@@ -65,6 +65,20 @@ const NUMBERS: &[&str] = &[
     "-9223372036854775808",
     "9223372036854775806",
 ];
+const SCHEDULES: &[&str] = &[
+    "Mon-Sun 00:00-24:00 UTC",
+    "Sat,Sun 00:00-24:00 Europe/Berlin",
+    "Mon-Fri 18:00-08:00 UTC; Sat 00:00-12:00 America/New_York",
+    "fri-mon 23:59-00:01 Pacific/Apia",
+    "Mon 00:00-00:00 UTC",
+    "Mon 25:00-26:00 UTC",
+    "Mon 10:00-11:00",
+    "Mon 10:00-11:00 Nowhere/Else",
+    "Mon 10:00-11:00 FOO3BAR,M3.2.0,M11.1.0",
+    "Someday 10:00-11:00 UTC",
+    ";;",
+];
+const PATTERNS: &[&str] = &["%", "psql%", "_", "", "a\\", "a\\\\", "\\%", "%%__%%", "100%"];
 const COMMENTS: &[&str] = &[
     "",
     "why",
@@ -167,26 +181,26 @@ impl Fuzzer {
         });
         give(self, 2, "max_rows", &|fuzzer| fuzzer.random.pick(NUMBERS).to_string());
         give(self, 3, "max_rows_per_transaction", &|fuzzer| fuzzer.random.pick(NUMBERS).to_string());
-        give(self, 40, "rate_rows", &|fuzzer| fuzzer.random.pick(NUMBERS).to_string());
+        give(self, 8, "rate_rows", &|fuzzer| fuzzer.random.pick(NUMBERS).to_string());
         give(self, 8, "mode", &|fuzzer| fuzzer.text(&WORDS[9..]));
         give(self, 4, "override", &|fuzzer| fuzzer.text(&WORDS[11..16]));
         give(self, 2, "comment", &|fuzzer| fuzzer.text(COMMENTS));
-        give(self, 40, "application", &|fuzzer| fuzzer.text(COMMENTS));
-        give(self, 40, "schedule", &|fuzzer| fuzzer.text(COMMENTS));
+        give(self, 8, "application", &|fuzzer| fuzzer.text(PATTERNS));
+        give(self, 6, "schedule", &|fuzzer| fuzzer.text(SCHEDULES));
         give(self, 40, "approvers", &|fuzzer| fuzzer.text(ROLES));
-        give(self, 40, "client", &|fuzzer| fuzzer.random.pick(&["NULL", "'10.0.0.0/8'", "'::1'"]).to_string());
+        give(self, 12, "client", &|fuzzer| fuzzer.random.pick(&["NULL", "'10.0.0.0/8'", "'::1'"]).to_string());
         give(self, 20, "rate_interval", &|fuzzer| {
             fuzzer.random.pick(&["NULL", "'1 hour'", "'60 min'", "'-1 s'", "'178000000 years'", "'0'"]).to_string()
         });
         give(self, 40, "undo", &|fuzzer| fuzzer.random.pick(&["NULL", "'1 day'", "'-178000000 years'"]).to_string());
-        give(self, 40, "max_fraction", &|fuzzer| {
+        give(self, 8, "max_fraction", &|fuzzer| {
             fuzzer.random.pick(&["NULL", "'NaN'", "'Infinity'", "-0.0", "1e-320", "0.5", "2"]).to_string()
         });
         give(self, 20, "min_approvals", &|fuzzer| {
             fuzzer.random.pick(&["NULL", "1", "0", "-2147483648", "2"]).to_string()
         });
         give(self, 20, "require_where", &|fuzzer| fuzzer.random.pick(&["NULL", "true", "false"]).to_string());
-        give(self, 20, "require_transaction", &|fuzzer| fuzzer.random.pick(&["NULL", "true", "false"]).to_string());
+        give(self, 8, "require_transaction", &|fuzzer| fuzzer.random.pick(&["NULL", "true", "false"]).to_string());
         format!("SELECT writeguard.set_policy({})", arguments.join(", "))
     }
 }
@@ -235,7 +249,8 @@ fn any_argument_of_set_policy_is_stored_and_obeyed_or_refused_as_a_mistake() {
                 }
             }
             if let Err(refusal) = try_run(&mut writer, "UPDATE t SET v = 1 WHERE id = 1") {
-                assert_eq!(refusal.sqlstate, "WG001", "FUZZ_SEED={} case {case}: after {shown}\n{refusal:#?}", seed());
+                let known = ["WG001", "WG002", "WG003"].contains(&refusal.sqlstate.as_str());
+                assert!(known, "FUZZ_SEED={} case {case}: after {shown}\n{refusal:#?}", seed());
             }
         }
         if case % 5 == 4 {
@@ -243,7 +258,7 @@ fn any_argument_of_set_policy_is_stored_and_obeyed_or_refused_as_a_mistake() {
         }
     }
     println!("{outcomes:?}");
-    for outcome in ["stored", "WG007", "0A000"] {
+    for outcome in ["stored", "WG007"] {
         let times = outcomes.get(outcome).copied().unwrap_or_default();
         assert!(times * 10 >= cases, "{outcome} only {times} times of {cases}");
     }
