@@ -48,14 +48,12 @@ unsafe extern "C-unwind" {
     );
     pub fn IsLogicalWorker() -> bool;
 
-    // These read a static and return; pg_trigger_depth looks at no argument.
+    // These read a static and return.
     pub fn GetAuthenticatedUserId() -> pg_sys::Oid;
     pub fn GetSessionUserId() -> pg_sys::Oid;
     pub fn GetCurrentRoleId() -> pg_sys::Oid;
     pub fn GetCurrentTransactionNestLevel() -> c_int;
     pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
-
-    pub fn pg_trigger_depth(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
 
     pub fn AcceptInvalidationMessages();
     pub fn try_table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;

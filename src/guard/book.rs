@@ -91,6 +91,8 @@ struct Book {
     ledger: Ledger,
     generation: u64,
     bindings: FxHashMap<u32, Answers>,
+    /// The answer that was asked for last: the next question is mostly the same.
+    recent: Option<(u32, Actor, Option<Rc<Binding>>)>,
     policies: FxHashMap<Revision, MeterId>,
     /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own.
     relations: FxHashMap<String, MeterId>,
@@ -110,6 +112,7 @@ fn book() -> &'static mut Book {
             ledger: Ledger::new(),
             generation: 0,
             bindings: FxHashMap::default(),
+            recent: None,
             policies: FxHashMap::default(),
             relations: FxHashMap::default(),
             more: FxHashMap::default(),
@@ -211,9 +214,11 @@ fn refresh(book: &mut Book) {
     let generation = catalog::generation();
     if book.generation != generation || book.bindings.len() > MOST_BINDINGS {
         book.bindings.clear();
+        book.recent = None;
         book.generation = generation;
         book.stale = true;
     } else if catalog::any_changed() {
+        book.recent = None;
         for relation in catalog::take_changed() {
             book.bindings.remove(&relation);
         }
@@ -229,12 +234,22 @@ pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>
     catalog::settle_conditions();
     let book = book();
     refresh(book);
-    if let Some(known) = book.bindings.get(&u32::from(relation))
-        && let Some((_, binding)) = known.iter().find(|(of, _)| *of == actor)
+    if let Some((of, by, binding)) = &book.recent
+        && *of == u32::from(relation)
+        && *by == actor
     {
         return Ok(binding.clone());
     }
-    bind(relation, actor)
+    let binding = match find(book, relation, actor) {
+        Some(binding) => binding.clone(),
+        None => bind(relation, actor)?,
+    };
+    self::book().recent = Some((u32::from(relation), actor, binding.clone()));
+    Ok(binding)
+}
+
+fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<Binding>>> {
+    book.bindings.get(&u32::from(relation))?.iter().find(|(of, _)| *of == actor).map(|(_, binding)| binding)
 }
 
 /// Whether it is known already that no policy covers the relation. Neither raises nor looks anything up.
@@ -244,10 +259,10 @@ pub fn is_known_uncovered(relation: pg_sys::Oid, actor: Actor) -> bool {
     book.generation == catalog::generation()
         && !catalog::any_changed()
         && catalog::conditions_are_settled()
-        && book
-            .bindings
-            .get(&u32::from(relation))
-            .is_some_and(|known| known.iter().any(|(of, binding)| binding.is_none() && *of == actor))
+        && match &book.recent {
+            Some((of, by, binding)) if *of == u32::from(relation) && *by == actor => binding.is_none(),
+            _ => find(book, relation, actor).is_some_and(Option::is_none),
+        }
 }
 
 #[cold]
@@ -525,6 +540,7 @@ pub fn end_transaction(kept: bool) {
     if book.stale {
         book.stale = false;
         book.bindings.clear();
+        book.recent = None;
         book.policies.clear();
         book.relations.clear();
         book.more.clear();

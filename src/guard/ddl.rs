@@ -78,6 +78,28 @@ fn notes_of_command() -> impl Iterator<Item = &'static Note> {
     notes().iter().rev().map(|(_, note)| note).take_while(|note| !matches!(note, Note::Command(_)))
 }
 
+/// Whether a utility command may do something to tables itself. Not so those that only run other statements, which pass
+/// here on their own.
+#[inline(always)]
+pub fn concerns(tag: pg_sys::NodeTag) -> bool {
+    !matches!(
+        tag,
+        pg_sys::NodeTag::T_TransactionStmt
+            | pg_sys::NodeTag::T_ExecuteStmt
+            | pg_sys::NodeTag::T_PrepareStmt
+            | pg_sys::NodeTag::T_DeallocateStmt
+            | pg_sys::NodeTag::T_DeclareCursorStmt
+            | pg_sys::NodeTag::T_FetchStmt
+            | pg_sys::NodeTag::T_ClosePortalStmt
+            | pg_sys::NodeTag::T_VariableSetStmt
+            | pg_sys::NodeTag::T_VariableShowStmt
+            | pg_sys::NodeTag::T_ExplainStmt
+            | pg_sys::NodeTag::T_CopyStmt
+            | pg_sys::NodeTag::T_CallStmt
+            | pg_sys::NodeTag::T_DoStmt
+    )
+}
+
 /// A utility command begins. Gives what [`end`] wants back, and what to raise.
 ///
 /// # Safety
@@ -150,6 +172,12 @@ pub fn end(begun: usize) -> *mut Raise {
 /// A (sub)transaction of this level was rolled back, perhaps by an error in a command.
 pub fn roll_back(level: i32) {
     notes().retain(|(of, _)| *of < level);
+}
+
+/// Whether anything here has to do with this kind of access.
+#[inline(always)]
+pub fn is_of_interest(access: pg_sys::ObjectAccessType::Type) -> bool {
+    access != pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE && access != pg_sys::ObjectAccessType::OAT_NAMESPACE_SEARCH
 }
 
 /// Something happens to an object. Gives what to raise. When a session ends, its temporary objects go whatever hangs on

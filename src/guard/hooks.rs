@@ -200,8 +200,7 @@ unsafe extern "C-unwind" fn process_utility(
         } else {
             statement::enter()
         };
-        // Nothing is defined by a command that controls transactions, and it may end the one around it.
-        let defines = !is_transaction && !stays_out();
+        let defines = ddl::concerns(tag) && !stays_out();
         let mut begun = 0;
         if defines {
             let (noted, refusal) = ddl::begin((*pstmt).utilityStmt);
@@ -211,7 +210,7 @@ unsafe extern "C-unwind" fn process_utility(
         (next().utility)(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
         if defines {
             raise(ddl::end(begun));
-        } else {
+        } else if is_transaction {
             block::after(kind);
         }
         if frame == Frame::Outermost {
@@ -233,7 +232,7 @@ unsafe extern "C-unwind" fn object_access(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        if !stays_out() {
+        if ddl::is_of_interest(access) && !stays_out() {
             raise(ddl::accessed(access, class, object, sub_id, argument));
         }
         if let Some(next) = next().access {

@@ -66,14 +66,11 @@ pub unsafe fn enter() -> Frame {
 /// whole.
 #[inline(always)]
 unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
-    // SAFETY: the active portal is alive; the others are statics, read here or by a function that does no more.
+    // SAFETY: the active portal is alive.
     unsafe {
         let of_function = !(*portal).tupDesc.is_null() && (*portal).formats.is_null();
         let held = (*portal).strategy == pg_sys::PortalStrategy::PORTAL_ONE_SELECT && !(*portal).holdStore.is_null();
-        !of_function
-            && !held
-            && !pg_sys::debug_query_string.is_null()
-            && ffi::pg_trigger_depth(ptr::null_mut()).value() == 0
+        !of_function && !held
     }
 }
 

@@ -91,10 +91,22 @@ pub fn any() -> bool {
     !state().active.is_empty()
 }
 
+/// The watch that was found last. A watch is never freed, and one that is not in use has no child.
+static RECENT: Backend<*mut Watch> = Backend::new(ptr::null_mut());
+
 /// The watch of a node's child.
 #[inline]
 pub fn of_child(child: *mut pg_sys::PlanState) -> *mut Watch {
-    find(|watch| watch.child == child)
+    // SAFETY: NULL, or a boxed watch that is active or waits to be used again.
+    unsafe {
+        let recent = *RECENT.get();
+        if !recent.is_null() && (*recent).child == child {
+            return recent;
+        }
+        let found = find(|watch| watch.child == child);
+        *RECENT.get() = found;
+        found
+    }
 }
 
 /// The watch of a node itself.
