@@ -75,12 +75,13 @@ CREATE TABLE writeguard.event (
     reason         text
 );
 COMMENT ON TABLE writeguard.event IS 'Everything that was not simply allowed';
-COMMENT ON COLUMN writeguard.event.kind IS 'blocked, overridden, requested, approved, rejected, token_refused, policy_changed, uncovered, disabled';
+COMMENT ON COLUMN writeguard.event.kind IS 'blocked, overridden, expectation_failed, requested, approved, rejected, token_refused, policy_changed, uncovered, disabled';
 COMMENT ON COLUMN writeguard.event.login IS 'who authenticated; SET ROLE and SET SESSION AUTHORIZATION do not change it';
 COMMENT ON COLUMN writeguard.event.role IS 'the role that is SET, else session_user';
 COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table whose row went past the limit';
-COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement, transaction, rate, fraction, block';
-COMMENT ON COLUMN writeguard.event.rows IS 'of a refusal: limit + 1; of an override: all rows of the statement';
+COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement, transaction, rate, fraction, block, where; or expectation';
+COMMENT ON COLUMN writeguard.event.row_limit IS 'of a failed expectation: the number that was expected';
+COMMENT ON COLUMN writeguard.event.rows IS 'of a refusal: limit + 1; of an override or a failed expectation: all rows of the statement';
 COMMENT ON COLUMN writeguard.event.rows_estimated IS 'what the planner expected; it decides nothing';
 COMMENT ON COLUMN writeguard.event.approval IS 'the request whose token was used';
 CREATE INDEX event_occurred_at ON writeguard.event (occurred_at);

@@ -47,6 +47,9 @@ pub enum Error {
     /// WG003: more than one row outside a transaction block.
     #[error("{operation} of more than one row of table \"{relation}\" outside a transaction block")]
     NeedsBlock { operation: Operation, relation: RelationName, policy: String },
+    /// WG004: another number of rows than the client said beforehand.
+    #[error("{operation} changed {}, but {expected} {} expected", count(*.rows), if *.expected == 1 { "was" } else { "were" })]
+    Expectation { operation: &'static str, relation: Option<RelationName>, expected: u64, rows: u64 },
     /// WG006: a token that does not open this write.
     #[error("approval token refused: {reason}")]
     TokenRefused {
@@ -86,6 +89,7 @@ impl Error {
             Error::Limit { operation: Operation::Truncate | Operation::Drop, .. } => "WG005",
             Error::Limit { .. } => "WG001",
             Error::NeedsBlock { .. } => "WG003",
+            Error::Expectation { .. } => "WG004",
             Error::TokenRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } => "WG007",
             Error::Undecided { .. } => "WG008",
@@ -115,6 +119,14 @@ impl Error {
             Error::NeedsBlock { policy, .. } => Some(format!(
                 "Policy \"{policy}\" allows 1 row outside a transaction block, and this is number 2; nothing was changed."
             )),
+            Error::Expectation { operation, relation, expected, rows } => {
+                let table = relation.as_ref().map(|relation| format!(" of table \"{relation}\"")).unwrap_or_default();
+                Some(format!(
+                    "writeguard.expect_rows asked for {}, and this {operation}{table} would have changed {rows}; nothing \
+                     was changed.",
+                    count(*expected)
+                ))
+            }
             Error::TokenRefused { detail, .. }
             | Error::ApprovalRefused { detail, .. }
             | Error::Invalid { detail, .. } => detail.clone(),
@@ -157,6 +169,10 @@ impl Error {
             Error::NeedsBlock { .. } => {
                 "BEGIN; (then the statement again, and COMMIT when its number of rows is right)".to_owned()
             }
+            Error::Expectation { rows, .. } => match i32::try_from(*rows) {
+                Ok(rows) => format!("If {rows} is right: SET writeguard.expect_rows = {rows};"),
+                Err(_) => "If that is right: RESET writeguard.expect_rows;".to_owned(),
+            },
             Error::TokenRefused { hint, .. }
             | Error::ApprovalRefused { hint, .. }
             | Error::Invalid { hint, .. }
@@ -180,7 +196,9 @@ impl Error {
             Error::Limit { relation, .. } | Error::NeedsBlock { relation, .. } => {
                 Some((&relation.schema, &relation.name))
             }
-            Error::TokenRefused { relation, .. } | Error::Undecided { relation, .. } => {
+            Error::Expectation { relation, .. }
+            | Error::TokenRefused { relation, .. }
+            | Error::Undecided { relation, .. } => {
                 relation.as_ref().map(|name| (name.schema.as_str(), name.name.as_str()))
             }
             _ => None,
@@ -209,6 +227,24 @@ mod tests {
         assert_eq!(error.table(), Some(("public", "orders")));
         assert!(error.hint().unwrap().contains("event => 7"));
         assert!(error.detail().unwrap().contains("allows 1 row per statement, and this is number 2;"));
+    }
+
+    #[test]
+    fn an_expectation_gives_both_numbers() {
+        let error = |expected, rows| {
+            let relation = Some(RelationName::new("public", "orders"));
+            Error::Expectation { operation: "update", relation, expected, rows }
+        };
+        assert_eq!(error(3, 5).to_string(), "update changed 5 rows, but 3 were expected");
+        assert_eq!(error(1, 0).to_string(), "update changed 0 rows, but 1 was expected");
+        assert_eq!(error(0, 1).to_string(), "update changed 1 row, but 0 were expected");
+        assert_eq!(error(3, 5).sqlstate(), "WG004");
+        assert_eq!(error(3, 5).table(), Some(("public", "orders")));
+        assert_eq!(error(3, 5).hint().unwrap(), "If 5 is right: SET writeguard.expect_rows = 5;");
+        assert_eq!(error(3, 1 << 40).hint().unwrap(), "If that is right: RESET writeguard.expect_rows;");
+        let detail = "writeguard.expect_rows asked for 1 row, and this update of table \"public.orders\" would have \
+                      changed 5; nothing was changed.";
+        assert_eq!(error(1, 5).detail().unwrap(), detail);
     }
 
     #[test]

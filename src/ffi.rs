@@ -55,6 +55,11 @@ unsafe extern "C-unwind" {
     pub fn GetCurrentTransactionNestLevel() -> c_int;
     pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
 
+    // Reads the transaction's state and returns.
+    pub fn IsTransactionBlock() -> bool;
+    // Without `throw_error` an unknown name gives NULL.
+    pub fn FetchPreparedStatement(name: *const c_char, throw_error: bool) -> *mut pg_sys::PreparedStatement;
+
     pub fn AcceptInvalidationMessages();
     pub fn try_table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
     pub fn LockRelationOid(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE);

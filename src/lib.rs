@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 
 mod error;
 mod event;
+mod expectation;
 mod ffi;
 mod function;
 mod guard;
@@ -41,7 +42,7 @@ pub extern "C-unwind" fn _PG_init() {
         if !pg_sys::process_shared_preload_libraries_in_progress {
             return;
         }
-        settings::register(session::arming());
+        settings::register(session::arming(), expectation::hooks());
         guard::hooks::install();
     }
     worker::register();

@@ -163,8 +163,16 @@ unsafe extern "C" {
     fn malloc(size: usize) -> *mut c_void;
 }
 
-/// Numbers an assignment by SET; `extra` travels with the value wherever PostgreSQL keeps it.
-unsafe fn number(extra: *mut *mut c_void, source: pg_sys::GucSource::Type) -> bool {
+/// Gives an assignment by SET the `next` number; `extra` travels with the value wherever PostgreSQL keeps it. Only for
+/// check hooks, whose answer this is.
+///
+/// # Safety
+/// `extra` is the place that a check hook is handed.
+pub unsafe fn keep_number(
+    extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+    next: impl FnOnce() -> u64,
+) -> bool {
     if source != pg_sys::GucSource::PGC_S_SESSION {
         return true;
     }
@@ -177,18 +185,30 @@ unsafe fn number(extra: *mut *mut c_void, source: pg_sys::GucSource::Type) -> bo
         if place.is_null() {
             return false;
         }
-        let state = state();
-        state.last_number += 1;
-        place.write(state.last_number);
+        place.write(next());
         *extra = place.cast();
     }
     true
 }
 
-/// The number that [`number`] gave; 0 for a value that no SET assigned.
-unsafe fn number_of(extra: *mut c_void) -> u64 {
-    // SAFETY: `extra` is NULL or what `number` allocated.
+/// The number that [`keep_number`] kept; 0 for a value that no SET assigned.
+///
+/// # Safety
+/// `extra` is what an assign hook is handed for a setting whose check hook keeps numbers.
+pub unsafe fn number_of(extra: *mut c_void) -> u64 {
+    // SAFETY: `extra` is NULL or what `keep_number` allocated.
     if extra.is_null() { 0 } else { unsafe { *extra.cast::<u64>() } }
+}
+
+/// Numbers an assignment of one of the two settings.
+unsafe fn number(extra: *mut *mut c_void, source: pg_sys::GucSource::Type) -> bool {
+    let next = || {
+        let state = state();
+        state.last_number += 1;
+        state.last_number
+    };
+    // SAFETY: the check hooks' place.
+    unsafe { keep_number(extra, source, next) }
 }
 
 /// The hooks of the two settings.

@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static OVERRIDE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static EXPECT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(crate::expectation::NOTHING);
 static EVENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
@@ -56,8 +57,15 @@ pub struct Arming {
     pub show_token: pg_sys::GucShowHook,
 }
 
+/// The hooks of `writeguard.expect_rows`.
+pub struct Expecting {
+    pub check: pg_sys::GucIntCheckHook,
+    pub assign: pg_sys::GucIntAssignHook,
+    pub show: pg_sys::GucShowHook,
+}
+
 /// Defines the settings. Runs once, in `_PG_init`.
-pub fn register(arming: Arming) {
+pub fn register(arming: Arming, expecting: Expecting) {
     GucRegistry::define_bool_guc(
         c"writeguard.enabled",
         c"Enables the refusal of writes past the limits of policies.",
@@ -131,6 +139,19 @@ pub fn register(arming: Arming) {
             arming.check_token,
             arming.assign_token,
             arming.show_token,
+        );
+        GucRegistry::define_int_guc_with_hooks(
+            c"writeguard.expect_rows",
+            c"Sets how many rows the next UPDATE, DELETE or MERGE of the client must change; -1 is any number.",
+            c"With another number it fails and changes nothing. Lasts for that one command, whether it is met or not.",
+            &EXPECT_ROWS,
+            crate::expectation::NOTHING,
+            i32::MAX,
+            GucContext::Userset,
+            armed,
+            expecting.check,
+            expecting.assign,
+            expecting.show,
         );
         pg_sys::MarkGUCPrefixReserved(c"writeguard".as_ptr());
     }

@@ -15,6 +15,7 @@ use crate::words::ascii_json;
 pub enum Kind {
     Blocked,
     Overridden,
+    ExpectationFailed,
     Requested,
     Approved,
     Rejected,
@@ -30,6 +31,7 @@ impl Kind {
         match self {
             Kind::Blocked => "write refused",
             Kind::Overridden => "write past a limit on purpose",
+            Kind::ExpectationFailed => "write refused, because another number of rows was expected",
             Kind::Requested => "approval requested",
             Kind::Approved => "request approved",
             Kind::Rejected => "request rejected",
@@ -135,7 +137,9 @@ impl Event {
         if let (Some(operation), Some(relation)) = (&self.operation, &self.relation) {
             line.push_str(&format!(", {operation} of \"{relation}\""));
         }
-        if let (Some(limit), Some(scope)) = (self.row_limit, &self.scope) {
+        if let (Kind::ExpectationFailed, Some(expected)) = (self.kind, self.row_limit) {
+            line.push_str(&format!(", expected {expected}"));
+        } else if let (Some(limit), Some(scope)) = (self.row_limit, &self.scope) {
             line.push_str(&format!(", limit {limit} per {scope}"));
         }
         if let Some(rows) = self.rows {

@@ -11,8 +11,9 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use super::statement::Frame;
-use super::{block, book, count, ddl, decide, lift, rate_memory, statement, watch, write};
+use super::{block, book, count, ddl, decide, expect, lift, rate_memory, statement, watch, write};
 use crate::event::{at_commit, keep, memory, queue, store};
+use crate::expectation;
 use crate::ffi;
 use crate::policy::catalog;
 use crate::raise::{guarded, raise};
@@ -112,6 +113,9 @@ unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg
 unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, eflags: c_int) {
     // SAFETY: plain old frame; the query is what the executor is to start.
     unsafe {
+        if expectation::is_armed() {
+            expect::starting(query_desc, eflags);
+        }
         (next().start)(query_desc, eflags);
         let writes = may_change_rows((*query_desc).operation, (*query_desc).plannedstmt);
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
@@ -170,6 +174,9 @@ unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, frame: Frame) {
         if watch::any() {
             raise(count::after_run(query_desc));
         }
+        if expect::is_pending() {
+            raise(expect::after_run(query_desc));
+        }
         if frame == Frame::Outermost {
             statement::leave();
         }
@@ -201,6 +208,10 @@ unsafe extern "C-unwind" fn process_utility(
             statement::enter()
         };
         let defines = ddl::concerns(tag) && !stays_out();
+        let mut expected = expectation::NOTHING;
+        if expectation::is_armed() && frame == Frame::Outermost {
+            expected = expect::utility_starting((*pstmt).utilityStmt);
+        }
         let mut begun = 0;
         if defines {
             let (noted, refusal) = ddl::begin((*pstmt).utilityStmt);
@@ -212,6 +223,9 @@ unsafe extern "C-unwind" fn process_utility(
             raise(ddl::end(begun));
         } else if is_transaction {
             block::after(kind);
+        }
+        if expected >= 0 {
+            raise(expect::after_execute((*pstmt).utilityStmt.cast(), qc, expected));
         }
         if frame == Frame::Outermost {
             statement::leave();
@@ -315,7 +329,10 @@ fn end_transaction(ending: Ending) {
         lift::end_transaction();
         book::end_transaction(ending != Ending::RolledBack);
         statement::end_transaction();
+        expect::roll_back(0);
         session::end_transaction();
+        // SAFETY: reads the transaction's state, which is still that of what committed.
+        expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
         at_commit::end_transaction();
     }
     store::end_transaction(committed);
@@ -333,6 +350,7 @@ unsafe extern "C-unwind" fn subtransaction_ends(
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
             statement::rolled_back();
             ddl::roll_back(level);
+            expect::roll_back(level);
             at_commit::roll_back(level);
             book::roll_back(level);
             lift::roll_back(level);

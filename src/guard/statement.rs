@@ -74,6 +74,22 @@ unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
     }
 }
 
+/// The portal of the client's command that is running or about to run; NULL where none is.
+///
+/// # Safety
+/// Called from a plain old frame in `hooks`, or from what it calls.
+pub unsafe fn clients_portal() -> pg_sys::Portal {
+    // SAFETY: statics of this thread; the active portal is alive.
+    unsafe {
+        let Outermost { portal, not_the_clients } = *OUTERMOST.get();
+        let active = pg_sys::ActivePortal;
+        if !portal.is_null() || not_the_clients || active.is_null() || !is_the_clients(active) {
+            return portal;
+        }
+        active
+    }
+}
+
 /// The outermost command returned.
 #[inline(always)]
 pub fn leave() {
@@ -109,7 +125,7 @@ struct Statement {
 }
 
 struct State {
-    /// Something was charged in this transaction.
+    /// Something was charged in this transaction, or set that ends with it.
     touched: bool,
     last_serial: Serial,
     /// Place of the current statement among `all`.
@@ -281,6 +297,11 @@ pub fn parameter_count() -> usize {
     // SAFETY: NULL or the parameters of a portal that is alive.
     let count = if parameters.is_null() { 0 } else { unsafe { (*parameters).numParams } };
     usize::try_from(count).unwrap_or(0)
+}
+
+/// Something of this library's is to be told of the transaction's end.
+pub fn touch() {
+    state().touched = true;
 }
 
 /// Whether anything was charged in the transaction that ends; asks once.
