@@ -139,6 +139,17 @@ impl Foreign {
     pub fn into_data(self) -> *mut pg_sys::ErrorData {
         self.0
     }
+
+    /// The message, where the error is about a value alone (class 22, data exception).
+    pub fn about_a_value(&self) -> Option<String> {
+        // Two characters of six bits each, as MAKE_SQLSTATE packs them.
+        const DATA_EXCEPTION: c_int = 2 | 2 << 6;
+        // SAFETY: a copy that is ours.
+        unsafe {
+            let error = &*self.0;
+            (error.sqlerrcode & 0xfff == DATA_EXCEPTION).then(|| text(error.message)).flatten()
+        }
+    }
 }
 
 /// Runs `body`, which may raise any ERROR, and catches the ERROR with all its fields.

@@ -38,6 +38,33 @@ impl Arguments {
         self.get(index).ok_or_else(|| Error::invalid(format!("{name} must not be NULL"), format!("{name} => '…'")))
     }
 
+    /// Gives rows as the result of a function that returns a set.
+    ///
+    /// # Errors
+    /// None of ours; core's own where the caller cannot take a set.
+    pub fn give_rows<const COLUMNS: usize>(
+        &self,
+        rows: impl IntoIterator<Item = [Option<pg_sys::Datum>; COLUMNS]>,
+    ) -> Returns {
+        // SAFETY: the SQL declaration says that the function returns rows of that many columns; the tuplestore copies
+        // the values.
+        unsafe {
+            pg_sys::InitMaterializedSRF(self.0, 0);
+            let result = (*self.0).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+            for row in rows {
+                let mut nulls = row.map(|value| value.is_none());
+                let mut values = row.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
+                pg_sys::tuplestore_putvalues(
+                    (*result).setResult,
+                    (*result).setDesc,
+                    values.as_mut_ptr(),
+                    nulls.as_mut_ptr(),
+                );
+            }
+        }
+        Ok(None)
+    }
+
     /// The function that is called.
     pub fn function(&self) -> pg_sys::Oid {
         // SAFETY: PostgreSQL calls with its look-up of the function.

@@ -48,6 +48,31 @@ pub fn insert(event: &Event) -> Result<i64, Error> {
     Ok(id.parse().unwrap_or_default())
 }
 
+/// Inserts events given as a JSON array, in its order.
+const INSERT_ALL: &str = "WITH stored AS (INSERT INTO writeguard.event \
+     (occurred_at, kind, policy, mode, login, role, application, client, pid, xid, operation, relation, scope, \
+      row_limit, rows, rows_estimated, statement, query_id, approval, reason) \
+     SELECT occurred_at, kind, policy, mode, login, role, application, client, pid, xid, operation, relation, scope, \
+      row_limit, rows, rows_estimated, statement, query_id, approval, reason \
+     FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.event, $1::pg_catalog.jsonb) \
+     RETURNING id) \
+     INSERT INTO writeguard.outbox (event) SELECT stored.id FROM stored";
+
+/// Writes events into the running transaction and into the server log; all with one statement.
+///
+/// # Errors
+/// WG008 when the extension's tables are missing.
+pub fn insert_all(events: &[Event]) -> Result<(), Error> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    events.iter().for_each(Event::log);
+    let json: Vec<String> = events.iter().map(Event::ascii_json).collect();
+    owner::connect(|client| owner::rows(client, INSERT_ALL, &[format!("[{}]", json.join(",")).into()]))?;
+    wrote().set(true);
+    Ok(())
+}
+
 /// Runs what inserts events at the end of a transaction, when no portal is active any more: our SQL has to bring its
 /// snapshot along. What the transaction wrote it may record, also when it was made read-only since.
 ///

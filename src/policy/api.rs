@@ -90,7 +90,11 @@ fn printed_network(network: pg_sys::Datum) -> Option<String> {
     unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::cidr_out, &[Some(network)]) }.map(ffi::decode)
 }
 
-fn store_policy(mut document: Document) -> Returns {
+/// Checks a policy, and puts its names and times into the form in which they are stored.
+///
+/// # Errors
+/// WG007 for a mistake, 0A000 for a column that this version does not have yet.
+pub fn settle(document: &mut Document) -> Result<Policy, Error> {
     for element in document.tables.iter_mut().flatten() {
         if let Element::Unqualified(name) = parse_element(element)? {
             *element = qualify(element, &name)?;
@@ -101,6 +105,11 @@ fn store_policy(mut document: Document) -> Returns {
     policy.schedule.as_ref().map_or(Ok(()), conditions::check_zones)?;
     document.schedule = policy.schedule.as_ref().map(Schedule::to_string);
     document.tables = policy.tables.iter().map(|pattern| Some(pattern.to_string())).collect();
+    Ok(policy)
+}
+
+fn store_policy(mut document: Document) -> Returns {
+    let policy = settle(&mut document)?;
     let json = serde_json::to_string(&document).map_err(|error| {
         Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
     })?;

@@ -1,0 +1,262 @@
+//! `import_policies`: a whole document into the policy table, or nothing of it.
+//!
+//! Each policy is checked as `set_policy` checks it, then compared and written in one statement each, so that ten
+//! thousand take seconds and every session reads its policies once more, not ten thousand times.
+
+use core::ffi::c_char;
+use core::ptr;
+use std::collections::HashMap;
+
+use pgrx::datum::JsonB;
+use pgrx::spi::SpiClient;
+use pgrx::{IntoDatum, direct_function_call, pg_sys};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::document::{self, Given, KEYS, Key, Kind};
+use super::{api, model};
+use crate::error::Error;
+use crate::event::record::{Event, Kind as EventKind};
+use crate::event::store;
+use crate::ffi;
+use crate::function::{Arguments, Returns, sql_function};
+use crate::owner;
+use crate::raise::Failure;
+use crate::words::ascii_json;
+
+sql_function!(
+    /// `import_policies(document jsonb, prune boolean, dry_run boolean)`: a row for each policy: name, action,
+    /// difference. Runs with settings (see its declaration) under which values print the same everywhere.
+    writeguard_import_policies, pg_finfo_writeguard_import_policies, import_policies
+);
+
+/// Two imports at a time would each compare with what the other one is about to change.
+const LOCK: &str = "LOCK TABLE writeguard.policy IN SHARE ROW EXCLUSIVE MODE";
+
+/// What a document would do: $1 the policies, $2 one with all defaults, $3 whether others are dropped.
+const COMPARE: &str = "WITH given AS MATERIALIZED ( \
+       SELECT n.name, pg_catalog.to_jsonb(n) AS columns \
+       FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n), \
+     stored AS MATERIALIZED (SELECT p.name, pg_catalog.to_jsonb(p) AS columns FROM writeguard.policy AS p), \
+     defaults AS (SELECT pg_catalog.to_jsonb(n) AS columns \
+       FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $2::pg_catalog.jsonb) AS n), \
+     compared AS (SELECT COALESCE(g.name, s.name) AS name, g.columns AS given, s.columns AS stored, \
+         CASE WHEN s.name IS NULL THEN 'created' WHEN g.name IS NULL THEN 'dropped' \
+              WHEN g.columns OPERATOR(pg_catalog.=) s.columns THEN 'unchanged' ELSE 'changed' END AS action \
+       FROM given AS g FULL JOIN stored AS s ON s.name OPERATOR(pg_catalog.=) g.name \
+       WHERE g.name IS NOT NULL OR $3) \
+     SELECT pg_catalog.jsonb_build_object('name', c.name, 'action', c.action, 'difference', \
+       CASE WHEN c.action OPERATOR(pg_catalog.<>) 'unchanged' THEN ( \
+         SELECT pg_catalog.jsonb_object_agg(now.key, \
+           CASE c.action WHEN 'created' THEN pg_catalog.jsonb_build_object('to', next.value) \
+                         WHEN 'dropped' THEN pg_catalog.jsonb_build_object('from', now.value) \
+                         ELSE pg_catalog.jsonb_build_object('from', now.value, 'to', next.value) END) \
+         FROM pg_catalog.jsonb_each(COALESCE(c.stored, d.columns)) AS now \
+         JOIN pg_catalog.jsonb_each(COALESCE(c.given, d.columns)) AS next ON next.key OPERATOR(pg_catalog.=) now.key \
+         WHERE now.key OPERATOR(pg_catalog.<>) 'name' AND now.value OPERATOR(pg_catalog.<>) next.value) END \
+       )::pg_catalog.text \
+     FROM compared AS c CROSS JOIN defaults AS d ORDER BY c.name COLLATE pg_catalog.\"C\"";
+
+const WRITE: &str = "INSERT INTO writeguard.policy \
+     SELECT n.* FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
+     ON CONFLICT (name) DO UPDATE SET tables = EXCLUDED.tables, roles = EXCLUDED.roles, \
+       application = EXCLUDED.application, client = EXCLUDED.client, schedule = EXCLUDED.schedule, \
+       operations = EXCLUDED.operations, max_rows = EXCLUDED.max_rows, \
+       max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, rate_rows = EXCLUDED.rate_rows, \
+       rate_interval = EXCLUDED.rate_interval, max_fraction = EXCLUDED.max_fraction, \
+       require_where = EXCLUDED.require_where, require_transaction = EXCLUDED.require_transaction, \
+       mode = EXCLUDED.mode, \"override\" = EXCLUDED.\"override\", approvers = EXCLUDED.approvers, \
+       min_approvals = EXCLUDED.min_approvals, undo = EXCLUDED.undo, comment = EXCLUDED.comment";
+
+const DROP: &str = "DELETE FROM writeguard.policy AS p \
+     USING pg_catalog.jsonb_array_elements_text($1::pg_catalog.jsonb) AS gone (name) \
+     WHERE p.name OPERATOR(pg_catalog.=) gone.name";
+
+/// What becomes of one policy.
+#[derive(Debug, Deserialize)]
+struct Outcome {
+    name: String,
+    action: String,
+    /// Per changed column what it was and what it will be.
+    difference: Option<Value>,
+}
+
+fn import_policies(arguments: &Arguments) -> Returns {
+    let flag = |index, name: &str| {
+        arguments
+            .get::<bool>(index)
+            .ok_or_else(|| Error::invalid(format!("{name} must not be NULL"), format!("{name} => true")))
+    };
+    let (prune, dry_run) = (flag(1, "prune")?, flag(2, "dry_run")?);
+    let mut policies: HashMap<String, String> = HashMap::new();
+    for (index, given) in document::read(argument(arguments)?)?.into_iter().enumerate() {
+        let (name, json) = checked(given, index + 1)?;
+        policies.insert(name, json);
+    }
+    let outcomes = owner::connect(|client| {
+        if !dry_run {
+            owner::rows(client, LOCK, &[])?;
+        }
+        let outcomes = compare(client, &policies, prune)?;
+        if !dry_run {
+            write(client, &policies, &outcomes)?;
+        }
+        Ok(outcomes)
+    })?;
+    if !dry_run {
+        record(&policies, &outcomes)?;
+    }
+    arguments.give_rows(outcomes.into_iter().map(|outcome| {
+        [
+            outcome.name.into_datum(),
+            outcome.action.into_datum(),
+            outcome.difference.map(JsonB).and_then(JsonB::into_datum),
+        ]
+    }))
+}
+
+/// The first argument.
+fn argument(arguments: &Arguments) -> Result<Value, Error> {
+    let hint = "SELECT * FROM writeguard.import_policies(writeguard.export_policies(), dry_run => true);";
+    let document =
+        arguments.get::<pg_sys::Datum>(0).ok_or_else(|| Error::invalid("document must not be NULL", hint))?;
+    // SAFETY: the argument is declared as jsonb.
+    let text = unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::jsonb_out, &[Some(document)]) };
+    // What jsonb holds and this reader does not: numbers beyond any float, very deep nesting.
+    serde_json::from_str(&text.map(ffi::decode).unwrap_or_default())
+        .map_err(|error| Error::invalid(format!("the document cannot be read: {error}"), hint))
+}
+
+/// A policy's name, and the policy as JSON of all its columns, in the form in which it is stored.
+fn checked(mut given: Given, place: usize) -> Result<(String, String), Failure> {
+    let title = document::title(&given, place);
+    for key in &KEYS {
+        if let (Kind::Network | Kind::Interval, Some(Value::String(text))) = (key.kind, given.get(key.name)) {
+            let printed = printed(text, key, &title)?;
+            given.insert(key.name.to_owned(), printed.into());
+        }
+    }
+    let mut document = document::with_defaults(given.clone())?;
+    let policy = api::settle(&mut document).map_err(|error| blame(&given, &title, error))?;
+    let json = serde_json::to_string(&document).map_err(|error| {
+        Error::invalid(format!("{title} is malformed: {error}"), "SELECT writeguard.export_policies();")
+    })?;
+    Ok((policy.name, json))
+}
+
+/// A network or an interval as PostgreSQL prints it. An ERROR that is caught here is raised again, as ours where it is
+/// about the value, so nothing has to be cleaned up.
+fn printed(text: &str, key: &Key, title: &str) -> Result<String, Failure> {
+    let (type_oid, word) = match key.kind {
+        Kind::Network => (pg_sys::CIDROID, "a network"),
+        _ => (pg_sys::INTERVALOID, "an interval"),
+    };
+    let value = ffi::encode(text).cast_mut();
+    let mut printed: *mut c_char = ptr::null_mut();
+    // SAFETY: nothing but raw calls inside, with places for what they give.
+    let result = unsafe {
+        ffi::protect(|| {
+            let (mut function, mut parameter, mut varlena) = (pg_sys::InvalidOid, pg_sys::InvalidOid, false);
+            ffi::getTypeInputInfo(type_oid, &mut function, &mut parameter);
+            let value = ffi::OidInputFunctionCall(function, value, parameter, -1);
+            ffi::getTypeOutputInfo(type_oid, &mut function, &mut varlena);
+            printed = ffi::OidOutputFunctionCall(function, value);
+        })
+    };
+    if let Err(error) = result {
+        return Err(match error.about_a_value() {
+            Some(reason) => {
+                let name = key.name;
+                let message = format!("{title}, key \"{name}\": \"{text}\" is not {word}");
+                Error::Invalid { message, detail: Some(format!("PostgreSQL says: {reason}.")), hint: key.example() }
+                    .into()
+            }
+            None => error.into(),
+        });
+    }
+    // SAFETY: what the output function gave.
+    Ok(unsafe { ffi::text(printed) }.unwrap_or_default())
+}
+
+/// The same error with the policy it is in and, where one key alone gives an error, that key's error and name.
+fn blame(given: &Given, title: &str, error: Error) -> Error {
+    let alone = |key: &Key| {
+        let mut one = Given::new();
+        one.insert("name".into(), "p".into());
+        one.insert(key.name.into(), given.get(key.name)?.clone());
+        api::settle(&mut document::with_defaults(one).ok()?).err()
+    };
+    let found = KEYS.iter().find_map(|key| Some((key, alone(key)?)));
+    match found.map_or((None, error), |(key, error)| (Some(key), error)) {
+        (Some(key), Error::Invalid { message, detail, hint }) => Error::Invalid {
+            message: format!("{title}, key \"{}\": {message}", key.name),
+            detail,
+            // Other hints are arguments of set_policy, which no document has.
+            hint: if hint.starts_with("SELECT ") && key.name != "name" { hint } else { key.example() },
+        },
+        (None, Error::Invalid { message, detail, hint }) => {
+            Error::Invalid { message: format!("{title}: {message}"), detail, hint }
+        }
+        (_, Error::NotYet { column, only }) => Error::NotYet { column, only: format!("{only} It is in {title}.") },
+        (_, other) => other,
+    }
+}
+
+/// What becomes of each policy, by name.
+fn compare(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, prune: bool) -> Result<Vec<Outcome>, Error> {
+    let given = array(policies.values());
+    let mut nothing_given = Given::new();
+    nothing_given.insert("name".into(), "p".into());
+    let defaults: model::Document = document::with_defaults(nothing_given)?;
+    let defaults = serde_json::to_string(&defaults).unwrap_or_default();
+    let rows = owner::rows(client, COMPARE, &[given.as_str().into(), defaults.as_str().into(), prune.into()])?;
+    rows.iter()
+        .map(|row| {
+            serde_json::from_str(row).map_err(|error| Error::Undecided {
+                reason: format!("own statement gave something else: {error}"),
+                hint: "ALTER EXTENSION pg_writeguard UPDATE;".into(),
+                relation: None,
+            })
+        })
+        .collect()
+}
+
+fn write(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, outcomes: &[Outcome]) -> Result<(), Error> {
+    let of = |action: fn(&str) -> bool| outcomes.iter().filter(move |outcome| action(&outcome.action));
+    let new: Vec<&String> = of(|action| matches!(action, "created" | "changed"))
+        .filter_map(|outcome| policies.get(&outcome.name))
+        .collect();
+    let gone: Vec<&str> = of(|action| action == "dropped").map(|outcome| outcome.name.as_str()).collect();
+    if !new.is_empty() {
+        owner::rows(client, WRITE, &[array(new).as_str().into()])?;
+    }
+    if !gone.is_empty() {
+        owner::rows(client, DROP, &[ascii_json(&Value::from(gone).to_string()).as_str().into()])?;
+    }
+    Ok(())
+}
+
+/// A JSON array in letters that every database can store.
+fn array<'a>(elements: impl IntoIterator<Item = &'a String>) -> String {
+    let elements: Vec<&str> = elements.into_iter().map(String::as_str).collect();
+    ascii_json(&format!("[{}]", elements.join(",")))
+}
+
+/// One event for each policy that is another one now.
+fn record(policies: &HashMap<String, String>, outcomes: &[Outcome]) -> Result<(), Error> {
+    let template = Event::new(EventKind::PolicyChanged);
+    let events: Vec<Event> = outcomes
+        .iter()
+        .filter(|outcome| outcome.action != "unchanged")
+        .map(|outcome| {
+            let mut event = template.clone();
+            event.policy = Some(outcome.name.clone());
+            event.reason = Some(match policies.get(&outcome.name) {
+                Some(json) => format!("{}: {json}", outcome.action),
+                None => outcome.action.clone(),
+            });
+            event
+        })
+        .collect();
+    store::insert_all(&events)
+}

@@ -1,0 +1,455 @@
+//! `export_policies()` and `import_policies()`: one document for a fleet, all of it or nothing.
+
+mod common;
+
+use std::thread;
+
+use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use postgres::Client;
+use postgres::fallible_iterator::FallibleIterator;
+use serde_json::{Value, json};
+
+fn database() -> (Database, Client) {
+    let db = Server::shared().database();
+    let mut admin = db.admin();
+    run(
+        &mut admin,
+        "CREATE TABLE t (id int, a int NOT NULL DEFAULT 0);
+         CREATE TABLE \"T 2\" (LIKE t);
+         INSERT INTO t SELECT generate_series(1, 5);
+         GRANT ALL ON t TO PUBLIC",
+    );
+    (db, admin)
+}
+
+#[track_caller]
+fn run(client: &mut Client, sql: &str) {
+    if let Err(error) = client.batch_execute(sql) {
+        panic!("{sql} failed: {:?}", Refusal::of(&error));
+    }
+}
+
+#[track_caller]
+fn number(client: &mut Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).unwrap().get(0)
+}
+
+/// A row of `import_policies`.
+type Outcome = (String, String, Option<Value>);
+
+fn try_import(client: &mut Client, document: &Value, more: &str) -> Result<Vec<Outcome>, postgres::Error> {
+    let sql = format!("SELECT name, action, difference FROM writeguard.import_policies($1{more})");
+    let rows = client.query(&sql, &[document])?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}
+
+#[track_caller]
+fn import(client: &mut Client, document: &Value, more: &str) -> Vec<Outcome> {
+    try_import(client, document, more).unwrap_or_else(|error| panic!("{document}: {:?}", Refusal::of(&error)))
+}
+
+#[track_caller]
+fn export(client: &mut Client) -> Value {
+    client.query_one("SELECT writeguard.export_policies()", &[]).unwrap().get(0)
+}
+
+fn actions(outcomes: &[Outcome]) -> Vec<(&str, &str)> {
+    outcomes.iter().map(|(name, action, _)| (name.as_str(), action.as_str())).collect()
+}
+
+fn changes(client: &mut Client) -> i64 {
+    number(client, "SELECT count(*) FROM writeguard.event WHERE kind = 'policy_changed'")
+}
+
+/// The whole policy table.
+fn stored(client: &mut Client) -> Value {
+    client.query_one("SELECT jsonb_agg(p ORDER BY name) FROM writeguard.policy AS p", &[]).unwrap().get(0)
+}
+
+const UPDATE: &str = "UPDATE t SET a = a + 1";
+
+#[track_caller]
+fn refused(client: &mut Client) {
+    assert_eq!(expect_refusal(client.batch_execute(UPDATE)).sqlstate, "WG001");
+}
+
+// ---- There and back ----
+
+#[test]
+fn what_was_exported_is_imported_unchanged() {
+    let (_db, mut admin) = database();
+    assert_eq!(export(&mut admin), json!([]));
+    run(
+        &mut admin,
+        r#"SELECT writeguard.set_policy('plain');
+           SELECT writeguard.set_policy('Ümlaut "q"', tables => ARRAY['t', 'public."T 2"', '*.x*'], roles => '{postgres,public}',
+             application => 'psql%', client => '10.0.0.0/8', schedule => 'sat,Sun 00:00-24:00 Europe/Berlin',
+             operations => '{delete,drop}', max_rows => 0, max_rows_per_transaction => 9223372036854775807,
+             override => 'never', comment => E'two\nlines')"#,
+    );
+    let before = changes(&mut admin);
+    let document = export(&mut admin);
+    let names: Vec<&str> = document.as_array().unwrap().iter().map(|policy| policy["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["plain", "Ümlaut \"q\""]);
+    // What is NULL is left out, everything else is said.
+    assert_eq!(
+        document[0],
+        json!({"name": "plain", "tables": ["*.*"], "roles": ["public"],
+               "operations": ["update", "delete", "truncate"], "rate_interval": "01:00:00", "require_where": false,
+               "require_transaction": false, "mode": "enforce", "override": "token", "min_approvals": 1})
+    );
+    let outcomes = import(&mut admin, &document, ", prune => true");
+    assert_eq!(actions(&outcomes), [("plain", "unchanged"), ("Ümlaut \"q\"", "unchanged")]);
+    assert!(outcomes.iter().all(|(_, _, difference)| difference.is_none()));
+    assert_eq!(changes(&mut admin), before);
+
+    // Into another database, all of it.
+    let all = stored(&mut admin);
+    run(&mut admin, "SELECT writeguard.drop_policy(name) FROM writeguard.policy");
+    assert_eq!(actions(&import(&mut admin, &document, "")), [("plain", "created"), ("Ümlaut \"q\"", "created")]);
+    assert_eq!(stored(&mut admin), all);
+}
+
+#[test]
+fn a_document_means_the_same_under_all_settings() {
+    let (_db, mut admin) = database();
+    run(&mut admin, "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 1)");
+    let document = export(&mut admin);
+    run(&mut admin, "SET intervalstyle = 'iso_8601'; SET extra_float_digits = 0; SET search_path = pg_catalog");
+    assert_eq!(export(&mut admin), document);
+    assert_eq!(actions(&import(&mut admin, &document, "")), [("p", "unchanged")]);
+}
+
+#[test]
+fn set_policy_and_import_store_the_same() {
+    let (_db, mut admin) = database();
+    run(&mut admin, "SELECT writeguard.set_policy('p')");
+    let by_call = stored(&mut admin);
+    run(&mut admin, "SELECT writeguard.drop_policy('p')");
+    import(&mut admin, &json!([{"name": "p"}]), "");
+    assert_eq!(stored(&mut admin), by_call);
+
+    run(
+        &mut admin,
+        "SELECT writeguard.set_policy('p', tables => '{PUBLIC.T,t}', client => '10/8', schedule => 'mon 09:00-10:00  UTC',
+           rate_interval => '60 minutes')",
+    );
+    let document = json!({"name": "p", "tables": ["PUBLIC.T", "t"], "client": "10/8", "rate_interval": "60 minutes",
+                          "schedule": "mon 09:00-10:00  UTC", "max_rows": null});
+    assert_eq!(actions(&import(&mut admin, &document, "")), [("p", "unchanged")]);
+}
+
+#[test]
+fn names_without_a_schema_are_found_through_the_callers_search_path() {
+    let (_db, mut admin) = database();
+    run(&mut admin, "CREATE SCHEMA s; CREATE TABLE s.t (id int); SET search_path = s");
+    import(&mut admin, &json!([{"name": "p", "tables": ["t"]}]), "");
+    assert_eq!(export(&mut admin)[0]["tables"], json!(["s.t"]));
+}
+
+// ---- What it does ----
+
+#[test]
+fn an_import_creates_changes_and_with_prune_drops() {
+    let (db, mut admin) = database();
+    let mut user = db.connect(&db.role("user"));
+    run(
+        &mut admin,
+        "SELECT writeguard.set_policy('b', tables => '{t}', max_rows => 100);
+         SELECT writeguard.set_policy('c', tables => '{t}', max_rows => 2, comment => 'old')",
+    );
+    run(&mut user, "PREPARE p AS UPDATE t SET a = a + 1 WHERE id <= 2; EXECUTE p");
+    let before = changes(&mut admin);
+    let document = json!([
+        {"name": "b", "tables": ["public.t", "public.\"T 2\""], "max_rows": 4},
+        {"name": "a", "tables": ["public.t"], "max_rows": 3, "require_where": false},
+    ]);
+
+    let outcomes = import(&mut admin, &document, "");
+    assert_eq!(
+        outcomes,
+        [
+            (
+                "a".to_owned(),
+                "created".to_owned(),
+                Some(json!({"tables": {"to": ["public.t"]}, "max_rows": {"to": 3}}))
+            ),
+            (
+                "b".to_owned(),
+                "changed".to_owned(),
+                Some(json!({"tables": {"from": ["public.t"], "to": ["public.t", "public.\"T 2\""]},
+                            "max_rows": {"from": 100, "to": 4}}))
+            ),
+        ]
+    );
+    assert_eq!(changes(&mut admin), before + 2);
+
+    let outcomes = import(&mut admin, &document, ", prune => true");
+    assert_eq!(actions(&outcomes), [("a", "unchanged"), ("b", "unchanged"), ("c", "dropped")]);
+    assert_eq!(
+        outcomes[2].2,
+        Some(json!({"tables": {"from": ["public.t"]}, "max_rows": {"from": 2}, "comment": {"from": "old"}}))
+    );
+    assert_eq!(changes(&mut admin), before + 3);
+
+    // Each is in force at once, for statements that were prepared before it too.
+    run(&mut user, "EXECUTE p");
+    refused(&mut user);
+    import(&mut admin, &json!({"name": "a", "tables": ["public.t"], "max_rows": 1}), "");
+    assert_eq!(expect_refusal(user.batch_execute("EXECUTE p")).sqlstate, "WG001");
+    let outcomes = import(&mut admin, &json!([]), ", prune => true");
+    assert_eq!(actions(&outcomes), [("a", "dropped"), ("b", "dropped")]);
+    run(&mut user, UPDATE);
+}
+
+#[test]
+fn what_is_left_out_is_set_to_its_default() {
+    let (_db, mut admin) = database();
+    run(
+        &mut admin,
+        "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 3, override => 'flag', comment => 'c')",
+    );
+    let outcomes = import(&mut admin, &json!([{"name": "p", "tables": ["t"], "max_rows": 3}]), "");
+    assert_eq!(
+        outcomes[0].2,
+        Some(json!({"override": {"from": "flag", "to": "token"}, "comment": {"from": "c", "to": null}}))
+    );
+}
+
+#[test]
+fn each_change_is_an_event_like_any_other() {
+    let (db, mut admin) = database();
+    let mut listener = db.admin();
+    run(&mut listener, "LISTEN writeguard");
+    run(&mut admin, "SELECT writeguard.set_policy('old')");
+    import(&mut admin, &json!([{"name": "new", "max_rows": 7}]), ", prune => true");
+    let rows = admin
+        .query("SELECT policy, login, reason FROM writeguard.event WHERE kind = 'policy_changed' ORDER BY id", &[])
+        .unwrap();
+    let events: Vec<(&str, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(events, [("old", "postgres"), ("new", "postgres"), ("old", "postgres")]);
+    let reason: &str = rows[1].get(2);
+    assert!(reason.starts_with("created: {") && reason.contains("\"max_rows\":7"), "{reason}");
+    assert_eq!(rows[2].get::<_, &str>(2), "dropped");
+    let mut told = 0;
+    wait_until(20, || {
+        run(&mut listener, "SELECT 1");
+        while let Ok(Some(_)) = listener.notifications().iter().next() {
+            told += 1;
+        }
+        told >= 3
+    });
+    let log = Server::shared().log();
+    assert!(log.lines().filter(|line| line.contains("policy changed") && line.contains(&db.name)).count() >= 3);
+}
+
+#[test]
+fn a_dry_run_tells_the_same_and_changes_nothing() {
+    let (db, mut admin) = database();
+    run(
+        &mut admin,
+        "SELECT writeguard.set_policy('b', tables => '{t}', max_rows => 2);
+         SELECT writeguard.set_policy('c', tables => '{t}', max_rows => 100)",
+    );
+    let (before, events) = (stored(&mut admin), changes(&mut admin));
+    let document = json!([{"name": "a", "max_rows": 1}, {"name": "b", "tables": ["t"], "max_rows": 100}]);
+    run(&mut admin, "BEGIN READ ONLY");
+    let dry = import(&mut admin, &document, ", prune => true, dry_run => true");
+    // Nobody waits for it, although its transaction is still open.
+    let mut other = db.admin();
+    run(&mut other, "SET lock_timeout = '10s'; SELECT writeguard.set_policy('d'); SELECT writeguard.drop_policy('d')");
+    run(&mut admin, "COMMIT");
+    assert_eq!(actions(&dry), [("a", "created"), ("b", "changed"), ("c", "dropped")]);
+    assert_eq!(stored(&mut other), before);
+    assert_eq!(changes(&mut other), events + 2);
+    refused(&mut db.connect(&db.role("user")));
+    assert_eq!(import(&mut admin, &document, ", prune => true"), dry);
+    assert_ne!(stored(&mut other), before);
+    // A dry run finds the same mistakes.
+    let refusal =
+        expect_refusal(try_import(&mut admin, &json!([{"name": "x", "tables": ["nowhere.t"]}]), ", dry_run => true"));
+    assert_eq!(refusal.sqlstate, "WG007");
+}
+
+#[test]
+fn it_is_all_or_nothing() {
+    let (db, mut admin) = database();
+    let mut reader = db.admin();
+    run(&mut admin, "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 2)");
+    let (before, events) = (stored(&mut admin), changes(&mut admin));
+    for wrong in [json!({"name": "z", "max_rows": -1}), json!({"name": "z", "roles": ["nobody_at_all"]})] {
+        let document = json!([{"name": "a", "max_rows": 1}, {"name": "p", "max_rows": 100}, wrong]);
+        let refusal = expect_refusal(try_import(&mut admin, &document, ", prune => true"));
+        assert_eq!(refusal.sqlstate, "WG007", "{refusal:?}");
+        assert_eq!((stored(&mut reader), changes(&mut reader)), (before.clone(), events));
+    }
+    run(&mut admin, "BEGIN");
+    import(&mut admin, &json!([{"name": "a"}]), ", prune => true");
+    run(&mut admin, "ROLLBACK");
+    assert_eq!((stored(&mut reader), changes(&mut reader)), (before, events));
+    refused(&mut admin);
+}
+
+#[test]
+fn an_import_compares_with_what_others_are_about_to_commit() {
+    let (db, mut admin) = database();
+    run(&mut admin, "BEGIN; SELECT writeguard.set_policy('p', max_rows => 1)");
+    let mut other = db.admin();
+    let pid = number(&mut other, "SELECT pg_backend_pid()::bigint");
+    let importing =
+        thread::spawn(move || import(&mut other, &json!([{"name": "p", "max_rows": 2}]), ", prune => true"));
+    let mut watcher = db.admin();
+    let waits = format!("SELECT count(*) FROM pg_locks WHERE pid = {pid} AND NOT granted");
+    wait_until(20, || number(&mut watcher, &waits) == 1);
+    run(&mut admin, "COMMIT");
+    let outcomes = importing.join().unwrap();
+    assert_eq!(outcomes[0].1, "changed");
+    assert_eq!(outcomes[0].2, Some(json!({"max_rows": {"from": 1, "to": 2}})));
+}
+
+#[test]
+fn ten_thousand_policies_come_and_go() {
+    let (db, mut admin) = database();
+    let document: Value = (0..10_000)
+        .map(|n| json!({"name": format!("p{n:05}"), "tables": [format!("s{n}.t*")], "max_rows": n, "schedule": "Mon-Fri 18:00-08:00 Europe/Berlin"}))
+        .collect();
+    let count = |outcomes: &[Outcome], action: &str| outcomes.iter().filter(|outcome| outcome.1 == action).count();
+    assert_eq!(count(&import(&mut admin, &document, ""), "created"), 10_000);
+    assert_eq!(changes(&mut admin), 10_000);
+    let exported = export(&mut admin);
+    assert_eq!(exported.as_array().unwrap().len(), 10_000);
+    assert_eq!(count(&import(&mut admin, &exported, ", prune => true"), "unchanged"), 10_000);
+    run(&mut db.connect(&db.role("user")), UPDATE);
+    let rest = Value::from(exported.as_array().unwrap()[..10].to_vec());
+    assert_eq!(count(&import(&mut admin, &rest, ", prune => true"), "dropped"), 9_990);
+    assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.policy"), 10);
+    assert_eq!(changes(&mut admin), 19_990);
+}
+
+// ---- Mistakes ----
+
+#[test]
+fn mistakes_name_the_policy_and_the_key() {
+    let (_db, mut admin) = database();
+    run(&mut admin, "CREATE VIEW v AS SELECT 1");
+    for (policy, key, word) in [
+        (json!({"max_row": 5}), "max_row", "max_rows"),
+        (json!({"max_rows": "many"}), "max_rows", "whole number"),
+        (json!({"max_rows": -1}), "max_rows", "negative"),
+        (json!({"max_rows_per_transaction": -1}), "max_rows_per_transaction", "negative"),
+        (json!({"tables": ["a b"]}), "tables", "a b"),
+        (json!({"tables": []}), "tables", "empty"),
+        (json!({"tables": [null]}), "tables", "NULL"),
+        (json!({"tables": ["nowhere"]}), "tables", "search_path"),
+        (json!({"tables": ["public.t", "public.nowhere"]}), "tables", "nowhere"),
+        (json!({"tables": ["public.v"]}), "tables", "view"),
+        (json!({"roles": ["nobody_at_all"]}), "roles", "nobody_at_all"),
+        (json!({"roles": [""]}), "roles", "empty"),
+        (json!({"operations": ["insert"]}), "operations", "insert"),
+        (json!({"schedule": "sometimes"}), "schedule", "sometimes"),
+        (json!({"schedule": "Mon 10:00-11:00 Nowhere/At_all"}), "schedule", "Nowhere/At_all"),
+        (json!({"application": "a\\"}), "application", "escape"),
+        (json!({"client": "10.0.0.1/8"}), "client", "10.0.0.1/8"),
+        (json!({"client": "here"}), "client", "here"),
+        (json!({"rate_interval": "some time"}), "rate_interval", "some time"),
+        (json!({"rate_interval": "999999999999 years"}), "rate_interval", "999999999999"),
+        (json!({"undo": "a while"}), "undo", "a while"),
+        (json!({"mode": "strict"}), "mode", "strict"),
+        (json!({"override": "perhaps"}), "override", "perhaps"),
+        (json!({"override": null}), "override", "null"),
+    ] {
+        let mut policy = policy;
+        policy["name"] = "guilty".into();
+        let document = json!([{"name": "innocent", "tables": ["public.t"]}, policy]);
+        let refusal = expect_refusal(try_import(&mut admin, &document, ""));
+        assert_eq!(refusal.sqlstate, "WG007", "{document}: {refusal:?}");
+        let (policy, key) = ("policy \"guilty\"", format!("key \"{key}\""));
+        assert!(refusal.message.contains(policy) && refusal.message.contains(&key), "{document}: {refusal:?}");
+        assert!(format!("{} {}", refusal.message, refusal.detail).contains(word), "{document}: {refusal:?}");
+        assert!(!refusal.hint.is_empty() && !refusal.hint.contains("=>"), "{document}: {refusal:?}");
+    }
+    let refusal = expect_refusal(try_import(&mut admin, &json!([{"name": "p"}, {"name": "p"}]), ""));
+    assert_eq!((refusal.sqlstate.as_str(), refusal.message.contains("\"p\"")), ("WG007", true), "{refusal:?}");
+    for document in
+        [json!("p"), json!(null), json!([5]), json!([{}]), json!([{"name": " "}]), json!([{"name": "n".repeat(300)}])]
+    {
+        let refusal = expect_refusal(try_import(&mut admin, &document, ""));
+        assert_eq!(refusal.sqlstate, "WG007", "{document}: {refusal:?}");
+    }
+    assert_eq!((number(&mut admin, "SELECT count(*) FROM writeguard.policy"), changes(&mut admin)), (0, 0));
+}
+
+#[test]
+fn what_no_json_number_or_depth_can_be_is_a_mistake_too() {
+    let (_db, mut admin) = database();
+    for document in [
+        "jsonb_build_array(jsonb_build_object('name', 'p', 'max_rows', 1e400::numeric))",
+        "jsonb_build_array(jsonb_build_object('name', 'p', 'max_rows', 9223372036854775808))",
+        "(repeat('[', 1000) || repeat(']', 1000))::jsonb",
+        "NULL",
+        "'[]', prune => NULL",
+        "'[]', dry_run => NULL",
+    ] {
+        let refusal =
+            expect_refusal(admin.batch_execute(&format!("SELECT * FROM writeguard.import_policies({document})")));
+        assert_eq!(refusal.sqlstate, "WG007", "{document}: {refusal:?}");
+        assert!(!refusal.hint.is_empty(), "{document}: {refusal:?}");
+    }
+}
+
+#[test]
+fn columns_of_later_versions_are_refused() {
+    let (_db, mut admin) = database();
+    for (key, value) in [
+        ("mode", json!("observe")),
+        ("approvers", json!("postgres")),
+        ("min_approvals", json!(2)),
+        ("undo", json!("1 day")),
+    ] {
+        let refusal = expect_refusal(try_import(&mut admin, &json!([{"name": "guilty", key: value}]), ""));
+        assert_eq!(refusal.sqlstate, "0A000", "{key}: {refusal:?}");
+        assert!(refusal.message.contains(key) && refusal.detail.contains("guilty"), "{refusal:?}");
+    }
+    import(
+        &mut admin,
+        &json!([{"name": "p", "mode": "enforce", "approvers": null, "min_approvals": 1, "undo": null}]),
+        "",
+    );
+}
+
+#[test]
+fn it_can_be_caught_like_any_error() {
+    let (_db, mut admin) = database();
+    run(
+        &mut admin,
+        r#"DO $$ BEGIN
+             PERFORM writeguard.import_policies('[{"name": "p", "client": "nowhere"}]');
+             RAISE 'not refused';
+           EXCEPTION WHEN SQLSTATE 'WG007' THEN
+             PERFORM writeguard.import_policies('[{"name": "q", "client": "10.0.0.0/8"}]');
+           END $$"#,
+    );
+    assert_eq!(export(&mut admin)[0]["name"], "q");
+}
+
+// ---- Who ----
+
+#[test]
+fn only_the_owner_may_until_it_is_granted() {
+    let (db, mut admin) = database();
+    let role = db.role("keeper");
+    let mut keeper = db.connect(&role);
+    for call in ["export_policies()", "import_policies('[]')"] {
+        let refusal = expect_refusal(keeper.batch_execute(&format!("SELECT writeguard.{call}")));
+        assert_eq!(refusal.sqlstate, "42501", "{call}: {refusal:?}");
+    }
+    run(
+        &mut admin,
+        &format!("GRANT EXECUTE ON FUNCTION writeguard.export_policies, writeguard.import_policies TO {role}"),
+    );
+    import(&mut keeper, &json!([{"name": "p", "max_rows": 3}]), "");
+    assert_eq!(export(&mut keeper)[0]["max_rows"], 3);
+    let login: String =
+        admin.query_one("SELECT login FROM writeguard.event WHERE kind = 'policy_changed'", &[]).unwrap().get(0);
+    assert_eq!(login, role);
+}
