@@ -104,9 +104,26 @@ pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
     body(arguments)
 }
 
-/// Declares a C function for SQL: its symbol, the symbol of its calling convention, and its body.
+/// Runs a function's body, also where the library was not preloaded.
+///
+/// # Errors
+/// Those of the body.
+pub fn call_not_preloaded_too(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
+    body(arguments)
+}
+
+/// Declares a C function for SQL: its symbol, the symbol of its calling convention, its body, and whether it works without
+/// the preload too.
 macro_rules! sql_function {
     ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path) => {
+        $crate::function::sql_function!(@declare $crate::function::call, $(#[$doc])* $symbol, $convention, $body);
+    };
+    ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path, not_preloaded_too) => {
+        $crate::function::sql_function!(
+            @declare $crate::function::call_not_preloaded_too, $(#[$doc])* $symbol, $convention, $body
+        );
+    };
+    (@declare $call:path, $(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path) => {
         #[doc(hidden)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $convention() -> &'static pgrx::pg_sys::Pg_finfo_record {
@@ -121,7 +138,7 @@ macro_rules! sql_function {
             unsafe {
                 let mut result = None;
                 $crate::raise::raise($crate::raise::guarded(|| {
-                    result = $crate::function::call(&$crate::function::Arguments::new(fcinfo), $body)?;
+                    result = $call(&$crate::function::Arguments::new(fcinfo), $body)?;
                     Ok(())
                 }));
                 (*fcinfo).isnull = result.is_none();

@@ -98,6 +98,32 @@ pub fn counters() -> [u64; 4] {
     ]
 }
 
+/// When the event that has waited longest for the worker happened; none where none waits.
+pub fn waiting_since() -> Option<String> {
+    let oldest = |queue: &Locked| {
+        let waits = |entry: &&Entry| matches!(entry.phase, Phase::Queued | Phase::Taken) && entry.length > 0;
+        queue
+            .entries()
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| waits(entry))
+            .min_by_key(|(_, entry)| entry.number)
+            .map(|(place, entry)| (place, entry.length as usize))
+    };
+    let (_, length) = oldest(&Locked::lock()?)?;
+    // Allocated without the lock; another event may be the oldest by then.
+    let mut json = Vec::with_capacity(length);
+    {
+        let queue = Locked::lock()?;
+        let (place, length) = oldest(&queue)?;
+        if length > json.capacity() {
+            return None;
+        }
+        queue.read(&queue.entries()[place], &mut json);
+    }
+    serde_json::from_slice::<Event>(&json).ok().map(|event| event.occurred_at)
+}
+
 /// Waits until the event is on disk, at most [`settings::event_timeout`]; gives its id.
 ///
 /// # Errors

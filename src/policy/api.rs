@@ -5,7 +5,7 @@ use pgrx::{direct_function_call, pg_sys};
 
 use super::model::{Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
-use super::relation::{never_covered, relation_name, role_oid};
+use super::relation::{never_covered, relation_name, relation_of, role_oid};
 use super::schedule::Schedule;
 use super::span::Span;
 use super::{catalog, conditions};
@@ -165,22 +165,7 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
                 ),
             )
         };
-        let (Ok(schema), Ok(table)) =
-            (std::ffi::CString::new(name.schema.as_str()), std::ffi::CString::new(name.name.as_str()))
-        else {
-            return Err(unknown());
-        };
-        // SAFETY: syscache look-ups that give InvalidOid for what is not there.
-        let relation = unsafe {
-            let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
-            if schema == pg_sys::InvalidOid {
-                return Err(unknown());
-            }
-            pg_sys::get_relname_relid(table.as_ptr(), schema)
-        };
-        if relation == pg_sys::InvalidOid {
-            return Err(unknown());
-        }
+        let relation = relation_of(&name).ok_or_else(unknown)?;
         if let Some(reason) = never_covered(relation) {
             return Err(Error::invalid(
                 format!("\"{name}\" {reason}, and no policy covers that"),

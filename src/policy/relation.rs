@@ -41,6 +41,32 @@ pub fn never_covered(relation: pg_sys::Oid) -> Option<&'static str> {
     None
 }
 
+/// The relation of that name, if there is one.
+pub fn relation_of(name: &RelationName) -> Option<pg_sys::Oid> {
+    let schema = std::ffi::CString::new(name.schema.as_str()).ok()?;
+    let table = std::ffi::CString::new(name.name.as_str()).ok()?;
+    // SAFETY: syscache look-ups that give InvalidOid for what is not there.
+    let relation = unsafe {
+        match pg_sys::get_namespace_oid(schema.as_ptr(), true) {
+            pg_sys::InvalidOid => return None,
+            schema => pg_sys::get_relname_relid(table.as_ptr(), schema),
+        }
+    };
+    (relation != pg_sys::InvalidOid).then_some(relation)
+}
+
+/// The names of all tables that a policy can cover.
+pub fn coverable_tables() -> Vec<RelationName> {
+    let tables = scan(pg_sys::RelationRelationId, 0, &[], |row| {
+        // SAFETY: a row of pg_class.
+        let class = unsafe { &*row.cast::<pg_sys::FormData_pg_class>() };
+        let table = [pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE, pg_sys::RELKIND_FOREIGN_TABLE];
+        table.contains(&(class.relkind as u8)).then_some(class.oid)
+    });
+    let coverable = tables.into_iter().flatten().filter(|table| never_covered(*table).is_none());
+    coverable.filter_map(relation_name).collect()
+}
+
 /// `pg_inherits` and its indexes; the bindings lack its header. The OIDs and columns are part of the catalog's layout and
 /// the same in all supported versions.
 pub const INHERITS: pg_sys::Oid = pg_sys::Oid::from_u32(2611);
