@@ -311,7 +311,10 @@ fn an_import_compares_with_what_others_are_about_to_commit() {
 fn ten_thousand_policies_come_and_go() {
     let (db, mut admin) = database();
     let document: Value = (0..10_000)
-        .map(|n| json!({"name": format!("p{n:05}"), "tables": [format!("s{n}.t*")], "max_rows": n, "schedule": "Mon-Fri 18:00-08:00 Europe/Berlin"}))
+        .map(|n| {
+            json!({"name": format!("p{n:05}"), "tables": [format!("s{n}.t*")], "max_rows": n,
+                   "schedule": "Mon-Fri 18:00-08:00 Europe/Berlin"})
+        })
         .collect();
     let count = |outcomes: &[Outcome], action: &str| outcomes.iter().filter(|outcome| outcome.1 == action).count();
     assert_eq!(count(&import(&mut admin, &document, ""), "created"), 10_000);

@@ -200,6 +200,10 @@ fn policies_that_cannot_be_read_are_told() {
          SELECT writeguard.set_policy('p', tables => '{t}'); UPDATE writeguard.policy SET tables = '{\"a b\"}' WHERE name = 'p'",
     );
     mended(&mut admin, "policy p", "problem", "cannot be read");
+    run(&mut admin, "BEGIN; UPDATE writeguard.policy SET approvers = 'nobody_at_all'");
+    let approvers = |row: &Row| row.problem.contains("nobody_at_all") && row.fix == "CREATE ROLE nobody_at_all;";
+    assert!(check(&mut admin).iter().any(approvers));
+    run(&mut admin, "ROLLBACK");
     for (column, word) in [("comment", "comment"), ("roles", "roles")] {
         run(&mut admin, &format!("BEGIN; ALTER TABLE writeguard.policy RENAME {column} TO other"));
         let row = about(&mut admin, "policies");
