@@ -95,6 +95,10 @@ fn printed_network(network: pg_sys::Datum) -> Option<String> {
 /// # Errors
 /// WG007 for a mistake, 0A000 for a column that this version does not have yet.
 pub fn settle(document: &mut Document) -> Result<Policy, Error> {
+    if document.rate_microseconds.is_none() {
+        let rate_interval = document.rate_interval.as_deref().and_then(Span::read);
+        document.rate_microseconds = rate_interval.map(|span| span.microseconds);
+    }
     for element in document.tables.iter_mut().flatten() {
         if let Element::Unqualified(name) = parse_element(element)? {
             *element = qualify(element, &name)?;

@@ -87,6 +87,9 @@ pub struct Policy {
     pub comment: Option<String>,
 }
 
+/// The interval that `rate_interval` has when nobody says otherwise, as PostgreSQL prints it.
+pub const DEFAULT_RATE_INTERVAL: &str = "01:00:00";
+
 /// Ten years in microseconds.
 const LONGEST_INTERVAL: u64 = 10 * 366 * 24 * 3_600 * 1_000_000;
 

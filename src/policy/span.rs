@@ -1,9 +1,10 @@
 //! Intervals between SQL and documents.
 
 use core::ffi::CStr;
+use std::ffi::CString;
 
 use pgrx::datum::Interval;
-use pgrx::{FromDatum, direct_function_call, pg_sys};
+use pgrx::{FromDatum, IntoDatum, direct_function_call, pg_sys};
 
 use crate::ffi;
 
@@ -33,6 +34,17 @@ impl Span {
             let text = direct_function_call::<&CStr>(pg_sys::interval_out, &[Some(datum)]);
             pg_sys::IntervalStyle = style;
             Some(Self { text: ffi::decode(text?), microseconds })
+        }
+    }
+
+    /// Of a text that PostgreSQL printed. Anything else raises PostgreSQL's own error.
+    pub fn read(text: &str) -> Option<Self> {
+        let text = CString::new(text).ok()?;
+        let arguments = [text.as_c_str().into_datum(), pg_sys::InvalidOid.into_datum(), (-1i32).into_datum()];
+        // SAFETY: the input function of the type, with the arguments that input functions take.
+        unsafe {
+            let interval = direct_function_call::<pg_sys::Datum>(pg_sys::interval_in, &arguments)?;
+            Self::of(interval, false)
         }
     }
 }
