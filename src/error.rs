@@ -26,6 +26,40 @@ pub enum WayOut {
     FlagForToken,
 }
 
+impl WayOut {
+    /// The next command to type for a write of `relation`.
+    fn hint(&self, operation: Operation, relation: &RelationName) -> String {
+        match self {
+            WayOut::Never => format!(
+                "No override lifts this policy; see SELECT * FROM writeguard.effective({}, \
+                 CURRENT_USER, '{}');",
+                literal(&relation.to_sql()),
+                operation.word()
+            ),
+            WayOut::SetFlag => "SET writeguard.override = on;".to_owned(),
+            WayOut::FlagForToken => "A token is set, but not the flag: SET writeguard.override = on;".to_owned(),
+            // A request rehearses what it is for, and DDL is not rehearsed.
+            WayOut::Request { .. } if operation == Operation::Drop => format!(
+                "Where the rows may go: SELECT writeguard.request({}, reason => 'why this is right'); DDL on rows \
+                 that stay is for a superuser: SET writeguard.enabled = off;",
+                literal(&format!("TRUNCATE {}", relation.to_sql()))
+            ),
+            WayOut::Request { event: Some(event), parameters: 0, .. } => {
+                format!("SELECT writeguard.request(event => {event}, reason => 'why this is right');")
+            }
+            WayOut::Request { statement, parameters, .. } => {
+                let values: Vec<String> = (1..=*parameters).map(|n| format!("'value of ${n}'")).collect();
+                let parameters = match values.as_slice() {
+                    [] => String::new(),
+                    values => format!(", parameters => ARRAY[{}]", values.join(", ")),
+                };
+                let statement = literal(statement);
+                format!("SELECT writeguard.request({statement}, reason => 'why this is right'{parameters});")
+            }
+        }
+    }
+}
+
 /// An error of this library.
 #[derive(Debug, Clone, PartialEq, ThisError)]
 pub enum Error {
@@ -50,6 +84,16 @@ pub enum Error {
     /// WG004: another number of rows than the client said beforehand.
     #[error("{operation} changed {}, but {expected} {} expected", count(*.rows), if *.expected == 1 { "was" } else { "were" })]
     Expectation { operation: &'static str, relation: Option<RelationName>, expected: u64, rows: u64 },
+    /// WG002: a whole table would be scanned where a policy wants a condition.
+    #[error("{operation} of table \"{relation}\" has nothing to narrow it")]
+    Unnarrowed {
+        operation: Operation,
+        relation: RelationName,
+        policy: String,
+        /// The planner's estimate of the table's rows.
+        estimate: Option<u64>,
+        way_out: WayOut,
+    },
     /// WG006: a token that does not open this write.
     #[error("approval token refused: {reason}")]
     TokenRefused {
@@ -90,6 +134,7 @@ impl Error {
             Error::Limit { .. } => "WG001",
             Error::NeedsBlock { .. } => "WG003",
             Error::Expectation { .. } => "WG004",
+            Error::Unnarrowed { .. } => "WG002",
             Error::TokenRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } => "WG007",
             Error::Undecided { .. } => "WG008",
@@ -127,6 +172,14 @@ impl Error {
                     count(*expected)
                 ))
             }
+            Error::Unnarrowed { policy, estimate, .. } => {
+                let estimate =
+                    estimate.map_or_else(String::new, |rows| format!(" (the planner expected about {})", count(rows)));
+                Some(format!(
+                    "Policy \"{policy}\" asks for a condition on the table's columns, and without one the whole table \
+                     would be scanned{estimate}; nothing was changed."
+                ))
+            }
             Error::TokenRefused { detail, .. }
             | Error::ApprovalRefused { detail, .. }
             | Error::Invalid { detail, .. } => detail.clone(),
@@ -138,34 +191,10 @@ impl Error {
     /// The next command to type.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Error::Limit { relation, operation, way_out, .. } => match way_out {
-                WayOut::Never => format!(
-                    "No override lifts this policy; see SELECT * FROM writeguard.effective({}, \
-                     CURRENT_USER, '{}');",
-                    literal(&relation.to_sql()),
-                    operation.word()
-                ),
-                WayOut::SetFlag => "SET writeguard.override = on;".to_owned(),
-                WayOut::FlagForToken => "A token is set, but not the flag: SET writeguard.override = on;".to_owned(),
-                // A request rehearses what it is for, and DDL is not rehearsed.
-                WayOut::Request { .. } if *operation == Operation::Drop => format!(
-                    "Where the rows may go: SELECT writeguard.request({}, reason => 'why this is right'); DDL on rows \
-                     that stay is for a superuser: SET writeguard.enabled = off;",
-                    literal(&format!("TRUNCATE {}", relation.to_sql()))
-                ),
-                WayOut::Request { event: Some(event), parameters: 0, .. } => {
-                    format!("SELECT writeguard.request(event => {event}, reason => 'why this is right');")
-                }
-                WayOut::Request { statement, parameters, .. } => {
-                    let values: Vec<String> = (1..=*parameters).map(|n| format!("'value of ${n}'")).collect();
-                    let parameters = match values.as_slice() {
-                        [] => String::new(),
-                        values => format!(", parameters => ARRAY[{}]", values.join(", ")),
-                    };
-                    let statement = literal(statement);
-                    format!("SELECT writeguard.request({statement}, reason => 'why this is right'{parameters});")
-                }
-            },
+            Error::Limit { relation, operation, way_out, .. } => way_out.hint(*operation, relation),
+            Error::Unnarrowed { relation, operation, way_out, .. } => {
+                format!("Add a WHERE that names the rows. {}", way_out.hint(*operation, relation))
+            }
             Error::NeedsBlock { .. } => {
                 "BEGIN; (then the statement again, and COMMIT when its number of rows is right)".to_owned()
             }
@@ -193,7 +222,7 @@ impl Error {
     /// Schema and name of the table that the error is about.
     pub fn table(&self) -> Option<(&str, &str)> {
         match self {
-            Error::Limit { relation, .. } | Error::NeedsBlock { relation, .. } => {
+            Error::Limit { relation, .. } | Error::NeedsBlock { relation, .. } | Error::Unnarrowed { relation, .. } => {
                 Some((&relation.schema, &relation.name))
             }
             Error::Expectation { relation, .. }
@@ -245,6 +274,24 @@ mod tests {
         let detail = "writeguard.expect_rows asked for 1 row, and this update of table \"public.orders\" would have \
                       changed 5; nothing was changed.";
         assert_eq!(error(1, 5).detail().unwrap(), detail);
+    }
+
+    #[test]
+    fn a_missing_condition_is_asked_for_first() {
+        let error = Error::Unnarrowed {
+            operation: Operation::Delete,
+            relation: RelationName::new("public", "orders"),
+            policy: "p".into(),
+            estimate: Some(1000),
+            way_out: WayOut::SetFlag,
+        };
+        assert_eq!(error.to_string(), "delete of table \"public.orders\" has nothing to narrow it");
+        assert_eq!(error.sqlstate(), "WG002");
+        assert_eq!(error.table(), Some(("public", "orders")));
+        assert!(
+            error.detail().unwrap().contains("scanned (the planner expected about 1000 rows); nothing was changed.")
+        );
+        assert_eq!(error.hint().unwrap(), "Add a WHERE that names the rows. SET writeguard.override = on;");
     }
 
     #[test]

@@ -128,6 +128,12 @@ unsafe extern "C-unwind" {
         typmod: i32,
     ) -> pg_sys::Datum;
     pub fn palloc(size: usize) -> *mut c_void;
+    pub fn OidFunctionCall2Coll(
+        function: pg_sys::Oid,
+        collation: pg_sys::Oid,
+        first: pg_sys::Datum,
+        second: pg_sys::Datum,
+    ) -> pg_sys::Datum;
     pub fn OidOutputFunctionCall(function: pg_sys::Oid, value: pg_sys::Datum) -> *mut c_char;
 }
 
@@ -195,6 +201,18 @@ pub unsafe fn sleep_on_latch(milliseconds: c_long) {
         if pg_sys::InterruptPending != 0 {
             ProcessInterrupts();
         }
+    }
+}
+
+/// The cells of a list of pointers.
+///
+/// # Safety
+/// `list` is NULL or a valid list, whose cells hold pointers to `T`.
+pub unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
+        (0..length).map(move |index| (*(*list).elements.add(index)).ptr_value.cast())
     }
 }
 

@@ -55,6 +55,8 @@ pub enum Scope {
     Rate,
     Fraction,
     Block,
+    /// The statement's condition, not a number of rows.
+    Where,
 }
 
 impl fmt::Display for Scope {
@@ -65,6 +67,7 @@ impl fmt::Display for Scope {
             Scope::Rate => "rate",
             Scope::Fraction => "fraction",
             Scope::Block => "block",
+            Scope::Where => "where",
         })
     }
 }

@@ -293,7 +293,6 @@ fn a_mistake_leaves_the_policy_that_was_there() {
 fn columns_that_come_later_are_refused() {
     let (_db, mut admin) = database();
     for (column, value) in [
-        ("require_where", "true"),
         ("mode", "'observe'"),
         ("mode", "'warn'"),
         ("approvers", "'postgres'"),

@@ -52,6 +52,8 @@ pub enum Past {
     Fraction(u64, u64),
     /// More than one row outside a transaction block.
     Block,
+    /// No number: a whole table would be scanned where the policy wants a condition.
+    Unnarrowed,
 }
 
 /// All meters of this backend.

@@ -46,7 +46,7 @@ fn state() -> &'static mut State {
 /// Decides about a write past a limit. Ok: it is lifted and may go on.
 ///
 /// # Errors
-/// WG001, WG005 or WG006, after the refusal's event is on disk or its time is over; a foreign error when waiting
+/// WG001, WG002, WG005 or WG006, after the refusal's event is on disk or its time is over; a foreign error when waiting
 /// was interrupted.
 pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
     let statement = attempt.place.statement;
@@ -136,6 +136,7 @@ fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
         Past::Rate(_) => (Scope::Rate, policy.rate.map(|rate| rate.rows)),
         Past::Fraction(limit, _) => (Scope::Fraction, Some(limit)),
         Past::Block => (Scope::Block, Some(1)),
+        Past::Unnarrowed => (Scope::Where, None),
     }
 }
 
@@ -143,7 +144,7 @@ fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
 fn explain(attempt: &Attempt<'_>) -> (String, Option<String>) {
     let policy = &attempt.policy.policy;
     match attempt.past {
-        Past::Statement | Past::Block => ("statement".into(), None),
+        Past::Statement | Past::Block | Past::Unnarrowed => ("statement".into(), None),
         Past::Transaction => ("transaction".into(), None),
         Past::Rate(wait) => {
             let interval = policy.rate.map_or(0, |rate| rate.interval);
@@ -170,11 +171,11 @@ fn lift(attempt: &Attempt<'_>, request: Option<i64>) {
 }
 
 fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
-    let limit = limit_of(attempt).1.unwrap_or_default();
+    let (_, limit) = limit_of(attempt);
     let policy = &attempt.policy.policy;
     let mut event = Event::new(Kind::Blocked);
     describe(&mut event, attempt);
-    event.rows = Some(limit.saturating_add(1));
+    event.rows = limit.map(|limit| limit.saturating_add(1));
     let id = record_once(&event, attempt)?;
     if attempt.past == Past::Block {
         return Err(Failure::Ours(Error::NeedsBlock {
@@ -193,16 +194,12 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
             parameters: statement::parameter_count(),
         },
     };
+    let (operation, relation, estimate) = (attempt.operation, attempt.relation.clone(), attempt.estimate);
     let (per, note) = explain(attempt);
-    Err(Failure::Ours(Error::Limit {
-        operation: attempt.operation,
-        relation: attempt.relation.clone(),
-        policy: policy.name.clone(),
-        per,
-        limit,
-        note,
-        estimate: attempt.estimate,
-        way_out,
+    let policy = policy.name.clone();
+    Err(Failure::Ours(match limit {
+        Some(limit) => Error::Limit { operation, relation, policy, per, limit, note, estimate, way_out },
+        None => Error::Unnarrowed { operation, relation, policy, estimate, way_out },
     }))
 }
 

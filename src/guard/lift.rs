@@ -33,9 +33,12 @@ struct State {
     granted: Vec<Granted>,
     /// The subtransactions in which a statement is run to be taken back: nothing is refused in them.
     rehearsals: Vec<i32>,
+    /// The last rehearsal met something that is refused whatever number of rows it changes.
+    refused_without_rows: bool,
 }
 
-static STATE: Backend<State> = Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsals: Vec::new() });
+static STATE: Backend<State> =
+    Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsals: Vec::new(), refused_without_rows: false });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no reference is kept across SPI.
@@ -79,8 +82,19 @@ pub fn is_rehearsing() -> bool {
 
 /// Nothing is refused until the subtransaction that was just begun is rolled back, whichever way that comes about.
 pub fn begin_rehearsal() {
+    state().refused_without_rows = false;
     // SAFETY: reads a static.
     state().rehearsals.push(unsafe { ffi::GetCurrentTransactionNestLevel() });
+}
+
+/// What is rehearsed would be refused even if it changed no row.
+pub fn note_refused_without_rows() {
+    state().refused_without_rows = true;
+}
+
+/// Whether the last rehearsal met something that is refused whatever number of rows it changes.
+pub fn is_refused_without_rows() -> bool {
+    state().refused_without_rows
 }
 
 /// The request behind the token that was accepted for this statement.

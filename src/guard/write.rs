@@ -11,9 +11,11 @@ use pgrx::pg_sys;
 
 use super::book::{self, Binding};
 use super::count;
+use super::narrow::estimate;
 use super::watch::{self, Kind, Remote};
+use super::whole::{require_where, wants_where};
 use crate::error::Error;
-use crate::ffi::Backend;
+use crate::ffi::{Backend, pointers};
 use crate::policy::{catalog, relation};
 use crate::raise::{Failure, Raise};
 use crate::session::Actor;
@@ -21,15 +23,6 @@ use crate::words::Operation;
 
 /// Room for the bindings of a plan that is looked at, used again and again.
 static BINDINGS: Backend<Vec<Option<Rc<Binding>>>> = Backend::new(Vec::new());
-
-/// The cells of a list of pointers.
-unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
-    // SAFETY: a list of the executor's, NULL or valid; its cells hold pointers.
-    unsafe {
-        let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
-        (0..length).map(move |index| (*(*list).elements.add(index)).ptr_value.cast())
-    }
-}
 
 /// The ModifyTable node of the plan itself, also below custom scans.
 unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableState {
@@ -145,6 +138,9 @@ unsafe fn watch_node(
         let Some(child_exec) = (!child.is_null()).then(|| (*child).ExecProcNodeReal).flatten() else {
             return Err(undecided("its plan has no rows to count", relation(0)));
         };
+        if kind != Kind::Conflict {
+            require_where(estate, node, operations, &bindings)?;
+        }
         let mut watch = watch::fresh(kind, estate, actor);
         core::mem::swap(&mut watch.bindings, &mut bindings);
         *BINDINGS.get() = bindings;
@@ -248,19 +244,15 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         if binding.as_ref().is_none_or(|binding| binding.charges(operation).is_empty()) {
             return Ok(());
         }
+        if binding.as_ref().is_some_and(|binding| wants_where(binding, operation)) {
+            return Err(undecided("its plan does not show whether a condition narrows it", (*entry).relid));
+        }
         let mut watch = watch::fresh(Kind::Whole(operation), (*query_desc).estate, actor);
         watch.bindings.push(binding);
         watch.estimate = estimate((*statement).planTree);
         watch::activate(watch);
         Ok(())
     }
-}
-
-/// The planner's estimate of a node's rows, where it is a number that one can store.
-unsafe fn estimate(plan: *const pg_sys::Plan) -> Option<u64> {
-    // SAFETY: a node of a plan that is being run.
-    let rows = unsafe { (*plan).plan_rows };
-    (rows < i64::MAX as f64).then_some(rows as u64)
 }
 
 fn undecided(reason: &str, relation: pg_sys::Oid) -> Failure {

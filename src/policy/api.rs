@@ -48,6 +48,7 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
        operations = EXCLUDED.operations, max_rows = EXCLUDED.max_rows, \
        max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, rate_rows = EXCLUDED.rate_rows, \
        rate_interval = EXCLUDED.rate_interval, max_fraction = EXCLUDED.max_fraction, \
+       require_where = EXCLUDED.require_where, \
        require_transaction = EXCLUDED.require_transaction, mode = EXCLUDED.mode, \
        \"override\" = EXCLUDED.\"override\", comment = EXCLUDED.comment \
      WHERE p.* IS DISTINCT FROM EXCLUDED.* \
@@ -226,7 +227,7 @@ fn explain(arguments: &Arguments) -> Returns {
                 "rate_rows": policy.rate.map(|rate| rate.rows),
                 "rate_interval": policy.rate.map(|rate| format!("{} microseconds", rate.interval)),
                 "max_fraction": policy.max_fraction,
-                "require_where": false,
+                "require_where": policy.require_where,
                 "require_transaction": policy.require_transaction,
                 "mode": "enforce",
                 "override": policy.override_.word(),

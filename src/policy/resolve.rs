@@ -168,6 +168,7 @@ mod tests {
             rate: None,
             max_fraction: None,
             require_transaction: false,
+            require_where: false,
             override_: Override::Token,
             comment: None,
         }

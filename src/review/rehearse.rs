@@ -56,6 +56,8 @@ pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
 pub struct Rehearsed {
     /// Covered rows that the statement would change, by qualified table name.
     pub rows: BTreeMap<String, u64>,
+    /// A policy refuses it whatever number of rows it changes.
+    pub refused_without_rows: bool,
     /// The parameters as their types' output functions print them, which is how a token check sees those of a client.
     pub parameters: Vec<Option<String>>,
 }
@@ -113,7 +115,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
         .collect();
     // SAFETY: NULL or C strings in our own memory context.
     let parameters = printed.into_iter().map(|text| unsafe { ffi::text(text) }).collect();
-    Ok(Rehearsed { rows, parameters })
+    Ok(Rehearsed { rows, refused_without_rows: lift::is_refused_without_rows(), parameters })
 }
 
 /// One run, as plain data.

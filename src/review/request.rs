@@ -133,7 +133,7 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     let statement = normalize(rehearse::check(&text)?.unwrap_or(statement));
     let rehearsed = rehearse::rehearse(&text, parameters)?;
     let (relations, parameters) = (rehearsed.rows, rehearsed.parameters);
-    if relations.is_empty() {
+    if relations.is_empty() && !rehearsed.refused_without_rows {
         return Err(Error::Invalid {
             message: "the statement needs no approval".into(),
             detail: Some("Rehearsed, it changed no row of a table that a policy covers.".into()),

@@ -1,0 +1,119 @@
+//! Policies with `require_where`: what happens to a write that would scan a whole table.
+//!
+//! Decided when the executor has started and before the first row, so nothing is counted yet; a flag or a token lifts it as
+//! it lifts a limit.
+
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+
+use super::book::{self, Binding};
+use super::budget::{Past, Place};
+use super::decide::{self, Attempt};
+use super::path::Step;
+use super::{lift, narrow, statement};
+use crate::ffi::{self, Backend};
+use crate::raise::Failure;
+use crate::words::Operation;
+use crate::{session, settings};
+
+/// Room for the path to a scan, used again and again.
+static PATH: Backend<Vec<Step>> = Backend::new(Vec::new());
+
+/// Whether a policy that wants a condition applies to the operation.
+pub fn wants_where(binding: &Binding, operation: Operation) -> bool {
+    binding.charges(operation).iter().any(|charge| charge.policy.policy.require_where)
+}
+
+/// Decides about the tables that a node would scan whole although a policy wants a condition, before the first row.
+///
+/// # Safety
+/// A node of a query that was just started, with the bindings of its result relations.
+///
+/// # Errors
+/// WG002 or WG006, or what stood in the way of deciding.
+pub unsafe fn require_where(
+    estate: *mut pg_sys::EState,
+    node: *mut pg_sys::ModifyTableState,
+    operations: &[Operation],
+    bindings: &[Option<Rc<Binding>>],
+) -> Result<(), Failure> {
+    let wants = |binding: &Binding| operations.iter().any(|operation| wants_where(binding, *operation));
+    if !bindings.iter().flatten().any(|binding| wants(binding)) {
+        return Ok(());
+    }
+    // SAFETY: a node of the query that was just started; it has not run.
+    unsafe {
+        let plan: *mut pg_sys::ModifyTable = (*node).ps.plan.cast();
+        let parameters = (*estate).es_param_list_info;
+        let find = |table: pg_sys::Index| {
+            let target = |index: usize| (*node).resultRelInfo.add(index);
+            let mut covered =
+                bindings.iter().enumerate().filter_map(|(index, binding)| Some((index, binding.as_ref()?)));
+            covered
+                .find(|(index, binding)| (*target(*index)).ri_RangeTableIndex == table && wants(binding))
+                .map(|(index, binding)| ((*target(index)).ri_RelationDesc, binding))
+        };
+        let relation = |table| find(table).map(|(relation, _)| relation);
+        let mut path = core::mem::take(&mut *PATH.get());
+        let whole = narrow::whole_scans((*plan).plan.lefttree, parameters, &relation, &mut path)?;
+        *PATH.get() = path;
+        for scan in whole {
+            let Some((relation, binding)) = find(scan.table) else { continue };
+            for operation in operations.iter().filter(|operation| wants_where(binding, **operation)) {
+                let action = match operation {
+                    Operation::Delete => pg_sys::CmdType::CMD_DELETE,
+                    _ => pg_sys::CmdType::CMD_UPDATE,
+                };
+                if (*node).operation != pg_sys::CmdType::CMD_MERGE
+                    || narrow::merges_all(plan, action, parameters, scan.table, relation)?
+                {
+                    refuse_whole(binding, *operation, scan.estimate)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a write that would scan a whole table, unless each policy that wants a condition is lifted. It belongs to the
+/// client's command that is about to run.
+fn refuse_whole(binding: &Binding, operation: Operation, estimate: Option<u64>) -> Result<(), Failure> {
+    if lift::is_rehearsing() {
+        lift::note_refused_without_rows();
+        return Ok(());
+    }
+    session::use_armed();
+    // SAFETY: called inside the executor's start; reads a static.
+    let (frame, level) = unsafe { (statement::enter(), ffi::GetCurrentTransactionNestLevel()) };
+    let place = Place { statement: statement::current(), level };
+    let wanting = binding.charges(operation).iter().filter(|charge| charge.policy.policy.require_where);
+    let mut decided = wanting.map(|charge| {
+        if !settings::enabled() {
+            if !decide::knows_disabled(place.statement) {
+                decide::record_disabled(&binding.relation, operation, place.statement);
+            }
+            return Ok(());
+        }
+        let attempt = Attempt {
+            relation: &binding.relation,
+            operation,
+            policy: &charge.policy,
+            meter: charge.meter,
+            past: Past::Unnarrowed,
+            place,
+            estimate,
+        };
+        decide::decide(&attempt)?;
+        // Tables that were charged before the token was spent count as well.
+        if lift::is_granted(place.statement) {
+            decide::check_grant(&attempt, &book::rows_by_table(place.statement))?;
+        }
+        Ok(())
+    });
+    let decided = decided.try_for_each(|decided| decided);
+    if frame == statement::Frame::Outermost {
+        statement::leave();
+    }
+    decided
+}
