@@ -153,8 +153,8 @@ fn settle_now() {
 
 /// For which policies the conditions hold, and what that depends on.
 fn in_force(policies: &Policies) -> (Vec<bool>, Option<Now>) {
-    let now = policies.plain.iter().any(Policy::is_conditional).then(Now::current);
-    (policies.plain.iter().map(conditions::hold).collect(), now)
+    let all = || policies.loaded.iter().map(|loaded| &loaded.policy);
+    (all().map(conditions::hold).collect(), all().any(Policy::is_conditional).then(Now::current))
 }
 
 /// Registers for invalidations, once per backend that writes. The slots for them are few in core.
@@ -219,7 +219,7 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
             let policies = match place {
                 Place::NotInstalled => Policies::not_installed(),
                 Place::Missing => Policies::unreadable("table writeguard.policy is not there".into()),
-                Place::Table(table) => match Policies::read(table)? {
+                Place::Table(table) => match Policies::read(table, state().policies.clone().as_deref())? {
                     Some(policies) => policies,
                     // Dropped since it was found.
                     None => continue,
@@ -380,7 +380,7 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
     let acting = actor(actor_now, &policies);
     let (places, _) = by_force(policies.naming(&target));
     let applying = Operation::ALL.map(|operation| {
-        resolve::candidates(&policies.plain, &places, &target, &acting, operation)
+        resolve::candidates(&policies.loaded, &places, &target, &acting, operation)
             .into_iter()
             .filter(|candidate| candidate.set_aside_by.is_none())
             .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
@@ -425,11 +425,11 @@ pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -
     let acting = memberships(&[role], &policies.roles);
     let (taking_part, not_now) = by_force(policies.naming(&target));
     let explain = |places: &[usize], in_force: bool| -> Vec<Explained> {
-        let candidates = resolve::candidates(&policies.plain, places, &target, &acting, operation);
+        let candidates = resolve::candidates(&policies.loaded, places, &target, &acting, operation);
         let explained = candidates.into_iter().map(|Candidate { policy, set_aside_by }| Explained {
             loaded: Rc::clone(&policies.loaded[policy]),
             in_force,
-            set_aside_by: set_aside_by.filter(|_| in_force).map(|by| policies.plain[by].name.clone()),
+            set_aside_by: set_aside_by.filter(|_| in_force).map(|by| policies.loaded[by].policy.name.clone()),
         });
         explained.collect()
     };

@@ -9,6 +9,18 @@ use super::model::Policy;
 use super::pattern::Fit;
 use crate::words::{Operation, RelationName};
 
+/// Something that has a policy: policies are kept in several ways, and resolved in one.
+pub trait AsPolicy {
+    /// The policy.
+    fn as_policy(&self) -> &Policy;
+}
+
+impl AsPolicy for Policy {
+    fn as_policy(&self) -> &Policy {
+        self
+    }
+}
+
 /// How closely a policy names the acting role; the greater is the more specific.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RoleFit {
@@ -81,10 +93,10 @@ pub struct Index {
 
 impl Index {
     /// The index of `policies`.
-    pub fn new(policies: &[Policy]) -> Self {
+    pub fn new(policies: &[impl AsPolicy]) -> Self {
         let mut index = Self::default();
         for (place, policy) in policies.iter().enumerate() {
-            for pattern in &policy.tables {
+            for pattern in &policy.as_policy().tables {
                 let places = match pattern.exact() {
                     Some(name) => index.by_name.entry(name).or_default(),
                     None => &mut index.with_wildcards,
@@ -111,7 +123,7 @@ impl Index {
 /// All policies that cover the table for this role and operation, each with the one that sets it aside, if any.
 /// `places` are those that may.
 pub fn candidates(
-    policies: &[Policy],
+    policies: &[impl AsPolicy],
     places: &[usize],
     target: &Target,
     actor: &Actor,
@@ -119,14 +131,14 @@ pub fn candidates(
 ) -> Vec<Candidate> {
     let covering: Vec<(usize, Fit, RoleFit)> = places
         .iter()
-        .filter_map(|place| Some((*place, policies.get(*place)?)))
+        .filter_map(|place| Some((*place, policies.get(*place)?.as_policy())))
         .filter(|(_, policy)| policy.operations & operation.bit() != 0)
         .filter_map(|(place, policy)| Some((place, table_fit(policy, target)?, role_fit(policy, actor)?)))
         .collect();
     // However many policies there are, they differ in a handful of ways in how closely they fit. Clients choose their
     // application's name, so a policy that depends on it sets nothing aside.
     let mut kinds: Vec<(usize, Fit, RoleFit)> = Vec::new();
-    for kind in covering.iter().filter(|(place, ..)| policies[*place].application.is_none()) {
+    for kind in covering.iter().filter(|(place, ..)| policies[*place].as_policy().application.is_none()) {
         if !kinds.iter().any(|(_, table, role)| (*table, *role) == (kind.1, kind.2)) {
             kinds.push(*kind);
         }

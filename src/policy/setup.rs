@@ -36,7 +36,7 @@ fn defects() -> Result<Vec<Value>, Failure> {
     let policies = match table::find() {
         Place::NotInstalled => return Ok(Vec::new()),
         Place::Missing => None,
-        Place::Table(oid) => Policies::read(oid)?,
+        Place::Table(oid) => Policies::read(oid, None)?,
     };
     let Some(policies) = policies else {
         return Ok(unreadable("table writeguard.policy is not there".into()));
@@ -49,9 +49,10 @@ fn defects() -> Result<Vec<Value>, Failure> {
         .iter()
         .map(|broken| json!({"policy": broken.name, "defect": "broken", "reason": broken.reason}))
         .collect();
-    let all_exact = policies.plain.iter().flat_map(|policy| &policy.tables).all(|pattern| pattern.exact().is_some());
+    let all_exact =
+        policies.loaded.iter().flat_map(|loaded| &loaded.policy.tables).all(|pattern| pattern.exact().is_some());
     let tables = if all_exact { Vec::new() } else { coverable_tables() };
-    for policy in &policies.plain {
+    for policy in policies.loaded.iter().map(|loaded| &loaded.policy) {
         pgrx::check_for_interrupts!();
         for pattern in &policy.tables {
             if let Some((defect, reason)) = defect(pattern, &tables) {

@@ -7,9 +7,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sys};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::model::{Document, Policy};
-use super::resolve::{Index, Target};
+use super::resolve::{AsPolicy, Index, Target};
 use super::span::Span;
 use crate::ffi::{self, Foreign};
 
@@ -24,10 +25,25 @@ const EXTENSION: &CStr = c"pg_writeguard";
 pub struct Revision(u64);
 
 impl Revision {
-    fn of(document: &Document) -> Self {
+    /// # Safety
+    /// The tuple is whole.
+    unsafe fn of(tuple: pg_sys::HeapTuple) -> Self {
+        // What comes before says who wrote the row, and where it goes on; then come NULLs and values.
+        const WHO_AND_WHERE: usize = 23;
+        // SAFETY: the tuple has as many bytes as it says.
+        let bytes = unsafe {
+            let length = ((*tuple).t_len as usize).saturating_sub(WHO_AND_WHERE);
+            core::slice::from_raw_parts((*tuple).t_data.cast::<u8>().add(WHO_AND_WHERE), length)
+        };
         let mut hasher = DefaultHasher::new();
-        serde_json::to_string(document).unwrap_or_default().hash(&mut hasher);
+        hasher.write(bytes);
         Self(hasher.finish())
+    }
+}
+
+impl AsPolicy for Rc<Loaded> {
+    fn as_policy(&self) -> &Policy {
+        &self.policy
     }
 }
 
@@ -60,8 +76,6 @@ pub struct Policies {
     /// Why the table says nothing to this library.
     pub unreadable: Option<String>,
     pub loaded: Vec<Rc<Loaded>>,
-    /// The policies alone, as resolution wants them.
-    pub plain: Vec<Policy>,
     pub broken: Vec<Broken>,
     /// Where to look for those that may cover a table.
     pub index: Index,
@@ -76,7 +90,6 @@ impl Policies {
             installed: false,
             unreadable: None,
             loaded: Vec::new(),
-            plain: Vec::new(),
             broken: Vec::new(),
             index: Index::default(),
             roles: Vec::new(),
@@ -88,11 +101,11 @@ impl Policies {
         Self { installed: true, unreadable: Some(reason), ..Self::not_installed() }
     }
 
-    /// All policies in the table; none when it is gone by now.
+    /// All policies in the table; none when it is gone by now. What did not change since `before` is taken from there.
     ///
     /// # Errors
     /// What waiting for the table's lock may raise.
-    pub fn read(table: pg_sys::Oid) -> Result<Option<Self>, Foreign> {
+    pub fn read(table: pg_sys::Oid, before: Option<&Self>) -> Result<Option<Self>, Foreign> {
         let mut found = Self { installed: true, ..Self::not_installed() };
         let mut relation = ptr::null_mut();
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
@@ -104,14 +117,13 @@ impl Policies {
         let mut scratch = PgMemoryContexts::new("pg_writeguard policies");
         // SAFETY: switches the memory context for the time of the call; the table is open and closed once.
         unsafe {
-            scratch.switch_to(|_| scan(relation, &mut found));
+            scratch.switch_to(|_| scan(relation, before, &mut found));
             pg_sys::table_close(relation, lock);
         }
-        found.index = Index::new(&found.plain);
-        found.roles = found.plain.iter().flat_map(|policy| policy.roles.iter().cloned()).collect();
-        found.roles.sort_unstable();
-        found.roles.dedup();
-        found.roles.retain(|role| role != "public");
+        found.index = Index::new(&found.loaded);
+        let names = found.loaded.iter().flat_map(|loaded| loaded.policy.roles.iter().map(String::as_str));
+        let names: FxHashSet<&str> = names.filter(|role| *role != "public").collect();
+        found.roles = names.into_iter().map(str::to_owned).collect();
         Ok(Some(found))
     }
 
@@ -150,7 +162,9 @@ pub fn find() -> Place {
 }
 
 /// Scans the table. What PostgreSQL allocates meanwhile lives in the caller's memory context.
-unsafe fn scan(relation: pg_sys::Relation, found: &mut Policies) {
+unsafe fn scan(relation: pg_sys::Relation, before: Option<&Policies>, found: &mut Policies) {
+    let known: FxHashMap<Revision, &Rc<Loaded>> =
+        before.iter().flat_map(|before| &before.loaded).map(|loaded| (loaded.revision, loaded)).collect();
     // SAFETY: a plain scan of a table of ours; an ERROR unwinds to the guard around the caller, and the abort closes
     // what is open.
     unsafe {
@@ -169,14 +183,18 @@ unsafe fn scan(relation: pg_sys::Relation, found: &mut Policies) {
             if tuple.is_null() {
                 break;
             }
+            let revision = Revision::of(tuple);
+            if let Some(known) = known.get(&revision) {
+                found.loaded.push(Rc::clone(known));
+                continue;
+            }
             pg_sys::heap_deform_tuple(tuple, (*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             let row = Row { columns: &columns, values: &values, nulls: &nulls };
             let document = row.document();
             let name = document.name.clone().unwrap_or_default();
             match document.check() {
                 Ok(policy) => {
-                    found.plain.push(policy.clone());
-                    found.loaded.push(Rc::new(Loaded { policy, revision: Revision::of(&document) }));
+                    found.loaded.push(Rc::new(Loaded { policy, revision }));
                 }
                 Err(error) => found.broken.push(Broken { name, reason: error.to_string() }),
             }
