@@ -1,7 +1,6 @@
 //! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor
 //! or a membership changes.
 
-use core::cell::Cell;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
@@ -9,13 +8,10 @@ use rustc_hash::FxHashMap;
 
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
-use super::gcra::Rate;
-use super::rate::BucketId;
-use super::rate_memory::Owner;
-use super::{block, lift, rate, statement};
+use super::further::{Charged, Further, More};
+use super::{lift, rate, statement};
 use crate::error::Error;
-use crate::ffi::{self, Backend};
-use crate::policy::model::Policy;
+use crate::ffi::Backend;
 use crate::policy::table::{Loaded, Revision};
 use crate::policy::{catalog, size};
 use crate::raise::{Failure, Raise, guarded};
@@ -30,23 +26,6 @@ pub struct Charge {
     pub policy: Rc<Loaded>,
     /// Limits beyond those that the meter knows.
     pub more: Option<Rc<More>>,
-}
-
-/// Limits of a policy that not every policy has.
-pub struct More {
-    /// Of the table, or of the tree of partitions it belongs to.
-    pub fraction: Option<Fraction>,
-    pub rate: Option<BucketId>,
-    pub require_transaction: bool,
-}
-
-/// A fraction of a table's rows.
-pub struct Fraction {
-    meter: MeterId,
-    root: pg_sys::Oid,
-    part: f64,
-    /// The statement that it was worked out for: its limit, and about how many rows the table holds.
-    known: Cell<(Serial, u64, u64)>,
 }
 
 /// A covered relation.
@@ -96,9 +75,7 @@ struct Book {
     policies: FxHashMap<Revision, MeterId>,
     /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own.
     relations: FxHashMap<String, MeterId>,
-    /// By policy and root of the tree.
-    more: FxHashMap<(Revision, u32), Rc<More>>,
-    rates: FxHashMap<Revision, BucketId>,
+    further: Further,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
     stale: bool,
 }
@@ -115,8 +92,7 @@ fn book() -> &'static mut Book {
             recent: None,
             policies: FxHashMap::default(),
             relations: FxHashMap::default(),
-            more: FxHashMap::default(),
-            rates: FxHashMap::default(),
+            further: Further::default(),
             stale: false,
         })
     }
@@ -290,7 +266,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
                     let meter = *book.policies.entry(policy.revision).or_insert_with(|| {
                         book.ledger.add(policy.policy.max_rows, policy.policy.max_rows_per_transaction)
                     });
-                    let more = more_of(book, &policy, root);
+                    let more = book.further.of(&mut book.ledger, &policy, root);
                     Charge { meter, policy, more }
                 })
                 .collect::<Vec<_>>()
@@ -305,107 +281,18 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     Ok(binding)
 }
 
-/// A policy's further limits for the tables of one tree; none where it has none.
-fn more_of(book: &mut Book, policy: &Loaded, root: pg_sys::Oid) -> Option<Rc<More>> {
-    let Policy { rate, max_fraction, require_transaction, .. } = policy.policy;
-    if rate.is_none() && max_fraction.is_none() && !require_transaction {
-        return None;
-    }
-    let key = (policy.revision, u32::from(root));
-    if let Some(known) = book.more.get(&key) {
-        return Some(Rc::clone(known));
-    }
-    let rate = rate.map(|rate| {
-        *book.rates.entry(policy.revision).or_insert_with(|| {
-            // SAFETY: these read statics.
-            let (database, login) = unsafe { (pg_sys::MyDatabaseId, ffi::GetAuthenticatedUserId()) };
-            let owner = Owner { policy: policy.rate_key(), database, login };
-            let meter = book.ledger.add(None, None);
-            rate::add(owner, Rate::new(rate.rows, rate.interval.saturating_mul(1_000)), meter)
-        })
-    });
-    let fraction = max_fraction.map(|part| Fraction {
-        meter: book.ledger.add(None, None),
-        root,
-        part,
-        known: Cell::new((0, 0, 0)),
-    });
-    let more = Rc::new(More { fraction, rate, require_transaction });
-    book.more.insert(key, Rc::clone(&more));
-    Some(more)
-}
-
-/// Rows of a table that a fraction always allows.
-const FEWEST_ROWS: u64 = 10;
-
-impl Fraction {
-    /// The limit for a statement, and about how many rows the table held when the statement came to it first.
-    fn of_statement(&self, statement: Serial) -> (u64, u64) {
-        let (known, limit, held) = self.known.get();
-        if known == statement {
-            return (limit, held);
-        }
-        let held = size::rows(self.root);
-        let limit = ((held as f64 * self.part) as u64).max(FEWEST_ROWS);
-        self.known.set((statement, limit, held));
-        (limit, held)
-    }
-}
-
-/// Charges rows to the limits that only some policies have, and says which of them that went past.
-///
-/// # Errors
-/// WG008 when there is no room for a rate.
-fn charge_more(charge: &Charge, more: &More, rows: u64, place: Place) -> Result<Option<Past>, Failure> {
-    if more.require_transaction && !block::is_explicit() && ledger().in_statement(charge.meter, place.statement) > 1 {
-        return Ok(Some(Past::Block));
-    }
-    if let Some(fraction) = &more.fraction {
-        let (limit, held) = fraction.of_statement(place.statement);
-        let ledger = ledger();
-        ledger.charge(fraction.meter, rows, place, goes_on);
-        if ledger.in_statement(fraction.meter, place.statement) > limit {
-            return Ok(Some(Past::Fraction(limit, held)));
-        }
-    }
-    if let Some(bucket) = more.rate {
-        let taken = rate::take(bucket, rows).map_err(|_| Error::Undecided {
-            reason: format!("there is no room for the rate of policy \"{}\"", charge.policy.policy.name),
-            hint: format!("ALTER SYSTEM SET writeguard.rate_slots = {}; (then restart)", settings::rate_slots() * 2),
-            relation: None,
-        })?;
-        let (ledger, meter) = (ledger(), rate::meter(bucket));
-        if !taken {
-            return Ok(Some(Past::Rate(rate::wait_for_one_more(bucket, ledger.in_statement(meter, place.statement)))));
-        }
-        ledger.charge(meter, rows, place, goes_on);
-    }
-    Ok(None)
-}
-
-/// How many more rows of an operation a charge takes, as far as numbers say.
+/// How many more rows of a statement a charge takes before a limit is passed.
 pub fn left(charge: &Charge, statement: Serial) -> u64 {
-    let mut left = ledger().left(charge.meter, statement);
-    if let Some(more) = &charge.more {
-        if let Some(fraction) = &more.fraction {
-            let (limit, _) = fraction.of_statement(statement);
-            left = left.min(limit.saturating_sub(ledger().in_statement(fraction.meter, statement)));
-        }
-        if let Some(bucket) = more.rate {
-            left = left.min(rate::left(bucket));
-        }
-        if more.require_transaction && !block::is_explicit() && left == u64::MAX {
-            left = 1u64.saturating_sub(ledger().in_statement(charge.meter, statement));
-        }
-    }
-    left
+    let ledger = ledger();
+    let left = ledger.left(charge.meter, statement);
+    charge.more.as_ref().map_or(left, |more| more.left(ledger, charge.meter, left, statement))
 }
 
 /// The policy behind a charge is lifted for a statement: it spends nothing of its rate.
 pub fn lifted(meter: MeterId, statement: Serial) {
     let book = book();
     let policy = book.policies.iter().find(|(_, known)| **known == meter).map(|(revision, _)| *revision);
-    if let Some(bucket) = policy.and_then(|revision| book.rates.get(&revision).copied()) {
+    if let Some(bucket) = policy.and_then(|revision| book.further.rate(revision)) {
         rate::lifted(bucket, statement, ledger());
     }
 }
@@ -468,7 +355,10 @@ fn past_limit(
 ) -> *mut Raise {
     guarded(|| {
         let past = match (past, &charge.more) {
-            (None, Some(more)) => charge_more(charge, more, rows, place)?,
+            (None, Some(more)) => {
+                let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+                more.charge(ledger(), &charged, goes_on)?
+            }
             (past, _) => past,
         };
         let Some(past) = past else { return Ok(()) };
@@ -543,9 +433,7 @@ pub fn end_transaction(kept: bool) {
         book.recent = None;
         book.policies.clear();
         book.relations.clear();
-        book.more.clear();
-        book.rates.clear();
-        rate::clear();
+        book.further.clear();
         book.ledger.clear();
     }
 }

@@ -3,14 +3,15 @@
 //!
 //! `hooks` holds frames only. `write` reads a plan: what it writes, to which tables. `watch` follows the nodes that
 //! do; `count` is what runs per row; `statement` knows which command of the client is running; `book` knows which
-//! budgets a relation is charged to, `budget` keeps the numbers (pure); `rate` takes from buckets in shared memory
-//! (`rate_memory`, by the rule in `gcra`), `block` knows transaction blocks; `decide` says what happens past a limit,
-//! `lift` what was let through on purpose. `whole` asks for a condition where a policy does: `narrow` finds the tables
-//! that a plan scans whole, `path` what stands over a scan, `expression` reads conditions, `condition` weighs them (pure).
-//! `ddl` looks at commands that make rows vanish without changing them one by one, `live` counts those; `expect` holds
-//! one command to the number of rows that the client said. What is promised: a row change that the command tag would
-//! count is counted once, and at
-//! most one row past a limit is touched. Not promised: anything about rows that are not changed.
+//! budgets a relation is charged to, `budget` keeps the numbers (pure). `further` has the limits that not every policy
+//! has: `rate` takes from buckets in shared memory (`rate_memory`, by the rule in `gcra`), `block` knows transaction
+//! blocks. `decide` says what happens past a limit, `lift` what was let through on purpose. `whole` asks for a condition
+//! where a policy does: `narrow` finds the tables that a plan scans whole, `path` what stands over a scan, `expression`
+//! reads conditions, `condition` weighs them (pure). `ddl` looks at commands that make rows vanish without changing them
+//! one by one, `live` counts those; `expect` holds one command to the number of rows that the client said.
+//!
+//! What is promised: a row change that the command tag would count is counted once, and at most one row past a limit is
+//! touched. Not promised: anything about rows that are not changed.
 
 pub mod block;
 pub mod book;
@@ -21,6 +22,7 @@ pub mod ddl;
 pub mod decide;
 pub mod expect;
 pub mod expression;
+pub mod further;
 pub mod gcra;
 pub mod hooks;
 pub mod lift;
