@@ -86,6 +86,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The same with a sentence more in the DETAIL, where it is an error of ours.
+    pub fn explained(self, sentence: &str) -> Self {
+        let raise = self.into_raise();
+        if !sentence.is_empty() {
+            // SAFETY: just made, and nobody else's yet.
+            unsafe { (*raise).explain(sentence) };
+        }
+        Failure::Ready(raise)
+    }
+
     /// Makes it ready for the frame that raises it.
     pub fn into_raise(self) -> *mut Raise {
         match self {

@@ -6,24 +6,14 @@
 //! are announced with the old names still visible; what covers the tables then is noted, and when the command is done
 //! those policies that do not name them any more are charged with all their rows.
 
-use std::rc::Rc;
-
 use pgrx::pg_sys;
 
-use super::book::{self, Binding};
-use super::{live, statement};
-use crate::error::Error;
-use crate::event::at_commit::record_at_commit;
-use crate::event::record::{Event, Kind};
-use crate::ffi::{self, Backend, Foreign};
-use crate::policy::catalog::{self, Link};
-use crate::policy::relation::{
-    INHERITS, in_schema, never_covered, relation_name, tables_with_values_of, with_descendants,
-};
-use crate::policy::resolve::{self, Target};
-use crate::policy::table::Loaded;
+use super::leave::{self, Leaving};
+use super::{book, decide, live};
+use crate::ffi::{self, Backend};
+use crate::policy::relation::{INHERITS, in_schema, never_covered, tables_with_values_of};
 use crate::raise::{Failure, Raise};
-use crate::session::{self, Actor};
+use crate::session::Actor;
 use crate::words::Operation;
 
 /// What is remembered of the utility commands that are running.
@@ -33,9 +23,7 @@ enum Note {
     /// A table whose rows this command charged already.
     Counted(pg_sys::Oid),
     /// A table that may be leaving the policies that cover it.
-    MayLeave(pg_sys::Oid, Rc<Binding>),
-    /// A table whose policies cannot be told, under the names it had, and why.
-    Unknown(pg_sys::Oid, Box<(Target, Error)>),
+    MayLeave(Leaving),
 }
 
 /// What has to be known of a command while it runs.
@@ -162,7 +150,7 @@ unsafe fn alteration(statement: *mut pg_sys::AlterTableStmt, index: usize) -> *m
 #[inline]
 pub fn end(begun: usize) -> *mut Raise {
     let own = notes().get(begun..).unwrap_or_default();
-    if own.iter().any(|(_, note)| matches!(note, Note::MayLeave(..) | Note::Unknown(..))) {
+    if own.iter().any(|(_, note)| matches!(note, Note::MayLeave(_))) {
         return book::deciding(|| decide_leaving(begun));
     }
     notes().truncate(begun);
@@ -279,11 +267,15 @@ unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
     };
     note(Note::Counted(relation));
     if binding.charges(Operation::Drop).is_empty() {
-        uncovered(&binding, binding.policies().next().map(|policy| policy.policy.name.as_str()), why);
+        decide::record_uncovered(
+            &binding.name,
+            binding.policies().next().map(|policy| policy.policy.name.as_str()),
+            why,
+        );
         return Ok(());
     }
     // SAFETY: locked by the command.
-    unsafe { explain(live::charge(&binding, Operation::Drop, relation), why) }
+    unsafe { live::charge(&binding, Operation::Drop, relation) }.map_err(|failure| failure.explained(why))
 }
 
 /// A session ends, and a column goes with a temporary type of its own.
@@ -292,7 +284,7 @@ fn vanish_with_session(relation: pg_sys::Oid) -> Result<(), Failure> {
         && let Some(binding) = book::binding(relation, Actor::current())?
     {
         let policy = binding.policies().next().map(|policy| policy.policy.name.as_str());
-        uncovered(&binding, policy, "It went with the temporary objects of a session that ended.");
+        decide::record_uncovered(&binding.name, policy, "It went with the temporary objects of a session that ended.");
     }
     Ok(())
 }
@@ -325,158 +317,37 @@ unsafe fn column_vanishes(relation: pg_sys::Oid) -> Result<(), Failure> {
     unsafe {
         vanish(relation, why)?;
         for table in tables_with_values_of(relation) {
-            with_lock(table, || vanish(table, why))?;
+            live::with_lock(table, || vanish(table, why))?;
         }
     }
     Ok(())
 }
 
-/// Runs `body` under a lock that keeps the relation where it is.
-unsafe fn with_lock(relation: pg_sys::Oid, body: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-    // SAFETY: nothing but the raw call inside; after an error the transaction's end releases the lock.
-    unsafe {
-        ffi::protect(|| ffi::LockRelationOid(relation, lock))?;
-        body()?;
-        pg_sys::UnlockRelationOid(relation, lock);
-    }
-    Ok(())
-}
-
-/// The names of tables, or a link to a parent, are about to change, and with them those of all that is below.
+/// The names of tables, or a link to a parent, are about to change.
 fn may_leave(tables: &[pg_sys::Oid]) -> Result<(), Failure> {
-    for table in tables {
-        for relation in with_descendants(*table) {
-            if never_covered(relation).is_some() {
-                continue;
-            }
-            match book::binding(relation, Actor::current()) {
-                Ok(Some(binding)) => note(Note::MayLeave(relation, binding)),
-                Ok(None) => {}
-                Err(Failure::Ours(error @ Error::Undecided { .. })) => {
-                    if let Some(target) = catalog::coverable(relation, None) {
-                        note(Note::Unknown(relation, Box::new((target, error))));
-                    }
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
-    }
-    Ok(())
+    leave::candidates(tables, |leaving| note(Note::MayLeave(leaving)))
 }
 
+/// The command that began there is done, and names may have changed.
 fn decide_leaving(begun: usize) -> Result<(), Failure> {
-    // What the command did becomes visible, as it would for the next one.
-    // SAFETY: between commands; what it raises unwinds to the guard around us.
-    unsafe { pg_sys::CommandCounterIncrement() };
     let own = notes().split_off(begun.min(notes().len()));
-    // What vanished, or was rewritten, was charged with all its rows already.
-    let counted = own.iter().filter_map(|(_, note)| if let Note::Counted(table) = note { Some(*table) } else { None });
-    let mut decided: Vec<pg_sys::Oid> = counted.collect();
+    let (mut counted, mut leaving) = (Vec::new(), Vec::new());
     for (_, note) in own {
         match note {
-            Note::MayLeave(relation, before) if !decided.contains(&relation) && relation_name(relation).is_some() => {
-                decided.push(relation);
-                leave(relation, &before, catalog::coverable(relation, None).as_ref())?;
-            }
-            // Under its old names nothing can have left; and into the extension's schema it goes to be mended.
-            Note::Unknown(relation, before)
-                if catalog::coverable(relation, None).is_some_and(|after| after != before.0) =>
-            {
-                return Err(before.1.into());
-            }
-            _ => {}
+            // What vanished, or was rewritten, was charged with all its rows already.
+            Note::Counted(table) => counted.push(table),
+            Note::MayLeave(candidate) => leaving.push(candidate),
+            Note::Command(_) => {}
         }
     }
-    Ok(())
+    leave::decide(leaving, counted)
 }
 
-/// Charges the rows of a table to those of the policies that covered it which do not name it any more. `after`: the
-/// names it then has, none where no policy can cover it.
-fn leave(relation: pg_sys::Oid, before: &Binding, after: Option<&Target>) -> Result<(), Failure> {
-    let why = "Out of the policy's names, its rows would not be limited any more.";
-    let left = |policy: &Loaded| after.is_none_or(|after| !resolve::names(&policy.policy, after));
-    let leaving = before.only(Operation::Drop, left);
-    if leaving.charges(Operation::Drop).is_empty() {
-        if let Some(policy) = before.policies().find(|policy| left(policy)) {
-            uncovered(before, Some(&policy.policy.name), why);
-        }
-        return Ok(());
-    }
-    // SAFETY: in the command's transaction.
-    unsafe {
-        if pg_sys::get_rel_relkind(relation) as u8 != pg_sys::RELKIND_RELATION {
-            // The rows are in other tables.
-            return Ok(());
-        }
-        with_lock(relation, || explain(live::charge(&leaving, Operation::Drop, relation), why))
-    }
-}
-
-/// Before a partition is detached concurrently, for those who may do that.
+/// Before a partition is detached concurrently.
 unsafe fn before_detach(command: *mut pg_sys::AlterTableStmt) -> Result<(), Failure> {
-    // SAFETY: look-ups that give InvalidOid for what is not there, and the command's own nodes.
+    // SAFETY: the caller's promise: the command's own nodes.
     unsafe {
         let partition = (*(*alteration(command, 0)).def.cast::<pg_sys::PartitionCmd>()).name;
-        let (parent, child) = (visible_relation((*command).relation)?, visible_relation(partition)?);
-        if parent == pg_sys::InvalidOid || child == pg_sys::InvalidOid || !owns(parent) {
-            return Ok(());
-        }
-        let link = Link { child, parent };
-        for relation in with_descendants(child) {
-            if let Some(before) = book::binding(relation, Actor::current())? {
-                leave(relation, &before, catalog::coverable(relation, Some(link)).as_ref())?;
-            }
-        }
+        leave::before_detach((*command).relation, partition)
     }
-    Ok(())
-}
-
-unsafe fn visible_relation(name: *mut pg_sys::RangeVar) -> Result<pg_sys::Oid, Foreign> {
-    let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
-    let no_lock = pg_sys::NoLock as pg_sys::LOCKMODE;
-    let mut found = pg_sys::InvalidOid;
-    // SAFETY: the caller's promise; what this raises the command would raise as well.
-    unsafe {
-        ffi::protect(|| {
-            found = ffi::RangeVarGetRelidExtended(name, no_lock, missing_ok, None, core::ptr::null_mut());
-        })?;
-    }
-    Ok(found)
-}
-
-#[cfg(feature = "pg15")]
-unsafe fn owns(relation: pg_sys::Oid) -> bool {
-    // SAFETY: the relation is there.
-    unsafe { pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId()) }
-}
-
-#[cfg(not(feature = "pg15"))]
-unsafe fn owns(relation: pg_sys::Oid) -> bool {
-    // SAFETY: the relation is there.
-    unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, pg_sys::GetUserId()) }
-}
-
-/// Notes DDL on a covered table that none of its policies limits; an event with the commit.
-fn uncovered(binding: &Binding, policy: Option<&str>, why: &str) {
-    // Opens the statement, so that its text is at hand.
-    statement::current();
-    let mut event = Event::new(Kind::Uncovered);
-    event.policy = policy.map(str::to_owned);
-    event.operation = Some(Operation::Drop.word().into());
-    event.relation = Some(binding.name.clone());
-    event.reason = Some(why.to_owned()).filter(|why| !why.is_empty());
-    record_at_commit(event, &session::without_token(statement::text()));
-}
-
-/// Adds to a refusal why these rows count.
-fn explain(result: Result<(), Failure>, why: &str) -> Result<(), Failure> {
-    result.map_err(|failure| {
-        let raise = failure.into_raise();
-        if !why.is_empty() {
-            // SAFETY: just made, and nobody else's yet.
-            unsafe { (*raise).explain(why) };
-        }
-        Failure::Ready(raise)
-    })
 }

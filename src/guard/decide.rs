@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 use super::budget::{MeterId, Past, Place, Serial};
 use super::{lift, statement};
 use crate::error::{Error, WayOut};
+use crate::event::at_commit::record_at_commit;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::ffi::{self, Backend};
@@ -263,6 +264,19 @@ pub fn record_disabled(relation: &RelationName, operation: Operation, serial: Se
     event.relation = Some(relation.to_sql());
     event.statement = Some(session::without_token(statement::text()));
     queue::record(&event);
+}
+
+/// Records DDL on a covered table that none of its policies limits, once it commits. `why` its rows are concerned, where
+/// that is not plain.
+pub fn record_uncovered(relation: &str, policy: Option<&str>, why: &str) {
+    // Opens the statement, so that its text is at hand.
+    statement::current();
+    let mut event = Event::new(Kind::Uncovered);
+    event.policy = policy.map(str::to_owned);
+    event.operation = Some(Operation::Drop.word().into());
+    event.relation = Some(relation.to_owned());
+    event.reason = Some(why.to_owned()).filter(|why| !why.is_empty());
+    record_at_commit(event, &session::without_token(statement::text()));
 }
 
 /// The transaction is over.

@@ -36,6 +36,24 @@ pub unsafe fn charge(binding: &Binding, operation: Operation, relation: pg_sys::
     }
 }
 
+/// Runs `body` under a lock that keeps the relation where it is.
+///
+/// # Safety
+/// In a transaction.
+///
+/// # Errors
+/// What waiting for the lock may raise, and those of `body`.
+pub unsafe fn with_lock(relation: pg_sys::Oid, body: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: nothing but the raw call inside; after an error the transaction's end releases the lock.
+    unsafe {
+        ffi::protect(|| ffi::LockRelationOid(relation, lock))?;
+        body()?;
+        pg_sys::UnlockRelationOid(relation, lock);
+    }
+    Ok(())
+}
+
 unsafe fn charge_rows(
     binding: &Binding,
     operation: Operation,

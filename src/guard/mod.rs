@@ -8,7 +8,8 @@
 //! blocks. `decide` says what happens past a limit, `lift` what was let through on purpose. `whole` asks for a condition
 //! where a policy does: `narrow` finds the tables that a plan scans whole, `path` what stands over a scan, `expression`
 //! reads conditions, `condition` weighs them (pure). `ddl` looks at commands that make rows vanish without changing them
-//! one by one, `live` counts those; `expect` holds one command to the number of rows that the client said.
+//! one by one, `leave` at tables that leave a policy's names, `live` counts their rows; `expect` holds one command to the
+//! number of rows that the client said.
 //!
 //! What is promised: a row change that the command tag would count is counted once, and at most one row past a limit is
 //! touched. Not promised: anything about rows that are not changed.
@@ -25,6 +26,7 @@ pub mod expression;
 pub mod further;
 pub mod gcra;
 pub mod hooks;
+pub mod leave;
 pub mod lift;
 pub mod live;
 pub mod narrow;

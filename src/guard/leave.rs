@@ -1,0 +1,156 @@
+//! Tables that leave a policy's names: those policies that covered them and do not name them any more are charged with all
+//! their rows.
+//!
+//! What covers a table is looked up while its old names are still visible, and compared with its names after the command.
+
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+
+use super::book::{self, Binding};
+use super::{decide, live};
+use crate::error::Error;
+use crate::ffi::{self, Foreign};
+use crate::policy::catalog::{self, Link};
+use crate::policy::relation::{never_covered, relation_name, with_descendants};
+use crate::policy::resolve::{self, Target};
+use crate::policy::table::Loaded;
+use crate::raise::Failure;
+use crate::session::Actor;
+use crate::words::Operation;
+
+/// A table whose names may change.
+pub struct Leaving {
+    relation: pg_sys::Oid,
+    before: Before,
+}
+
+/// What covers it under its old names.
+enum Before {
+    Covered(Rc<Binding>),
+    /// That cannot be told: its names, and why.
+    Unknown(Box<(Target, Error)>),
+}
+
+/// The names of tables, or a link to a parent, are about to change, and with them those of all that is below. Gives
+/// those that a policy covers.
+///
+/// # Errors
+/// A foreign error when reading the policies was interrupted.
+pub fn candidates(tables: &[pg_sys::Oid], mut found: impl FnMut(Leaving)) -> Result<(), Failure> {
+    for table in tables {
+        for relation in with_descendants(*table) {
+            if never_covered(relation).is_some() {
+                continue;
+            }
+            match book::binding(relation, Actor::current()) {
+                Ok(Some(binding)) => found(Leaving { relation, before: Before::Covered(binding) }),
+                Ok(None) => {}
+                Err(Failure::Ours(error @ Error::Undecided { .. })) => {
+                    if let Some(target) = catalog::coverable(relation, None) {
+                        found(Leaving { relation, before: Before::Unknown(Box::new((target, error))) });
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The command is done: charges the rows of those that left. `counted` are tables that were charged already.
+///
+/// # Errors
+/// WG005 past a limit, WG008 where policies cannot be read and a name changed.
+pub fn decide(leaving: Vec<Leaving>, counted: Vec<pg_sys::Oid>) -> Result<(), Failure> {
+    // What the command did becomes visible, as it would for the next one.
+    // SAFETY: between commands; what it raises unwinds to the guard around us.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    let mut decided = counted;
+    for Leaving { relation, before } in leaving {
+        match before {
+            Before::Covered(before) if !decided.contains(&relation) && relation_name(relation).is_some() => {
+                decided.push(relation);
+                leave(relation, &before, catalog::coverable(relation, None).as_ref())?;
+            }
+            // Under its old names nothing can have left; and into the extension's schema it goes to be mended.
+            Before::Unknown(before) if catalog::coverable(relation, None).is_some_and(|after| after != before.0) => {
+                return Err(before.1.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Charges the rows of a table to those of the policies that covered it which do not name it any more. `after`: the
+/// names it then has, none where no policy can cover it.
+fn leave(relation: pg_sys::Oid, before: &Binding, after: Option<&Target>) -> Result<(), Failure> {
+    let why = "Out of the policy's names, its rows would not be limited any more.";
+    let left = |policy: &Loaded| after.is_none_or(|after| !resolve::names(&policy.policy, after));
+    let leaving = before.only(Operation::Drop, left);
+    if leaving.charges(Operation::Drop).is_empty() {
+        if let Some(policy) = before.policies().find(|policy| left(policy)) {
+            decide::record_uncovered(&before.name, Some(&policy.policy.name), why);
+        }
+        return Ok(());
+    }
+    // SAFETY: in the command's transaction.
+    unsafe {
+        if pg_sys::get_rel_relkind(relation) as u8 != pg_sys::RELKIND_RELATION {
+            // The rows are in other tables.
+            return Ok(());
+        }
+        let charge = || live::charge(&leaving, Operation::Drop, relation);
+        live::with_lock(relation, || charge().map_err(|failure| failure.explained(why)))
+    }
+}
+
+/// Before a partition is detached concurrently from its parent, for those who may do that: the command commits on its way.
+///
+/// # Safety
+/// Both are the command's own names.
+///
+/// # Errors
+/// WG005 past a limit; what the command itself would raise.
+pub unsafe fn before_detach(parent: *mut pg_sys::RangeVar, partition: *mut pg_sys::RangeVar) -> Result<(), Failure> {
+    // SAFETY: look-ups that give InvalidOid for what is not there.
+    unsafe {
+        let (parent, child) = (visible_relation(parent)?, visible_relation(partition)?);
+        if parent == pg_sys::InvalidOid || child == pg_sys::InvalidOid || !owns(parent) {
+            return Ok(());
+        }
+        let link = Link { child, parent };
+        for relation in with_descendants(child) {
+            if let Some(before) = book::binding(relation, Actor::current())? {
+                leave(relation, &before, catalog::coverable(relation, Some(link)).as_ref())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+unsafe fn visible_relation(name: *mut pg_sys::RangeVar) -> Result<pg_sys::Oid, Foreign> {
+    let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
+    let no_lock = pg_sys::NoLock as pg_sys::LOCKMODE;
+    let mut found = pg_sys::InvalidOid;
+    // SAFETY: the caller's promise; what this raises the command would raise as well.
+    unsafe {
+        ffi::protect(|| {
+            found = ffi::RangeVarGetRelidExtended(name, no_lock, missing_ok, None, core::ptr::null_mut());
+        })?;
+    }
+    Ok(found)
+}
+
+#[cfg(feature = "pg15")]
+unsafe fn owns(relation: pg_sys::Oid) -> bool {
+    // SAFETY: the relation is there.
+    unsafe { pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId()) }
+}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn owns(relation: pg_sys::Oid) -> bool {
+    // SAFETY: the relation is there.
+    unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, pg_sys::GetUserId()) }
+}
