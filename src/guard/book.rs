@@ -35,6 +35,8 @@ pub struct Binding {
     pub name: String,
     /// Counts the relation's own rows.
     pub rows: MeterId,
+    /// Bits of [`Operation::bit`]: the operations for which a policy wants a condition.
+    wants_where: u8,
     /// By operation, in the order of [`Operation::ALL`].
     charges: [Vec<Charge>; Operation::ALL.len()],
 }
@@ -44,6 +46,18 @@ impl Binding {
     #[inline]
     pub fn charges(&self, operation: Operation) -> &[Charge] {
         &self.charges[operation as usize]
+    }
+
+    /// Whether a policy that applies to the operation wants a condition.
+    #[inline]
+    pub fn wants_where(&self, operation: Operation) -> bool {
+        self.wants_where & operation.bit() != 0
+    }
+
+    /// Whether one that applies to any operation does.
+    #[inline]
+    pub fn wants_any_where(&self) -> bool {
+        self.wants_where != 0
     }
 
     /// The policies that apply to any operation; one that applies to several comes several times.
@@ -56,7 +70,8 @@ impl Binding {
         let mut charges = [const { Vec::new() }; Operation::ALL.len()];
         charges[operation as usize] =
             self.charges(operation).iter().filter(|charge| chosen(&charge.policy)).cloned().collect();
-        Binding { relation: self.relation.clone(), name: self.name.clone(), rows: self.rows, charges }
+        let (relation, name) = (self.relation.clone(), self.name.clone());
+        Binding { relation, name, rows: self.rows, wants_where: self.wants_where, charges }
     }
 }
 
@@ -185,7 +200,6 @@ fn goes_on(statement: Serial) -> bool {
 }
 
 /// Forgets answers that may be stale. Invalidations must have been accepted.
-#[inline]
 fn refresh(book: &mut Book) {
     let generation = catalog::generation();
     if book.generation != generation || book.bindings.len() > MOST_BINDINGS {
@@ -207,15 +221,21 @@ fn refresh(book: &mut Book) {
 /// WG008 when a policy cannot be worked with; a foreign error when reading them was interrupted.
 #[inline]
 pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
-    catalog::settle_conditions();
     let book = book();
-    refresh(book);
-    if let Some((of, by, binding)) = &book.recent
+    if catalog::answers_hold(book.generation)
+        && let Some((of, by, binding)) = &book.recent
         && *of == u32::from(relation)
         && *by == actor
     {
         return Ok(binding.clone());
     }
+    look_up(relation, actor)
+}
+
+fn look_up(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
+    catalog::settle_conditions();
+    let book = book();
+    refresh(book);
     let binding = match find(book, relation, actor) {
         Some(binding) => binding.clone(),
         None => bind(relation, actor)?,
@@ -232,9 +252,7 @@ fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<B
 #[inline]
 pub fn is_known_uncovered(relation: pg_sys::Oid, actor: Actor) -> bool {
     let book = book();
-    book.generation == catalog::generation()
-        && !catalog::any_changed()
-        && catalog::conditions_are_settled()
+    catalog::answers_hold(book.generation)
         && match &book.recent {
             Some((of, by, binding)) if *of == u32::from(relation) && *by == actor => binding.is_none(),
             _ => find(book, relation, actor).is_some_and(Option::is_none),
@@ -275,7 +293,11 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
             // The smallest limit is the one to name in the error.
             charges.sort_by_key(|charge| charge.policy.policy.max_rows.unwrap_or(u64::MAX));
         }
-        Rc::new(Binding { relation: covering.relation, name, rows, charges })
+        let wants_where = Operation::ALL
+            .into_iter()
+            .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.require_where))
+            .fold(0, |bits, operation| bits | operation.bit());
+        Rc::new(Binding { relation: covering.relation, name, rows, wants_where, charges })
     });
     book.bindings.entry(u32::from(relation)).or_default().push((actor, binding.clone()));
     Ok(binding)

@@ -14,7 +14,7 @@ use super::statement::Frame;
 use super::{block, book, count, ddl, decide, expect, lift, rate_memory, statement, watch, write};
 use crate::event::{at_commit, keep, memory, queue, store};
 use crate::expectation;
-use crate::ffi;
+use crate::ffi::{self, Backend};
 use crate::policy::catalog;
 use crate::raise::{guarded, raise};
 use crate::session;
@@ -84,11 +84,18 @@ fn next() -> &'static Next {
     unsafe { NEXT.get().unwrap_unchecked() }
 }
 
+/// What kind of process this is, once it has been looked at; that never changes.
+static STAYS_OUT: Backend<Option<bool>> = Backend::new(None);
+
 /// Whether the guard has no say here at all.
 #[inline(always)]
 unsafe fn stays_out() -> bool {
     // SAFETY: statics of this process.
-    unsafe { pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || ffi::IsLogicalWorker() }
+    unsafe {
+        *(*STAYS_OUT.get()).get_or_insert_with(|| {
+            pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || ffi::IsLogicalWorker()
+        })
+    }
 }
 
 /// Whether a plan may update or delete at all; a SELECT or a plain INSERT does not.

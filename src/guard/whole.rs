@@ -20,11 +20,6 @@ use crate::{session, settings};
 /// Room for the path to a scan, used again and again.
 static PATH: Backend<Vec<Step>> = Backend::new(Vec::new());
 
-/// Whether a policy that wants a condition applies to the operation.
-pub fn wants_where(binding: &Binding, operation: Operation) -> bool {
-    binding.charges(operation).iter().any(|charge| charge.policy.policy.require_where)
-}
-
 /// Decides about the tables that a node would scan whole although a policy wants a condition, before the first row.
 ///
 /// # Safety
@@ -32,13 +27,28 @@ pub fn wants_where(binding: &Binding, operation: Operation) -> bool {
 ///
 /// # Errors
 /// WG002 or WG006, or what stood in the way of deciding.
+#[inline]
 pub unsafe fn require_where(
     estate: *mut pg_sys::EState,
     node: *mut pg_sys::ModifyTableState,
     operations: &[Operation],
     bindings: &[Option<Rc<Binding>>],
 ) -> Result<(), Failure> {
-    let wants = |binding: &Binding| operations.iter().any(|operation| wants_where(binding, *operation));
+    if bindings.iter().flatten().any(|binding| binding.wants_any_where()) {
+        // SAFETY: the caller's promise.
+        return unsafe { look_for_whole_scans(estate, node, operations, bindings) };
+    }
+    Ok(())
+}
+
+#[cold]
+unsafe fn look_for_whole_scans(
+    estate: *mut pg_sys::EState,
+    node: *mut pg_sys::ModifyTableState,
+    operations: &[Operation],
+    bindings: &[Option<Rc<Binding>>],
+) -> Result<(), Failure> {
+    let wants = |binding: &Binding| operations.iter().any(|operation| binding.wants_where(*operation));
     if !bindings.iter().flatten().any(|binding| wants(binding)) {
         return Ok(());
     }
@@ -60,7 +70,7 @@ pub unsafe fn require_where(
         *PATH.get() = path;
         for scan in whole {
             let Some((relation, binding)) = find(scan.table) else { continue };
-            for operation in operations.iter().filter(|operation| wants_where(binding, **operation)) {
+            for operation in operations.iter().filter(|operation| binding.wants_where(**operation)) {
                 let action = match operation {
                     Operation::Delete => pg_sys::CmdType::CMD_DELETE,
                     _ => pg_sys::CmdType::CMD_UPDATE,

@@ -13,7 +13,7 @@ use super::book::{self, Binding};
 use super::count;
 use super::narrow::estimate;
 use super::watch::{self, Kind, Remote};
-use super::whole::{require_where, wants_where};
+use super::whole::require_where;
 use crate::error::Error;
 use crate::ffi::{Backend, pointers};
 use crate::policy::{catalog, relation};
@@ -244,7 +244,7 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         if binding.as_ref().is_none_or(|binding| binding.charges(operation).is_empty()) {
             return Ok(());
         }
-        if binding.as_ref().is_some_and(|binding| wants_where(binding, operation)) {
+        if binding.as_ref().is_some_and(|binding| binding.wants_where(operation)) {
             return Err(undecided("its plan does not show whether a condition narrows it", (*entry).relid));
         }
         let mut watch = watch::fresh(Kind::Whole(operation), (*query_desc).estate, actor);

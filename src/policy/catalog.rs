@@ -123,23 +123,18 @@ pub fn generation() -> u64 {
     state().generation
 }
 
-/// Whether the same policies are in force as when the answers were made, as far as that can be told without looking
-/// anything up.
+/// Whether nothing has changed since `generation`, as far as that can be told without looking anything up.
 #[inline]
-pub fn conditions_are_settled() -> bool {
-    state().now.as_ref().is_none_or(Now::is_current)
+pub fn answers_hold(generation: u64) -> bool {
+    let state = state();
+    state.generation == generation && changed().is_empty() && state.now.as_ref().is_none_or(Now::is_current)
 }
 
 /// Looks whether other policies are in force than before; all answers change with that.
-#[inline]
 pub fn settle_conditions() {
-    if !conditions_are_settled() {
-        settle_now();
+    if state().now.as_ref().is_none_or(Now::is_current) {
+        return;
     }
-}
-
-#[cold]
-fn settle_now() {
     if let Some(policies) = state().policies.clone() {
         let (in_force, now) = in_force(&policies);
         let state = state();
