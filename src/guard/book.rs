@@ -6,74 +6,19 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rustc_hash::FxHashMap;
 
+use super::binding::{Binding, Charge};
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
-use super::further::{Charged, Further, More};
+use super::further::{Charged, Further};
 use super::{lift, rate, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
-use crate::policy::table::{Loaded, Revision};
-use crate::policy::{catalog, size};
+use crate::policy::table::Revision;
+use crate::policy::{catalog, size, target};
 use crate::raise::{Failure, Raise, guarded};
 use crate::session::Actor;
 use crate::settings;
-use crate::words::{Operation, RelationName};
-
-/// A policy's budget that a relation's rows are charged to.
-#[derive(Clone)]
-pub struct Charge {
-    pub meter: MeterId,
-    pub policy: Rc<Loaded>,
-    /// Limits beyond those that the meter knows.
-    pub more: Option<Rc<More>>,
-}
-
-/// A covered relation.
-pub struct Binding {
-    pub relation: RelationName,
-    /// The relation's qualified name, as tokens have it.
-    pub name: String,
-    /// Counts the relation's own rows.
-    pub rows: MeterId,
-    /// Bits of [`Operation::bit`]: the operations for which a policy wants a condition.
-    wants_where: u8,
-    /// By operation, in the order of [`Operation::ALL`].
-    charges: [Vec<Charge>; Operation::ALL.len()],
-}
-
-impl Binding {
-    /// The budgets of an operation.
-    #[inline]
-    pub fn charges(&self, operation: Operation) -> &[Charge] {
-        &self.charges[operation as usize]
-    }
-
-    /// Whether a policy that applies to the operation wants a condition.
-    #[inline]
-    pub fn wants_where(&self, operation: Operation) -> bool {
-        self.wants_where & operation.bit() != 0
-    }
-
-    /// Whether one that applies to any operation does.
-    #[inline]
-    pub fn wants_any_where(&self) -> bool {
-        self.wants_where != 0
-    }
-
-    /// The policies that apply to any operation; one that applies to several comes several times.
-    pub fn policies(&self) -> impl Iterator<Item = &Loaded> {
-        self.charges.iter().flatten().map(|charge| &*charge.policy)
-    }
-
-    /// The same relation with only those budgets of an operation that are chosen, and no other operation's.
-    pub fn only(&self, operation: Operation, chosen: impl Fn(&Loaded) -> bool) -> Binding {
-        let mut charges = [const { Vec::new() }; Operation::ALL.len()];
-        charges[operation as usize] =
-            self.charges(operation).iter().filter(|charge| chosen(&charge.policy)).cloned().collect();
-        let (relation, name) = (self.relation.clone(), self.name.clone());
-        Binding { relation, name, rows: self.rows, wants_where: self.wants_where, charges }
-    }
-}
+use crate::words::Operation;
 
 /// Past this many relations the answers are thrown away and found again.
 const MOST_BINDINGS: usize = 20_000;
@@ -207,9 +152,9 @@ fn refresh(book: &mut Book) {
         book.recent = None;
         book.generation = generation;
         book.stale = true;
-    } else if catalog::any_changed() {
+    } else if target::any_changed() {
         book.recent = None;
-        for relation in catalog::take_changed() {
+        for relation in target::take_changed() {
             book.bindings.remove(&relation);
         }
     }
@@ -265,7 +210,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     let (book, covering) = loop {
         let generation = catalog::generation();
         let covering = catalog::covering(relation, actor)?;
-        let unchanged = generation == catalog::generation() && !catalog::any_changed();
+        let unchanged = generation == catalog::generation() && !target::any_changed();
         let book = book();
         refresh(book);
         if unchanged {
@@ -273,11 +218,10 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
         }
     };
     let binding = covering.map(|covering| {
-        let name = covering.relation.to_sql();
-        let rows = *book.relations.entry(name.clone()).or_insert_with(|| book.ledger.add(None, None));
+        let rows = *book.relations.entry(covering.relation.to_sql()).or_insert_with(|| book.ledger.add(None, None));
         let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
         let root = if fractions { size::root_of_tree(relation) } else { relation };
-        let mut charges = covering.applying.map(|policies| {
+        let charges = covering.applying.map(|policies| {
             policies
                 .into_iter()
                 .map(|policy| {
@@ -289,15 +233,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
                 })
                 .collect::<Vec<_>>()
         });
-        for charges in &mut charges {
-            // The smallest limit is the one to name in the error.
-            charges.sort_by_key(|charge| charge.policy.policy.max_rows.unwrap_or(u64::MAX));
-        }
-        let wants_where = Operation::ALL
-            .into_iter()
-            .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.require_where))
-            .fold(0, |bits, operation| bits | operation.bit());
-        Rc::new(Binding { relation: covering.relation, name, rows, wants_where, charges })
+        Rc::new(Binding::new(covering.relation, rows, charges))
     });
     book.bindings.entry(u32::from(relation)).or_default().push((actor, binding.clone()));
     Ok(binding)

@@ -7,14 +7,15 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::book::{self, Binding};
+use super::binding::Binding;
+use super::book;
 use super::{decide, live};
 use crate::error::Error;
 use crate::ffi::{self, Foreign};
-use crate::policy::catalog::{self, Link};
 use crate::policy::relation::{never_covered, relation_name, with_descendants};
 use crate::policy::resolve::{self, Target};
 use crate::policy::table::Loaded;
+use crate::policy::target::{self, Link};
 use crate::raise::Failure;
 use crate::session::Actor;
 use crate::words::Operation;
@@ -47,7 +48,7 @@ pub fn candidates(tables: &[pg_sys::Oid], mut found: impl FnMut(Leaving)) -> Res
                 Ok(Some(binding)) => found(Leaving { relation, before: Before::Covered(binding) }),
                 Ok(None) => {}
                 Err(Failure::Ours(error @ Error::Undecided { .. })) => {
-                    if let Some(target) = catalog::coverable(relation, None) {
+                    if let Some(target) = target::coverable(relation, None) {
                         found(Leaving { relation, before: Before::Unknown(Box::new((target, error))) });
                     }
                 }
@@ -71,10 +72,10 @@ pub fn decide(leaving: Vec<Leaving>, counted: Vec<pg_sys::Oid>) -> Result<(), Fa
         match before {
             Before::Covered(before) if !decided.contains(&relation) && relation_name(relation).is_some() => {
                 decided.push(relation);
-                leave(relation, &before, catalog::coverable(relation, None).as_ref())?;
+                leave(relation, &before, target::coverable(relation, None).as_ref())?;
             }
             // Under its old names nothing can have left; and into the extension's schema it goes to be mended.
-            Before::Unknown(before) if catalog::coverable(relation, None).is_some_and(|after| after != before.0) => {
+            Before::Unknown(before) if target::coverable(relation, None).is_some_and(|after| after != before.0) => {
                 return Err(before.1.into());
             }
             _ => {}
@@ -123,7 +124,7 @@ pub unsafe fn before_detach(parent: *mut pg_sys::RangeVar, partition: *mut pg_sy
         let link = Link { child, parent };
         for relation in with_descendants(child) {
             if let Some(before) = book::binding(relation, Actor::current())? {
-                leave(relation, &before, catalog::coverable(relation, Some(link)).as_ref())?;
+                leave(relation, &before, target::coverable(relation, Some(link)).as_ref())?;
             }
         }
     }

@@ -3,7 +3,8 @@
 
 use pgrx::pg_sys;
 
-use super::book::{self, Binding};
+use super::binding::Binding;
+use super::book;
 use super::budget::Place;
 use super::{lift, statement};
 use crate::error::Error;

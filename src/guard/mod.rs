@@ -2,8 +2,8 @@
 //! past a limit it is refused unless an override is in order.
 //!
 //! `hooks` holds frames only. `write` reads a plan: what it writes, to which tables. `watch` follows the nodes that
-//! do; `count` is what runs per row; `statement` knows which command of the client is running; `book` knows which
-//! budgets a relation is charged to, `budget` keeps the numbers (pure). `further` has the limits that not every policy
+//! do; `count` is what runs per row; `statement` knows which command of the client is running; `book` finds the
+//! budgets that a relation is charged to (its `binding`) and charges them, `budget` keeps the numbers (pure). `further` has the limits that not every policy
 //! has: `rate` takes from buckets in shared memory (`rate_memory`, by the rule in `gcra`), `block` knows transaction
 //! blocks. `decide` says what happens past a limit, `lift` what was let through on purpose. `whole` asks for a condition
 //! where a policy does: `narrow` finds the tables that a plan scans whole, `path` what stands over a scan, `expression`
@@ -14,6 +14,7 @@
 //! What is promised: a row change that the command tag would count is counted once, and at most one row past a limit is
 //! touched. Not promised: anything about rows that are not changed.
 
+pub mod binding;
 pub mod block;
 pub mod book;
 pub mod budget;

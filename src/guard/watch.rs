@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::book::{self, Binding};
+use super::binding::Binding;
+use super::book;
 use super::budget::Place;
 use crate::ffi::{self, Backend, Opaque};
 use crate::session::Actor;

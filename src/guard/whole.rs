@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::book::{self, Binding};
+use super::binding::Binding;
+use super::book;
 use super::budget::{Past, Place};
 use super::decide::{self, Attempt};
 use super::path::Step;

@@ -9,7 +9,8 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::book::{self, Binding};
+use super::binding::Binding;
+use super::book;
 use super::count;
 use super::narrow::estimate;
 use super::watch::{self, Kind, Remote};

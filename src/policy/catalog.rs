@@ -7,23 +7,19 @@
 use std::rc::Rc;
 
 use pgrx::pg_sys;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::conditions::{self, Now};
 use super::model::Policy;
-use super::relation::{never_covered, parents, relation_name, role_oid};
-use super::resolve::{self, Candidate, Target};
+use super::relation::{never_covered, role_oid};
+use super::resolve::{self, Candidate};
 use super::table::{self, Loaded, Place, Policies};
+use super::target;
 use crate::error::Error;
 use crate::ffi::{Backend, Foreign};
 use crate::raise::Failure;
 use crate::session::{Actor, role_name};
 use crate::words::{Operation, RelationName};
-
-/// More changed relations than this are taken as if all had changed.
-const MOST_CHANGED: usize = 1_000;
-/// Most relations this backend keeps answers for; past that it starts again.
-const MOST_RELATIONS: usize = 20_000;
 
 struct State {
     registered: bool,
@@ -45,12 +41,6 @@ struct State {
 }
 
 static STATE: Backend<Option<State>> = Backend::new(None);
-/// For each relation that answers depend on, the relations they are about: itself, and those below it. Apart from the
-/// rest, because invalidations read it at any moment.
-static DEPENDENCIES: Backend<Option<FxHashMap<u32, FxHashSet<u32>>>> = Backend::new(None);
-/// Relations whose answers are stale.
-static CHANGED: Backend<Vec<u32>> = Backend::new(Vec::new());
-
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; references are dropped before anything that may process invalidations, except in
     // `load`, which touches only fields the callbacks do not replace.
@@ -70,28 +60,13 @@ fn state() -> &'static mut State {
     }
 }
 
-fn dependencies() -> &'static mut FxHashMap<u32, FxHashSet<u32>> {
-    // SAFETY: single-threaded; no reference outlives the expression it is used in.
-    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(FxHashMap::default) }
-}
-
-fn changed() -> &'static mut Vec<u32> {
-    // SAFETY: as above.
-    unsafe { &mut *CHANGED.get() }
-}
-
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     let state = state();
     if relation == pg_sys::InvalidOid || state.place == Place::Table(relation) {
         state.valid = false;
         state.generation += 1;
-    } else if let Some(about) = dependencies().get(&u32::from(relation)) {
-        if changed().len() + about.len() > MOST_CHANGED {
-            changed().clear();
-            state.generation += 1;
-        } else {
-            changed().extend(about);
-        }
+    } else if !target::relation_changed(relation) {
+        state.generation += 1;
     }
 }
 
@@ -106,17 +81,6 @@ unsafe extern "C-unwind" fn schemas_changed(_argument: pg_sys::Datum, _cache: i3
     state.generation += 1;
 }
 
-/// Whether the answers about some relations are stale.
-#[inline]
-pub fn any_changed() -> bool {
-    !changed().is_empty()
-}
-
-/// The relations whose answers are stale; they are not told of again.
-pub fn take_changed() -> Vec<u32> {
-    core::mem::take(changed())
-}
-
 /// A number that changes when all answers of this file may have. Invalidations must have been accepted.
 #[inline]
 pub fn generation() -> u64 {
@@ -127,7 +91,7 @@ pub fn generation() -> u64 {
 #[inline]
 pub fn answers_hold(generation: u64) -> bool {
     let state = state();
-    state.generation == generation && changed().is_empty() && state.now.as_ref().is_none_or(Now::is_current)
+    state.generation == generation && !target::any_changed() && state.now.as_ref().is_none_or(Now::is_current)
 }
 
 /// Looks whether other policies are in force than before; all answers change with that.
@@ -243,37 +207,6 @@ pub fn installed() -> Result<bool, Foreign> {
     Ok(policies()?.installed)
 }
 
-/// What makes one relation a partition or an inheritance child of another.
-#[derive(Debug, Clone, Copy)]
-pub struct Link {
-    pub child: pg_sys::Oid,
-    pub parent: pg_sys::Oid,
-}
-
-/// All partition and inheritance ancestors with their distance. The answer about the relation depends on each of them from
-/// before it is looked at.
-fn ancestors(relation: pg_sys::Oid, without: Option<Link>) -> Vec<(pg_sys::Oid, u32)> {
-    let mut found: Vec<(pg_sys::Oid, u32)> = Vec::new();
-    let mut level = vec![relation];
-    let mut distance = 0;
-    while !level.is_empty() {
-        distance += 1;
-        let mut above = Vec::new();
-        for child in level {
-            depend(relation, child);
-            for parent in parents(child) {
-                let cut = without.is_some_and(|link| (link.child, link.parent) == (child, parent));
-                if !cut && !found.iter().any(|(known, _)| *known == parent) {
-                    found.push((parent, distance));
-                    above.push(parent);
-                }
-            }
-        }
-        level = above;
-    }
-    found
-}
-
 /// The acting role with its memberships, for all roles that policies name.
 fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
     let state = state();
@@ -305,33 +238,6 @@ fn memberships(roles: &[pg_sys::Oid], named: &[String]) -> resolve::Actor {
     resolve::Actor { itself, member_of }
 }
 
-/// From now on a change of `on` makes the answer about `relation` stale.
-fn depend(relation: pg_sys::Oid, on: pg_sys::Oid) {
-    dependencies().entry(u32::from(on)).or_default().insert(u32::from(relation));
-}
-
-/// Starts again when there are too many dependencies; before an answer is made, so that its own are not forgotten.
-fn bound_dependencies() {
-    if dependencies().len() > MOST_RELATIONS {
-        dependencies().clear();
-        state().generation += 1;
-    }
-}
-
-/// A relation's name and ancestors; none when it is gone. From now on a change of any of them makes the answer stale.
-fn target(relation: pg_sys::Oid) -> Option<Target> {
-    target_without(relation, None)
-}
-
-/// The same as it will be without a link to a parent.
-fn target_without(relation: pg_sys::Oid, link: Option<Link>) -> Option<Target> {
-    let above = ancestors(relation, link);
-    Some(Target {
-        name: relation_name(relation)?,
-        ancestors: above.into_iter().filter_map(|(oid, distance)| Some((relation_name(oid)?, distance))).collect(),
-    })
-}
-
 /// What the policies say of one relation for one acting role.
 pub struct Covering {
     pub relation: RelationName,
@@ -345,15 +251,17 @@ pub struct Covering {
 /// WG008 when a policy cannot be worked with: what it would limit is unknown, so every table is covered by it. A
 /// foreign error when reading the policies was interrupted.
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
-    bound_dependencies();
+    if !target::has_room() {
+        state().generation += 1;
+    }
     let policies = policies()?;
     let none = policies.loaded.is_empty() && policies.broken.is_empty() && policies.unreadable.is_none();
     if none || never_covered(relation).is_some() {
         // A change of its schema or persistence makes this answer stale; a policy set later does so for all.
-        depend(relation, relation);
+        target::depend(relation, relation);
         return Ok(None);
     }
-    let Some(target) = target(relation) else {
+    let Some(target) = target::find(relation) else {
         return Ok(None);
     };
     if let Some(reason) = &policies.unreadable {
@@ -384,12 +292,6 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
     Ok(applying.iter().any(|policies| !policies.is_empty()).then_some(Covering { relation: target.name, applying }))
 }
 
-/// The names by which policies can cover a relation, as they are now, or as they will be without a link to a parent;
-/// none where no policy can.
-pub fn coverable(relation: pg_sys::Oid, without: Option<Link>) -> Option<Target> {
-    if never_covered(relation).is_some() { None } else { target_without(relation, without) }
-}
-
 /// Separates the places of policies that are in force from those that take no part now.
 fn by_force(places: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
     places.into_iter().partition(|place| state().in_force.get(*place).copied().unwrap_or(true))
@@ -414,7 +316,7 @@ pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -
     if never_covered(relation).is_some() {
         return Ok(Vec::new());
     }
-    let Some(target) = target(relation) else {
+    let Some(target) = target::find(relation) else {
         return Ok(Vec::new());
     };
     let acting = memberships(&[role], &policies.roles);

@@ -3,10 +3,11 @@
 //! `model`, `pattern`, `schedule`, `resolve` and `document` are pure: a policy as a document, the names it covers, the
 //! times it is in force, the rule that decides which of several policies apply, and many policies in one document.
 //! `conditions` asks PostgreSQL whether a policy is in force for this session now, `span` translates intervals, `size`
-//! estimates tables. `table` reads the policies, `relation` what the system catalogs say of names, `catalog` keeps them
-//! and the answers in this backend until a change is committed; `api` is what a DBA calls for one policy, `import` for
-//! all of them at once, `setup` what `check_setup` asks, `install` what the install script calls. Nothing here knows of
-//! rows or limits being reached: that is the guard's work.
+//! estimates tables. `table` reads the policies, `relation` what the system catalogs say of names, `target` the names
+//! by which one relation can be covered; `catalog` keeps policies and answers in this backend until a change is
+//! committed. `api` is what a DBA calls for one policy, `import` for all of them at once, `setup` what `check_setup`
+//! asks, `install` what the install script calls. Nothing here knows of rows or limits being reached: that is the
+//! guard's work.
 
 pub mod api;
 pub mod catalog;
@@ -23,3 +24,4 @@ pub mod setup;
 pub mod size;
 pub mod span;
 pub mod table;
+pub mod target;

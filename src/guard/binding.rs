@@ -1,0 +1,77 @@
+//! A covered relation, and the budgets that its rows are charged to.
+
+use std::rc::Rc;
+
+use super::budget::MeterId;
+use super::further::More;
+use crate::policy::table::Loaded;
+use crate::words::{Operation, RelationName};
+
+/// A policy's budget that a relation's rows are charged to.
+#[derive(Clone)]
+pub struct Charge {
+    pub meter: MeterId,
+    pub policy: Rc<Loaded>,
+    /// Limits beyond those that the meter knows.
+    pub more: Option<Rc<More>>,
+}
+
+/// A covered relation.
+pub struct Binding {
+    pub relation: RelationName,
+    /// The relation's qualified name, as tokens have it.
+    pub name: String,
+    /// Counts the relation's own rows.
+    pub rows: MeterId,
+    /// Bits of [`Operation::bit`]: the operations for which a policy wants a condition.
+    wants_where: u8,
+    /// By operation, in the order of [`Operation::ALL`].
+    charges: [Vec<Charge>; Operation::ALL.len()],
+}
+
+impl Binding {
+    /// A relation whose rows `rows` counts, with the budgets of each operation in the order of [`Operation::ALL`].
+    pub fn new(relation: RelationName, rows: MeterId, mut charges: [Vec<Charge>; Operation::ALL.len()]) -> Self {
+        for charges in &mut charges {
+            // The smallest limit is the one to name in the error.
+            charges.sort_by_key(|charge| charge.policy.policy.max_rows.unwrap_or(u64::MAX));
+        }
+        let wants_where = Operation::ALL
+            .into_iter()
+            .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.require_where))
+            .fold(0, |bits, operation| bits | operation.bit());
+        Self { name: relation.to_sql(), relation, rows, wants_where, charges }
+    }
+
+    /// The budgets of an operation.
+    #[inline]
+    pub fn charges(&self, operation: Operation) -> &[Charge] {
+        &self.charges[operation as usize]
+    }
+
+    /// Whether a policy that applies to the operation wants a condition.
+    #[inline]
+    pub fn wants_where(&self, operation: Operation) -> bool {
+        self.wants_where & operation.bit() != 0
+    }
+
+    /// Whether one that applies to any operation does.
+    #[inline]
+    pub fn wants_any_where(&self) -> bool {
+        self.wants_where != 0
+    }
+
+    /// The policies that apply to any operation; one that applies to several comes several times.
+    pub fn policies(&self) -> impl Iterator<Item = &Loaded> {
+        self.charges.iter().flatten().map(|charge| &*charge.policy)
+    }
+
+    /// The same relation with only those budgets of an operation that are chosen, and no other operation's.
+    pub fn only(&self, operation: Operation, chosen: impl Fn(&Loaded) -> bool) -> Binding {
+        let mut charges = [const { Vec::new() }; Operation::ALL.len()];
+        charges[operation as usize] =
+            self.charges(operation).iter().filter(|charge| chosen(&charge.policy)).cloned().collect();
+        let (relation, name) = (self.relation.clone(), self.name.clone());
+        Binding { relation, name, rows: self.rows, wants_where: self.wants_where, charges }
+    }
+}
