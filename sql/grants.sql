@@ -9,6 +9,7 @@ DROP FUNCTION writeguard.revoke_default_privileges();
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA writeguard FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA writeguard FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
+    writeguard.preview(text, integer),
     writeguard.request(text, text, text[]),
     writeguard.request(bigint, text),
     writeguard.effective(regclass, name, text),

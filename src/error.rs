@@ -116,6 +116,9 @@ pub enum Error {
     /// WG008: the guard cannot decide, so it refuses.
     #[error("cannot decide about this write: {reason}")]
     Undecided { reason: String, hint: String, relation: Option<RelationName> },
+    /// 57014: a rehearsal has seen enough. Whoever rehearses takes it for that; only code that catches a cancel sees it.
+    #[error("the rehearsal ends after {}", count(*.rows))]
+    Stopped { rows: u64 },
     /// 55000: the library is not preloaded.
     #[error("pg_writeguard must be loaded via \"shared_preload_libraries\"")]
     NotPreloaded { hint: String },
@@ -140,6 +143,7 @@ impl Error {
             Error::Undecided { .. } => "WG008",
             Error::NotYet { .. } => "0A000",
             Error::NotPreloaded { .. } => "55000",
+            Error::Stopped { .. } => "57014",
         }
     }
 
@@ -184,13 +188,14 @@ impl Error {
             | Error::ApprovalRefused { detail, .. }
             | Error::Invalid { detail, .. } => detail.clone(),
             Error::NotYet { only, .. } => Some(only.clone()),
-            Error::Undecided { .. } | Error::NotPreloaded { .. } => None,
+            Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
         }
     }
 
     /// The next command to type.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Error::Stopped { .. } => return None,
             Error::Limit { relation, operation, way_out, .. } => way_out.hint(*operation, relation),
             Error::Unnarrowed { relation, operation, way_out, .. } => {
                 format!("Add a WHERE that names the rows. {}", way_out.hint(*operation, relation))

@@ -135,6 +135,27 @@ unsafe extern "C-unwind" {
         second: pg_sys::Datum,
     ) -> pg_sys::Datum;
     pub fn OidOutputFunctionCall(function: pg_sys::Oid, value: pg_sys::Datum) -> *mut c_char;
+    pub fn OidFunctionCall1Coll(
+        function: pg_sys::Oid,
+        collation: pg_sys::Oid,
+        argument: pg_sys::Datum,
+    ) -> pg_sys::Datum;
+    pub fn heap_fetch(
+        relation: pg_sys::Relation,
+        snapshot: pg_sys::Snapshot,
+        tuple: pg_sys::HeapTuple,
+        buffer: *mut pg_sys::Buffer,
+        keep_buffer: bool,
+    ) -> bool;
+    pub fn heap_copytuple(tuple: pg_sys::HeapTuple) -> pg_sys::HeapTuple;
+    pub fn heap_copy_tuple_as_datum(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> pg_sys::Datum;
+    pub fn ReleaseBuffer(buffer: pg_sys::Buffer);
+    pub fn text_to_cstring(text: *const pg_sys::text) -> *mut c_char;
+    pub fn MakeTransitionCaptureState(
+        triggers: *mut pg_sys::TriggerDesc,
+        relation: pg_sys::Oid,
+        command: pg_sys::CmdType::Type,
+    ) -> *mut pg_sys::TransitionCaptureState;
 }
 
 /// Somebody else's ERROR, whole.

@@ -31,6 +31,7 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["tables"]);
 ::pgrx::extension_sql_file!("../sql/documents.sql", name = "documents", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents"]);
+::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
 /// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend

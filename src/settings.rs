@@ -13,6 +13,7 @@ static EXPECT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(crate::expectation:
 static EVENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
+static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 const NOTHING_MORE: &CStr = c"";
@@ -35,6 +36,11 @@ pub fn event_timeout() -> i64 {
 /// Default lifetime of a token, in seconds.
 pub fn approval_lifetime() -> i32 {
     APPROVAL_LIFETIME.get()
+}
+
+/// Rows after which a preview ends.
+pub fn preview_max_rows() -> u64 {
+    u64::try_from(PREVIEW_MAX_ROWS.get()).unwrap_or(0)
 }
 
 /// Bytes of shared memory for events that wait for the worker.
@@ -93,6 +99,16 @@ pub fn register(arming: Arming, expecting: Expecting) {
         7 * 24 * 60 * 60,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.preview_max_rows",
+        c"Sets the number of changed rows after which a preview ends.",
+        c"It then says that there are at least so many.",
+        &PREVIEW_MAX_ROWS,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"writeguard.event_queue_size",

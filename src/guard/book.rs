@@ -13,6 +13,7 @@ use super::further::{Charged, Further};
 use super::{lift, rate, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
+use crate::policy::relation::relation_name;
 use crate::policy::table::Revision;
 use crate::policy::{catalog, size, target};
 use crate::raise::{Failure, Raise, guarded};
@@ -237,6 +238,14 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     });
     book.bindings.entry(u32::from(relation)).or_default().push((actor, binding.clone()));
     Ok(binding)
+}
+
+/// What counts the rows of a relation that no policy covers; none where it has gone.
+pub fn uncovered(relation: pg_sys::Oid) -> Option<Rc<Binding>> {
+    let name = relation_name(relation)?;
+    let book = book();
+    let rows = *book.relations.entry(name.to_sql()).or_insert_with(|| book.ledger.add(None, None));
+    Some(Rc::new(Binding::new(name, rows, [const { Vec::new() }; Operation::ALL.len()])))
 }
 
 /// How many more rows of a statement a charge takes before a limit is passed.

@@ -5,15 +5,18 @@
 //! a limit is touched and nothing is fetched for it. What follows the last fetch is counted by [`after_run`].
 
 use core::ptr;
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 
 use super::book;
 use super::budget::Place;
+use super::capture;
+use super::image;
 use super::statement;
 use super::watch::{self, Kind, Watch};
 use crate::ffi::{self, Foreign};
-use crate::raise::{Raise, guarded, raise};
+use crate::raise::{Failure, Raise, guarded, raise};
 use crate::session;
 use crate::words::Operation;
 
@@ -53,7 +56,7 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
         if !(*watch).remote.is_empty() {
             raise(changed_remotely(watch, u64::from(!is_empty(slot))));
         }
-        if (*watch).moves {
+        if (*watch).remembers {
             (*watch).last = slot;
         }
         slot
@@ -102,6 +105,7 @@ unsafe fn changed(watch: *mut Watch, processed: u64) -> *mut Raise {
             Kind::Delete => charge_last(watch, Operation::Delete, rows),
             Kind::Merge => merged(watch, rows),
             Kind::Conflict => conflicted(watch, rows),
+            Kind::Insert => captured(watch, |watch| capture::inserted(watch, rows)),
             Kind::Whole(operation) => charge(watch, 0, operation, rows),
         }
     }
@@ -140,12 +144,15 @@ unsafe fn charge_last(watch: &mut Watch, operation: Operation, rows: u64) -> *mu
     // SAFETY: the node is alive.
     let index = unsafe { (*watch.node).mt_lastResultIndex };
     let place = usize::try_from(index).unwrap_or(0);
+    // SAFETY: as above.
+    watch.changed = unsafe { (*watch.node).resultRelInfo.add(place) };
     let owner = ptr::from_mut(watch).addr();
     let raise = charge(watch, place, operation, rows);
     // A statement of one row is over before a tab could be of use.
     if watch.seen > 1
         && raise.is_null()
         && watch.kind != Kind::Merge
+        && !watch.captures
         && let (Some(Some(binding)), Some(charged)) = (watch.bindings.get(place), watch.place)
     {
         book::open_tab(owner, index, binding, operation, charged);
@@ -170,7 +177,7 @@ unsafe fn merged(watch: &mut Watch, rows: u64) -> *mut Raise {
         if deletes > 0.0 {
             return charge_last(watch, Operation::Delete, rows.min(deletes as u64));
         }
-        ptr::null_mut()
+        if watch.captures { captured(watch, |watch| capture::inserted(watch, rows)) } else { ptr::null_mut() }
     }
 }
 
@@ -210,9 +217,10 @@ unsafe fn vanished(watch: &mut Watch) -> *mut Raise {
         gone = unsafe { was_moved_away(watch) }?;
         Ok(())
     });
-    watch.last = ptr::null_mut();
     // SAFETY: the node is alive.
-    if raise.is_null() && gone { unsafe { charge_last(watch, Operation::Update, 1) } } else { raise }
+    let raise = if raise.is_null() && gone { unsafe { charge_last(watch, Operation::Update, 1) } } else { raise };
+    watch.last = ptr::null_mut();
+    raise
 }
 
 /// Whether this transaction deleted the row that the node was given last in order to move it to another partition.
@@ -242,19 +250,13 @@ unsafe fn was_moved_away(watch: &Watch) -> Result<bool, Foreign> {
         let mut moved = false;
         if found {
             let header = (*(*version.cast::<pg_sys::HeapTupleTableSlot>()).tuple).t_data;
-            let next = (*header).t_ctid;
-            moved = next.ip_blkid.bi_hi == u16::MAX
-                && next.ip_blkid.bi_lo == u16::MAX
-                && next.ip_posid == MOVED_PARTITIONS
+            moved = image::is_moved_mark(&(*header).t_ctid)
                 && pg_sys::TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmax);
         }
         pg_sys::ExecDropSingleTupleTableSlot(version);
         Ok(moved)
     }
 }
-
-/// `MovedPartitionsOffsetNumber`: in place of the next version of a row that went to another partition.
-const MOVED_PARTITIONS: pg_sys::OffsetNumber = 0xfffd;
 
 /// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition
 /// it was in is told by the slot that the conflicting row was locked into; both marks are wiped for the next row.
@@ -265,8 +267,14 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
         let own = (*node).resultRelInfo;
         let mut updated = false;
         let here = conflict_in(own, &mut updated).is_some();
+        watch.changed = own;
         if (*node).mt_partition_tuple_routing.is_null() {
-            return if here && updated && rows > 0 { charge(watch, 0, Operation::Update, 1) } else { ptr::null_mut() };
+            return match here && updated {
+                _ if rows == 0 => ptr::null_mut(),
+                true => charge(watch, 0, Operation::Update, 1),
+                false if watch.captures => captured(watch, |watch| capture::inserted(watch, rows)),
+                false => ptr::null_mut(),
+            };
         }
         let routed = (*watch.estate).es_tuple_routing_result_relations;
         let count = if routed.is_null() { 0 } else { usize::try_from((*routed).length).unwrap_or(0) };
@@ -278,10 +286,12 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
                 && let Some(relation) = conflict_in(leaf, &mut updated)
             {
                 partition = relation;
+                watch.changed = leaf;
             }
         }
         if rows == 0 || !updated || partition == pg_sys::InvalidOid {
-            return ptr::null_mut();
+            let inserted = rows > 0 && !updated && watch.captures;
+            return if inserted { captured(watch, |watch| capture::inserted(watch, rows)) } else { ptr::null_mut() };
         }
         charge_partition(watch, partition)
     }
@@ -315,8 +325,12 @@ unsafe fn conflict_in(relation: *mut pg_sys::ResultRelInfo, updated: &mut bool) 
 unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Raise {
     let mut binding = None;
     let actor = watch.actor;
+    let captures = watch.captures;
     let raise = book::deciding(|| {
         binding = book::binding(partition, actor)?;
+        if binding.is_none() && captures {
+            binding = book::uncovered(partition);
+        }
         Ok(())
     });
     if !raise.is_null() {
@@ -346,6 +360,7 @@ unsafe fn changed_remotely(watch: *mut Watch, returned: u64) -> *mut Raise {
             let rows = if remote.returned { returned } else { total.saturating_sub(remote.seen) };
             let index = remote.index;
             remote.seen = total;
+            watch.changed = ptr::null_mut();
             if watch.node_exec.is_none() {
                 // With the tag they are in the query's counter as well.
                 watch.seen += rows;
@@ -376,5 +391,19 @@ fn charge(watch: &mut Watch, index: usize, operation: Operation, rows: u64) -> *
             *watch.place.insert(Place { statement: statement::current(), level })
         }
     };
-    book::charge(binding, operation, rows, place, watch.estimate)
+    let raise = book::charge(binding, operation, rows, place, watch.estimate);
+    if !watch.captures || !raise.is_null() {
+        return raise;
+    }
+    let binding = Rc::clone(binding);
+    captured(watch, |watch| {
+        // SAFETY: between two rows of the node.
+        unsafe { capture::changed(watch, &binding, operation, rows) }
+    })
+}
+
+/// Has a changed row's versions looked at.
+#[cold]
+fn captured(watch: &mut Watch, look: impl FnOnce(&Watch) -> Result<(), Failure>) -> *mut Raise {
+    guarded(|| look(watch))
 }

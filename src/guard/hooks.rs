@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use super::statement::Frame;
-use super::{block, book, count, ddl, decide, expect, lift, rate_memory, statement, watch, write};
+use super::{block, book, capture, count, ddl, decide, expect, lift, rate_memory, statement, tally, watch, write};
 use crate::event::{at_commit, keep, memory, queue, store};
 use crate::expectation;
 use crate::ffi::{self, Backend};
@@ -111,6 +111,7 @@ unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg
                 (*plan).type_ != pg_sys::NodeTag::T_ModifyTable
                     || (*plan.cast::<pg_sys::ModifyTable>()).onConflictAction
                         == pg_sys::OnConflictAction::ONCONFLICT_UPDATE
+                    || capture::wants_everything()
             }
             _ => true,
         }
@@ -361,10 +362,12 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             at_commit::roll_back(level);
             book::roll_back(level);
             lift::roll_back(level);
+            tally::roll_back(level);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
             book::ledger().release(level, statement::may_resume);
             lift::release(level);
+            tally::release(level);
             at_commit::release(level);
         }
         _ => {}

@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use super::binding::Binding;
 use super::book;
 use super::budget::Place;
-use super::{lift, statement};
+use super::{capture, lift, statement};
 use crate::error::Error;
 use crate::ffi;
 use crate::raise::Failure;
@@ -78,7 +78,10 @@ unsafe fn charge_rows(
         let estimate = (*(*table).rd_rel).reltuples;
         let estimate = (estimate >= 0.0).then_some(estimate as u64);
         let mut result = Ok(());
+        let captures = operation == Operation::Truncate && capture::may_want();
         while let Some(most) = worth_counting(binding, operation, place) {
+            let shows = captures && capture::shows_truncated(binding);
+            let most = if shows { 1 } else { most };
             let rows = match scan.count(most) {
                 Ok(0) => break,
                 Ok(rows) => rows,
@@ -92,6 +95,10 @@ unsafe fn charge_rows(
                 result = Err(Failure::Ready(raise));
                 break;
             }
+            if captures && let Err(failure) = capture_rows(binding, table, &scan, rows, shows) {
+                result = Err(failure);
+                break;
+            }
             if !settings::enabled() {
                 // That there was one is all that is recorded.
                 break;
@@ -99,6 +106,36 @@ unsafe fn charge_rows(
         }
         scan.end();
         result
+    }
+}
+
+/// Shows rows that were counted to who wants to see them; one of them as it is.
+unsafe fn capture_rows(
+    binding: &Binding,
+    table: pg_sys::Relation,
+    scan: &Scan,
+    rows: u64,
+    shows: bool,
+) -> Result<(), Failure> {
+    // SAFETY: the table is open; the scan's slot holds the last row that was counted.
+    unsafe {
+        let context = pg_sys::AllocSetContextCreateExtended(
+            pg_sys::CurrentMemoryContext,
+            c"pg_writeguard row".as_ptr(),
+            pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+            pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+            pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+        );
+        let mut row = core::ptr::null_mut();
+        if shows {
+            let mut copied = false;
+            let before = pg_sys::MemoryContextSwitchTo(context);
+            row = pg_sys::ExecFetchSlotHeapTuple(scan.slot, true, &mut copied);
+            pg_sys::MemoryContextSwitchTo(before);
+        }
+        let captured = capture::truncated(binding, table, row, rows, context);
+        pg_sys::MemoryContextDelete(context);
+        captured
     }
 }
 

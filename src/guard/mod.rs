@@ -9,7 +9,8 @@
 //! where a policy does: `narrow` finds the tables that a plan scans whole, `path` what stands over a scan, `expression`
 //! reads conditions, `condition` weighs them (pure). `ddl` looks at commands that make rows vanish without changing them
 //! one by one, `leave` at tables that leave a policy's names, `live` counts their rows; `expect` holds one command to the
-//! number of rows that the client said.
+//! number of rows that the client said. `capture` shows changed rows to who wants to see them: `image` finds a row's
+//! versions, `tally` is a rehearsal's account of them.
 //!
 //! What is promised: a row change that the command tag would count is counted once, and at most one row past a limit is
 //! touched. Not promised: anything about rows that are not changed.
@@ -18,6 +19,7 @@ pub mod binding;
 pub mod block;
 pub mod book;
 pub mod budget;
+pub mod capture;
 pub mod condition;
 pub mod count;
 pub mod ddl;
@@ -27,6 +29,7 @@ pub mod expression;
 pub mod further;
 pub mod gcra;
 pub mod hooks;
+pub mod image;
 pub mod leave;
 pub mod lift;
 pub mod live;
@@ -35,6 +38,7 @@ pub mod path;
 pub mod rate;
 pub mod rate_memory;
 pub mod statement;
+pub mod tally;
 pub mod watch;
 pub mod whole;
 pub mod write;

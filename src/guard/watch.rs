@@ -23,6 +23,8 @@ pub enum Kind {
     Merge,
     /// INSERT … ON CONFLICT DO UPDATE.
     Conflict,
+    /// Another INSERT; looked at only where rows are captured.
+    Insert,
     /// No ModifyTable to count on: only the number at the end of the run is known.
     Whole(Operation),
 }
@@ -58,8 +60,13 @@ pub struct Watch {
     pub seen_deleted: f64,
     /// The foreign tables that are modified remotely.
     pub remote: Vec<Remote>,
-    /// The row that the child gave last, where rows may move between partitions; else NULL.
+    /// The row that the child gave last, where that is remembered; else NULL.
     pub last: *mut pg_sys::TupleTableSlot,
+    pub remembers: bool,
+    /// Each changed row is shown to [`capture`](super::capture).
+    pub captures: bool,
+    /// The result relation whose row was changed last.
+    pub changed: *mut pg_sys::ResultRelInfo,
     /// Rows may move between partitions.
     pub moves: bool,
     /// Rows that this transaction has deleted of each result relation, as far as the statistics collect them.
@@ -142,6 +149,9 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         seen_deleted: 0.0,
         remote: Vec::new(),
         last: ptr::null_mut(),
+        remembers: false,
+        captures: false,
+        changed: ptr::null_mut(),
         moves: false,
         deleted: Vec::new(),
         place: None,
@@ -187,6 +197,7 @@ unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
         watch.node = ptr::null_mut();
         watch.child = ptr::null_mut();
         watch.last = ptr::null_mut();
+        watch.changed = ptr::null_mut();
         watch.estate = ptr::null_mut();
         state.free.push(watch);
     }

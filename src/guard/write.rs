@@ -11,7 +11,9 @@ use pgrx::pg_sys;
 
 use super::binding::Binding;
 use super::book;
+use super::capture;
 use super::count;
+use super::image;
 use super::narrow::estimate;
 use super::watch::{self, Kind, Remote};
 use super::whole::require_where;
@@ -61,6 +63,7 @@ pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc) -> bool {
             && (*node).mt_partition_tuple_routing.is_null()
             && (*(*query_desc).estate).es_auxmodifytables.is_null()
             && book::is_known_uncovered((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, Actor::current())
+            && !capture::wants_everything()
     }
 }
 
@@ -110,9 +113,11 @@ unsafe fn watch_node(
             pg_sys::CmdType::CMD_INSERT if (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_UPDATE => {
                 Kind::Conflict
             }
+            pg_sys::CmdType::CMD_INSERT if capture::wants_everything() => Kind::Insert,
             _ => return Ok(()),
         };
         let operations: &[Operation] = match kind {
+            Kind::Insert => &[],
             Kind::Update | Kind::Conflict => &[Operation::Update],
             Kind::Delete => &[Operation::Delete],
             _ => &[Operation::Update, Operation::Delete],
@@ -121,11 +126,17 @@ unsafe fn watch_node(
         let routed = kind == Kind::Conflict && !(*node).mt_partition_tuple_routing.is_null();
         let relations = usize::try_from((*node).mt_nrels).unwrap_or(0);
         let relation = |index: usize| (*(*(*node).resultRelInfo.add(index)).ri_RelationDesc).rd_id;
-        let mut covered = routed && catalog::installed()?;
+        let everything = capture::wants_everything();
+        let mut covered = everything || routed && catalog::installed()?;
+        let mut captures = everything;
         let mut bindings = core::mem::take(&mut *BINDINGS.get());
         bindings.clear();
         for index in 0..relations {
-            let binding = book::binding(relation(index), actor)?;
+            let mut binding = book::binding(relation(index), actor)?;
+            if binding.is_none() && everything {
+                binding = book::uncovered(relation(index));
+            }
+            captures |= binding.as_ref().is_some_and(|binding| capture::wants(binding, operations));
             covered |= binding
                 .as_ref()
                 .is_some_and(|binding| operations.iter().any(|operation| !binding.charges(*operation).is_empty()));
@@ -139,7 +150,7 @@ unsafe fn watch_node(
         let Some(child_exec) = (!child.is_null()).then(|| (*child).ExecProcNodeReal).flatten() else {
             return Err(undecided("its plan has no rows to count", relation(0)));
         };
-        if kind != Kind::Conflict {
+        if !matches!(kind, Kind::Conflict | Kind::Insert) {
             require_where(estate, node, operations, &bindings)?;
         }
         let mut watch = watch::fresh(kind, estate, actor);
@@ -174,6 +185,11 @@ unsafe fn watch_node(
         watch.moves = matches!(kind, Kind::Update | Kind::Merge)
             && !root.is_null()
             && (*(*(*root).ri_RelationDesc).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+        watch.captures = captures || routed && capture::may_want();
+        if watch.captures && kind == Kind::Conflict {
+            image::keep_conflicts(node)?;
+        }
+        watch.remembers = watch.moves || watch.captures;
         if watch.moves {
             let deleted = |index: usize| count::deleted((*(*node).resultRelInfo.add(index)).ri_RelationDesc);
             watch.deleted.extend((0..relations).map(deleted));
@@ -241,8 +257,10 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         let Some(entry) = pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(index.saturating_sub(1)) else {
             return Ok(());
         };
-        let binding = book::binding((*entry).relid, actor)?;
-        if binding.as_ref().is_none_or(|binding| binding.charges(operation).is_empty()) {
+        let mut binding = book::binding((*entry).relid, actor)?;
+        if binding.is_none() && capture::wants_everything() {
+            binding = book::uncovered((*entry).relid);
+        } else if binding.as_ref().is_none_or(|binding| binding.charges(operation).is_empty()) {
             return Ok(());
         }
         if binding.as_ref().is_some_and(|binding| binding.wants_where(operation)) {
@@ -250,6 +268,7 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         }
         let mut watch = watch::fresh(Kind::Whole(operation), (*query_desc).estate, actor);
         watch.bindings.push(binding);
+        watch.captures = capture::may_want();
         watch.estimate = estimate((*statement).planTree);
         watch::activate(watch);
         Ok(())

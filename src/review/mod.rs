@@ -3,5 +3,6 @@
 //! `rehearse` runs a statement and takes it back, counting what it changed; `request` stores what was found and hands
 //! out tokens. Tokens leave this process once, as `approve`'s result; only their hashes are stored.
 
+pub mod preview;
 pub mod rehearse;
 pub mod request;

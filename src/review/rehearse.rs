@@ -13,6 +13,7 @@ use pgrx::pg_sys;
 
 use crate::error::Error;
 use crate::ffi;
+use crate::guard::tally::{self, Account, Wanted};
 use crate::guard::{book, lift, statement};
 use crate::raise::Failure;
 
@@ -56,25 +57,29 @@ pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
 pub struct Rehearsed {
     /// Covered rows that the statement would change, by qualified table name.
     pub rows: BTreeMap<String, u64>,
+    /// The same by table and operation, with a few rows before and after.
+    pub account: Account,
     /// A policy refuses it whatever number of rows it changes.
     pub refused_without_rows: bool,
     /// The parameters as their types' output functions print them, which is how a token check sees those of a client.
     pub parameters: Vec<Option<String>>,
 }
 
-/// Runs the statement and takes it back.
+/// Runs the statement and takes it back. One that has seen as many rows as `wanted` gives ends there.
 ///
 /// # Errors
 /// Those of the statement itself, untouched; WG007 when the number of parameters is not what it takes.
-pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehearsed, Failure> {
+pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -> Result<Rehearsed, Failure> {
     let values: Vec<Option<CString>> =
         parameters.iter().map(|value| value.as_deref().map(|value| CString::new(value).unwrap_or_default())).collect();
     let mut printed: Vec<*mut c_char> = vec![ptr::null_mut(); values.len()];
     let serial = statement::current();
     let mut before = Vec::new();
+    let account;
+    tally::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
     // went.
-    let (outcome, wanted, rows) = unsafe {
+    let (outcome, takes, rows) = unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         let mut run = Run { text, values: &values, printed: &mut printed, context, begun: false, wanted: values.len() };
         let mut outcome = ffi::protect(|| run.begin());
@@ -90,6 +95,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
             });
         }
         let rows = book::rows_by_table(serial);
+        account = tally::close();
         if run.begun {
             ffi::RollbackAndReleaseCurrentSubTransaction();
         }
@@ -97,10 +103,12 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
         pg_sys::CurrentResourceOwner = owner;
         (outcome, run.wanted, rows)
     };
-    outcome?;
-    if wanted != values.len() {
+    if !account.stopped {
+        outcome?;
+    }
+    if takes != values.len() {
         return Err(Error::invalid(
-            format!("the statement takes {wanted} parameters, but {} are given", values.len()),
+            format!("the statement takes {takes} parameters, but {} are given", values.len()),
             "parameters => '{7, NULL}' (one for each $1, $2, …)",
         )
         .into());
@@ -115,7 +123,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>]) -> Result<Rehears
         .collect();
     // SAFETY: NULL or C strings in our own memory context.
     let parameters = printed.into_iter().map(|text| unsafe { ffi::text(text) }).collect();
-    Ok(Rehearsed { rows, refused_without_rows: lift::is_refused_without_rows(), parameters })
+    Ok(Rehearsed { rows, account, refused_without_rows: lift::is_refused_without_rows(), parameters })
 }
 
 /// One run, as plain data.

@@ -13,6 +13,7 @@ use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
+use crate::guard::tally::Wanted;
 use crate::owner;
 use crate::raise::Failure;
 use crate::session::{Actor, role_name};
@@ -124,6 +125,9 @@ const INSERT: &str = "INSERT INTO writeguard.request \
      FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
      RETURNING id::pg_catalog.text";
 
+/// Rows of each table and operation that a request shows before and after.
+const SAMPLE: usize = 5;
+
 fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<String>]) -> Result<i64, Failure> {
     let again = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
     let reason = reason.filter(|reason| !reason.trim().is_empty());
@@ -131,7 +135,8 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     let text = CString::new(statement).map_err(|_| Error::invalid("malformed statement", again))?;
     // The part that a client which sends this text would run: what follows the semicolon is not of it.
     let statement = normalize(rehearse::check(&text)?.unwrap_or(statement));
-    let rehearsed = rehearse::rehearse(&text, parameters)?;
+    let rehearsed =
+        rehearse::rehearse(&text, parameters, Wanted { everything: false, sample: SAMPLE, most: u64::MAX })?;
     let (relations, parameters) = (rehearsed.rows, rehearsed.parameters);
     if relations.is_empty() && !rehearsed.refused_without_rows {
         return Err(Error::Invalid {

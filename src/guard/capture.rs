@@ -1,0 +1,125 @@
+//! Who wants to see the rows that a statement changes, one by one, and showing them.
+//!
+//! Nobody, mostly: then a row costs nothing here. A rehearsal does, for its account.
+
+use pgrx::pg_sys;
+
+use super::binding::Binding;
+use super::image;
+use super::tally;
+use super::watch::{Kind, Watch};
+use crate::raise::Failure;
+use crate::words::Operation;
+
+/// Whether rows of every table are to be seen, covered or not.
+#[inline]
+pub fn wants_everything() -> bool {
+    tally::wants_everything()
+}
+
+/// Whether changed rows of a covered relation are to be seen.
+pub fn wants(_binding: &Binding, _operations: &[Operation]) -> bool {
+    may_want()
+}
+
+/// Whether those of some covered relation are.
+pub fn may_want() -> bool {
+    tally::is_open()
+}
+
+/// Rows of a relation were changed and charged; of more than one, or without a node, the versions are not known.
+///
+/// # Safety
+/// Called between two rows of the watch's node.
+///
+/// # Errors
+/// What reading or printing a row may raise, and the end of a rehearsal that has seen enough.
+pub unsafe fn changed(watch: &Watch, binding: &Binding, operation: Operation, rows: u64) -> Result<(), Failure> {
+    let (name, info) = (&binding.relation, watch.changed);
+    if info.is_null() || watch.node.is_null() || rows != 1 {
+        return tally::note(name, operation.word(), rows, (None, None));
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut shown = (None, None);
+        if tally::has_room(name, operation.word()) {
+            let versions = match watch.kind {
+                Kind::Conflict => image::of_conflict(watch, info)?,
+                _ => image::of_last_row(watch, info)?,
+            };
+            if let Some(versions) = versions {
+                shown.0 = show(watch, versions.relation, versions.old)?;
+                shown.1 = show(watch, versions.new_relation, versions.new)?;
+            }
+        }
+        image::wipe(watch, info);
+        tally::note(name, operation.word(), rows, shown)
+    }
+}
+
+/// Rows were inserted.
+///
+/// # Errors
+/// As for [`changed`].
+pub fn inserted(watch: &Watch, rows: u64) -> Result<(), Failure> {
+    let Some(Some(binding)) = watch.bindings.first() else { return Ok(()) };
+    if !tally::wants_everything() || rows == 0 {
+        return Ok(());
+    }
+    let name = &binding.relation;
+    // SAFETY: called between two rows of the watch's node.
+    unsafe {
+        let mut shown = (None, None);
+        if rows == 1
+            && tally::has_room(name, INSERT)
+            && let Some((relation, new)) = image::inserted(watch)?
+        {
+            shown.1 = show(watch, relation, new)?;
+        }
+        image::wipe(watch, (*watch.node).resultRelInfo);
+        tally::note(name, INSERT, rows, shown)
+    }
+}
+
+unsafe fn show(watch: &Watch, relation: pg_sys::Relation, tuple: pg_sys::HeapTuple) -> Result<Option<String>, Failure> {
+    // SAFETY: the versions are copies, and their relations open.
+    unsafe { tally::show(named(watch), relation, tuple, image::per_row(watch)) }
+}
+
+/// Rows of a relation are about to be truncated; `row` is the last of them, in `context`.
+///
+/// # Safety
+/// The relation is open, and `row` NULL or a copy of a row of it.
+///
+/// # Errors
+/// As for [`changed`].
+pub unsafe fn truncated(
+    binding: &Binding,
+    relation: pg_sys::Relation,
+    row: pg_sys::HeapTuple,
+    rows: u64,
+    context: pg_sys::MemoryContext,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    let before = unsafe { tally::show((*relation).rd_id, relation, row, context) }?;
+    tally::note(&binding.relation, Operation::Truncate.word(), rows, (before, None))
+}
+
+/// Whether a row that is about to be truncated would be shown.
+pub fn shows_truncated(binding: &Binding) -> bool {
+    tally::has_room(&binding.relation, Operation::Truncate.word())
+}
+
+/// What an insert is called in a rehearsal's account; no policy limits it.
+const INSERT: &str = "insert";
+
+/// The relation that the command names, whose privileges decide who may see rows.
+unsafe fn named(watch: &Watch) -> pg_sys::Oid {
+    // SAFETY: NULL or a node of a living query.
+    unsafe {
+        if watch.node.is_null() || (*watch.node).rootResultRelInfo.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        (*(*(*watch.node).rootResultRelInfo).ri_RelationDesc).rd_id
+    }
+}

@@ -1,0 +1,332 @@
+//! A rehearsal's account: how many rows a statement changes of each table, by operation, and a few of them before and
+//! after.
+//!
+//! Rows that an exception block or a savepoint inside takes back leave the account with it. One that stops at a number of
+//! rows freezes as it is then. Rehearsals nest, and each has an account of its own: what an inner one does is taken
+//! back before the outer one goes on.
+
+use core::ptr;
+use std::collections::BTreeMap;
+
+use pgrx::pg_sys;
+use serde_json::value::RawValue;
+
+use crate::error::Error;
+use crate::ffi::{self, Backend};
+use crate::raise::Failure;
+use crate::words::RelationName;
+
+/// What a rehearsal wants to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Rows of tables that no policy covers as well, and inserted ones.
+    pub everything: bool,
+    /// Rows to show of each table and operation.
+    pub sample: usize,
+    /// It ends before the row after these.
+    pub most: u64,
+}
+
+/// One table and operation.
+#[derive(Debug, Clone)]
+pub struct Line {
+    pub name: RelationName,
+    pub operation: &'static str,
+    pub rows: u64,
+    /// As JSON; `null` where there is none, or it cannot be read.
+    pub before: Vec<String>,
+    pub after: Vec<String>,
+    level: i32,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Account {
+    /// In the order in which the tables were reached first.
+    pub lines: Vec<Line>,
+    /// It ended before the statement did.
+    pub stopped: bool,
+}
+
+struct Open {
+    wanted: Wanted,
+    /// Who asked, and sees only what they may.
+    reader: pg_sys::Oid,
+    account: Account,
+}
+
+static OPEN: Backend<Vec<Open>> = Backend::new(Vec::new());
+
+fn open_accounts() -> &'static mut Vec<Open> {
+    // SAFETY: single-threaded; no reference is kept across what may come back here.
+    unsafe { &mut *OPEN.get() }
+}
+
+/// Opens an account; [`close`] has to follow, whatever happens between.
+pub fn open(wanted: Wanted) {
+    // SAFETY: reads a static.
+    let reader = unsafe { pg_sys::GetUserId() };
+    open_accounts().push(Open { wanted, reader, account: Account::default() });
+}
+
+/// Closes the account that was opened last.
+pub fn close() -> Account {
+    let account = open_accounts().pop().map(|open| open.account).unwrap_or_default();
+    let mut merged: Vec<Line> = Vec::new();
+    for line in account.lines {
+        match merged.iter_mut().find(|known| known.name == line.name && known.operation == line.operation) {
+            Some(known) => add(known, line),
+            None => merged.push(line),
+        }
+    }
+    Account { lines: merged, stopped: account.stopped }
+}
+
+/// Whether an account is open.
+#[inline]
+pub fn is_open() -> bool {
+    !open_accounts().is_empty()
+}
+
+/// Whether the open account wants rows of every table.
+#[inline]
+pub fn wants_everything() -> bool {
+    open_accounts().last().is_some_and(|open| open.wanted.everything)
+}
+
+/// Whether the open account would show another row.
+pub fn has_room(name: &RelationName, operation: &str) -> bool {
+    open_accounts().last().is_some_and(|open| {
+        let of = |line: &&Line| line.name == *name && line.operation == operation;
+        let shown: usize = open.account.lines.iter().filter(of).map(|line| line.before.len()).sum();
+        shown < open.wanted.sample
+    })
+}
+
+/// A row as the open account shows it; none where it does not, or the reader may not see it.
+///
+/// # Safety
+/// An open relation, and a copy of a row of it or NULL. Printing may run other people's code, as the reader.
+///
+/// # Errors
+/// What printing may raise.
+pub unsafe fn show(
+    named: pg_sys::Oid,
+    relation: pg_sys::Relation,
+    tuple: pg_sys::HeapTuple,
+    context: pg_sys::MemoryContext,
+) -> Result<Option<String>, Failure> {
+    match open_accounts().last() {
+        // SAFETY: the caller's promise.
+        Some(open) if !tuple.is_null() => unsafe { json(open.reader, named, relation, tuple, context) },
+        _ => Ok(None),
+    }
+}
+
+/// Notes changed rows in the open account, and one of them as it was and as it is.
+///
+/// # Errors
+/// 57014 where the account has seen enough.
+pub fn note(
+    name: &RelationName,
+    operation: &'static str,
+    rows: u64,
+    (before, after): (Option<String>, Option<String>),
+) -> Result<(), Failure> {
+    let Some(open) = open_accounts().last_mut() else { return Ok(()) };
+    let noted: u64 = open.account.lines.iter().map(|line| line.rows).sum();
+    let left = open.wanted.most.saturating_sub(noted);
+    if !open.account.stopped {
+        put(&mut open.account.lines, name, operation, rows.min(left), (before, after));
+    }
+    if open.account.stopped || rows > left {
+        open.account.stopped = true;
+        return Err(Error::Stopped { rows: open.wanted.most }.into());
+    }
+    Ok(())
+}
+
+fn put(
+    lines: &mut Vec<Line>,
+    name: &RelationName,
+    operation: &'static str,
+    rows: u64,
+    (before, after): (Option<String>, Option<String>),
+) {
+    if rows == 0 {
+        return;
+    }
+    // SAFETY: reads a static.
+    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    let of = |line: &Line| line.level == level && line.name == *name && line.operation == operation;
+    let place = lines.iter().position(of).unwrap_or_else(|| {
+        let (before, after) = (Vec::new(), Vec::new());
+        lines.push(Line { name: name.clone(), operation, rows: 0, before, after, level });
+        lines.len() - 1
+    });
+    let line = &mut lines[place];
+    line.rows += rows;
+    if before.is_some() || after.is_some() {
+        let null = || "null".to_owned();
+        line.before.push(before.unwrap_or_else(null));
+        line.after.push(after.unwrap_or_else(null));
+    }
+}
+
+fn add(to: &mut Line, line: Line) {
+    to.rows += line.rows;
+    to.before.extend(line.before);
+    to.after.extend(line.after);
+}
+
+/// A subtransaction of this level was rolled back.
+pub fn roll_back(level: i32) {
+    if let Some(open) = open_accounts().last_mut()
+        && !open.account.stopped
+    {
+        open.account.lines.retain(|line| line.level < level);
+    }
+}
+
+/// A subtransaction of this level was released.
+pub fn release(level: i32) {
+    let Some(open) = open_accounts().last_mut() else { return };
+    for line in open.account.lines.iter_mut().filter(|line| line.level >= level) {
+        line.level = level - 1;
+    }
+}
+
+/// A value of more bytes is not shown.
+const LONGEST_VALUE: usize = 8 * 1024;
+
+/// A row as a JSON object of those columns that `reader` may read by way of the relation `named`; none where that is
+/// nothing.
+unsafe fn json(
+    reader: pg_sys::Oid,
+    named: pg_sys::Oid,
+    relation: pg_sys::Relation,
+    tuple: pg_sys::HeapTuple,
+    context: pg_sys::MemoryContext,
+) -> Result<Option<String>, Failure> {
+    // SAFETY: an open relation and a copy of one of its rows. Printing may run other people's code, as the reader.
+    unsafe {
+        let descriptor = (*relation).rd_att;
+        let count = usize::try_from((*descriptor).natts).unwrap_or(0);
+        let attributes = |index: usize| &*attribute(descriptor, index);
+        let Some(readable) = readable_columns(reader, named, relation) else { return Ok(None) };
+        let mut values = vec![pg_sys::Datum::from(0); count];
+        let mut nulls = vec![true; count];
+        pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+        let mut hidden: Vec<String> = Vec::new();
+        let mut cut: Vec<(String, usize)> = Vec::new();
+        for index in 0..count {
+            let column = attributes(index);
+            if column.attisdropped {
+                continue;
+            }
+            let name = || ffi::text(column.attname.data.as_ptr()).unwrap_or_default();
+            if !readable.includes(index) {
+                nulls[index] = true;
+                hidden.push(name());
+            } else if !nulls[index] && column.attlen == -1 {
+                let size = pg_sys::toast_raw_datum_size(values[index]);
+                if size > LONGEST_VALUE {
+                    nulls[index] = true;
+                    cut.push((name(), size));
+                }
+            }
+        }
+        let row = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+        let (mut user, mut security) = (pg_sys::InvalidOid, 0);
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut security);
+        let mut printed = ptr::null_mut();
+        let before = pg_sys::CurrentMemoryContext;
+        pg_sys::CurrentMemoryContext = context;
+        let restricted = security | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
+        pg_sys::SetUserIdAndSecContext(reader, restricted);
+        let outcome = ffi::protect(|| {
+            let datum = ffi::heap_copy_tuple_as_datum(row, descriptor);
+            let function = pg_sys::Oid::from_u32(pg_sys::F_ROW_TO_JSON_RECORD);
+            let json = ffi::OidFunctionCall1Coll(function, pg_sys::InvalidOid, datum);
+            printed = ffi::text_to_cstring(json.cast_mut_ptr());
+        });
+        pg_sys::SetUserIdAndSecContext(user, security);
+        pg_sys::CurrentMemoryContext = before;
+        outcome?;
+        let printed = ffi::text(printed).unwrap_or_default();
+        if hidden.is_empty() && cut.is_empty() {
+            return Ok(Some(printed));
+        }
+        let Ok(mut columns) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(&printed) else {
+            return Ok(None);
+        };
+        hidden.iter().for_each(|name| drop(columns.remove(name)));
+        for (name, size) in cut {
+            if let Ok(note) = serde_json::value::to_raw_value(&format!("({size} bytes)")) {
+                columns.insert(name, note);
+            }
+        }
+        Ok(serde_json::to_string(&columns).ok())
+    }
+}
+
+unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_sys::FormData_pg_attribute {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: the caller's index is below `natts`.
+    unsafe {
+        (*descriptor).attrs.as_mut_ptr().add(index)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: the caller's index is below `natts`.
+    unsafe {
+        pg_sys::TupleDescAttr(descriptor, index as i32)
+    }
+}
+
+enum Readable {
+    All,
+    Only(Vec<usize>),
+}
+
+impl Readable {
+    fn includes(&self, column: usize) -> bool {
+        match self {
+            Readable::All => true,
+            Readable::Only(columns) => columns.contains(&column),
+        }
+    }
+}
+
+/// The columns that somebody could read by SELECT from the relation that the command names, or from the row's own; none
+/// where row security stands between, which would have to be asked for each row.
+fn readable_columns(reader: pg_sys::Oid, named: pg_sys::Oid, relation: pg_sys::Relation) -> Option<Readable> {
+    // SAFETY: look-ups in catalogs; the relation is open.
+    unsafe {
+        let own = (*relation).rd_id;
+        let through: Vec<pg_sys::Oid> = [named, own].into_iter().filter(|table| *table != pg_sys::InvalidOid).collect();
+        if through.iter().any(|table| pg_sys::check_enable_rls(*table, reader, true) == ROW_SECURITY_APPLIES) {
+            return None;
+        }
+        let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
+        let granted = pg_sys::AclResult::ACLCHECK_OK;
+        if through.iter().any(|table| pg_sys::pg_class_aclcheck(*table, reader, select) == granted) {
+            return Some(Readable::All);
+        }
+        let count = usize::try_from((*(*relation).rd_att).natts).unwrap_or(0);
+        let columns: Vec<usize> = (0..count)
+            .filter(|index| {
+                let column = &*attribute((*relation).rd_att, *index);
+                let name = column.attname.data.as_ptr();
+                !column.attisdropped
+                    && through.iter().any(|table| {
+                        let number = pg_sys::get_attnum(*table, name);
+                        number > 0 && pg_sys::pg_attribute_aclcheck(*table, number, reader, select) == granted
+                    })
+            })
+            .collect();
+        (!columns.is_empty()).then_some(Readable::Only(columns))
+    }
+}
+
+/// `RLS_ENABLED` of core's `rls.h`.
+const ROW_SECURITY_APPLIES: core::ffi::c_int = 2;
