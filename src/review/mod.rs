@@ -1,8 +1,10 @@
 //! The people's side: a request with its rehearsal, and the second person's decision about it.
 //!
-//! `rehearse` runs a statement and takes it back, counting what it changed; `request` stores what was found and hands
-//! out tokens. Tokens leave this process once, as `approve`'s result; only their hashes are stored.
+//! `run` runs the text of a statement; `rehearse` does so and takes it back, counting what it changed; `request` stores
+//! what was found and hands out tokens. Tokens leave this process once, as `approve`'s result; only their hashes are
+//! stored.
 
 pub mod preview;
 pub mod rehearse;
 pub mod request;
+pub mod run;

@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use pgrx::{IntoDatum, direct_function_call, pg_sys};
 
-use super::rehearse;
+use super::{rehearse, run};
 use crate::error::Error;
 use crate::ffi;
 use crate::function::{Arguments, Returns, sql_function};
@@ -27,7 +27,7 @@ fn preview(arguments: &Arguments) -> Returns {
     let text = arguments.text(0, "statement")?;
     let again = "SELECT * FROM writeguard.preview($$UPDATE orders SET … WHERE …$$);";
     let text = CString::new(text).map_err(|_| Error::invalid("malformed statement", again))?;
-    rehearse::check(&text)?;
+    run::check(&text)?;
     let wanted =
         Wanted { everything: true, sample: usize::try_from(sample).unwrap_or(0), most: settings::preview_max_rows() };
     let rehearsed = rehearse::rehearse(&text, &[], wanted)?;

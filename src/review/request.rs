@@ -7,7 +7,7 @@ use pgrx::datum::Interval;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
-use super::rehearse;
+use super::{rehearse, run};
 use crate::error::Error;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
@@ -134,7 +134,7 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     let reason = reason.ok_or_else(|| Error::invalid("a request needs a reason", "reason => 'why this is right'"))?;
     let text = CString::new(statement).map_err(|_| Error::invalid("malformed statement", again))?;
     // The part that a client which sends this text would run: what follows the semicolon is not of it.
-    let statement = normalize(rehearse::check(&text)?.unwrap_or(statement));
+    let statement = normalize(run::check(&text)?.unwrap_or(statement));
     let rehearsed =
         rehearse::rehearse(&text, parameters, Wanted { everything: false, sample: SAMPLE, most: u64::MAX })?;
     let (relations, parameters) = (rehearsed.rows, rehearsed.parameters);
