@@ -12,6 +12,7 @@ GRANT EXECUTE ON FUNCTION
     writeguard.preview(text, integer),
     writeguard.request(text, text, text[]),
     writeguard.request(bigint, text),
+    writeguard.execute(bigint),
     writeguard.effective(regclass, name, text),
     writeguard.explain(oid, text, text),
     writeguard.statement_hash(text, text[]),

@@ -114,7 +114,8 @@ CREATE TABLE writeguard.request (
     max_rows         bigint CHECK (max_rows >= 0),
     expires_at       timestamptz,
     token_sha256     text UNIQUE,
-    spent_at         timestamptz
+    spent_at         timestamptz,
+    search_path      text NOT NULL
 );
 COMMENT ON TABLE writeguard.request IS 'Writes that somebody wants approved, and what became of them';
 COMMENT ON COLUMN writeguard.request.login IS 'who asked; nobody approves their own request';
@@ -122,6 +123,7 @@ COMMENT ON COLUMN writeguard.request.database IS 'system identifier and OID: a t
 COMMENT ON COLUMN writeguard.request.actor IS 'OIDs of login, session_user and the role that was SET';
 COMMENT ON COLUMN writeguard.request.acting_as IS 'the role that was SET, else session_user';
 COMMENT ON COLUMN writeguard.request.relations IS 'rows that the rehearsal changed, by qualified table name';
+COMMENT ON COLUMN writeguard.request.search_path IS 'in which the rehearsal looked the names up; execute() does the same';
 COMMENT ON COLUMN writeguard.request.max_rows IS 'the approver''s own maximum over all tables';
 COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';
 

@@ -44,20 +44,23 @@ impl WayOut {
                  that stay is for a superuser: SET writeguard.enabled = off;",
                 literal(&format!("TRUNCATE {}", relation.to_sql()))
             ),
-            WayOut::Request { event: Some(event), parameters: 0, .. } => {
-                format!("SELECT writeguard.request(event => {event}, reason => 'why this is right');")
-            }
-            WayOut::Request { statement, parameters, .. } => {
-                let values: Vec<String> = (1..=*parameters).map(|n| format!("'value of ${n}'")).collect();
-                let parameters = match values.as_slice() {
-                    [] => String::new(),
-                    values => format!(", parameters => ARRAY[{}]", values.join(", ")),
-                };
-                let statement = literal(statement);
-                format!("SELECT writeguard.request({statement}, reason => 'why this is right'{parameters});")
-            }
+            WayOut::Request { event, statement, parameters } => request_call(*event, statement, *parameters),
         }
     }
+}
+
+/// The call that asks for the approval of a statement with so many parameters; by its refusal's event where that says
+/// all.
+pub fn request_call(event: Option<i64>, statement: &str, parameters: usize) -> String {
+    if let (Some(event), 0) = (event, parameters) {
+        return format!("SELECT writeguard.request(event => {event}, reason => 'why this is right');");
+    }
+    let values: Vec<String> = (1..=parameters).map(|n| format!("'value of ${n}'")).collect();
+    let parameters = match values.as_slice() {
+        [] => String::new(),
+        values => format!(", parameters => ARRAY[{}]", values.join(", ")),
+    };
+    format!("SELECT writeguard.request({}, reason => 'why this is right'{parameters});", literal(statement))
 }
 
 /// An error of this library.
@@ -104,6 +107,15 @@ pub enum Error {
         hint: String,
         relation: Option<RelationName>,
     },
+    /// WG006: a request that cannot be executed, or not now.
+    #[error("execution of request {request} refused: {reason}")]
+    ExecutionRefused {
+        request: i64,
+        reason: String,
+        detail: Option<String>,
+        hint: String,
+        relation: Option<RelationName>,
+    },
     /// WG006: a decision about a request that this person may not take, or not any more.
     #[error("{message}")]
     ApprovalRefused { message: String, detail: Option<String>, hint: String },
@@ -138,7 +150,7 @@ impl Error {
             Error::NeedsBlock { .. } => "WG003",
             Error::Expectation { .. } => "WG004",
             Error::Unnarrowed { .. } => "WG002",
-            Error::TokenRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
+            Error::TokenRefused { .. } | Error::ExecutionRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } => "WG007",
             Error::Undecided { .. } => "WG008",
             Error::NotYet { .. } => "0A000",
@@ -185,6 +197,7 @@ impl Error {
                 ))
             }
             Error::TokenRefused { detail, .. }
+            | Error::ExecutionRefused { detail, .. }
             | Error::ApprovalRefused { detail, .. }
             | Error::Invalid { detail, .. } => detail.clone(),
             Error::NotYet { only, .. } => Some(only.clone()),
@@ -208,6 +221,7 @@ impl Error {
                 Err(_) => "If that is right: RESET writeguard.expect_rows;".to_owned(),
             },
             Error::TokenRefused { hint, .. }
+            | Error::ExecutionRefused { hint, .. }
             | Error::ApprovalRefused { hint, .. }
             | Error::Invalid { hint, .. }
             | Error::Undecided { hint, .. }
@@ -220,6 +234,7 @@ impl Error {
     pub fn request(&self) -> Option<i64> {
         match self {
             Error::TokenRefused { request, .. } => *request,
+            Error::ExecutionRefused { request, .. } => Some(*request),
             _ => None,
         }
     }
@@ -232,6 +247,7 @@ impl Error {
             }
             Error::Expectation { relation, .. }
             | Error::TokenRefused { relation, .. }
+            | Error::ExecutionRefused { relation, .. }
             | Error::Undecided { relation, .. } => {
                 relation.as_ref().map(|name| (name.schema.as_str(), name.name.as_str()))
             }

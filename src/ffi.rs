@@ -101,6 +101,30 @@ unsafe extern "C-unwind" {
     ) -> c_int;
     pub fn SPI_prepare(src: *const c_char, nargs: c_int, argtypes: *mut pg_sys::Oid) -> pg_sys::SPIPlanPtr;
     pub fn SPI_execute(src: *const c_char, read_only: bool, tcount: c_long) -> c_int;
+    pub fn NewGUCNestLevel() -> c_int;
+    pub fn AtEOXact_GUC(is_commit: bool, nest_level: c_int);
+    pub fn AllocSetContextCreateInternal(
+        parent: pg_sys::MemoryContext,
+        name: *const c_char,
+        min_context_size: usize,
+        init_block_size: usize,
+        max_block_size: usize,
+    ) -> pg_sys::MemoryContext;
+    pub fn MemoryContextReset(context: pg_sys::MemoryContext);
+    pub fn BlessTupleDesc(desc: pg_sys::TupleDesc) -> pg_sys::TupleDesc;
+    pub fn heap_copy_tuple_as_datum(tuple: pg_sys::HeapTuple, desc: pg_sys::TupleDesc) -> pg_sys::Datum;
+    pub fn OidFunctionCall1Coll(
+        function: pg_sys::Oid,
+        collation: pg_sys::Oid,
+        argument: pg_sys::Datum,
+    ) -> pg_sys::Datum;
+    pub fn text_to_cstring(text: *const pg_sys::text) -> *mut c_char;
+    pub fn tuplestore_putvalues(
+        store: *mut pg_sys::Tuplestorestate,
+        desc: pg_sys::TupleDesc,
+        values: *mut pg_sys::Datum,
+        nulls: *mut bool,
+    );
     pub fn raw_parser(str_: *const c_char, mode: pg_sys::RawParseMode::Type) -> *mut pg_sys::List;
     pub fn parse_analyze_varparams(
         raw: *mut pg_sys::RawStmt,
@@ -135,11 +159,6 @@ unsafe extern "C-unwind" {
         second: pg_sys::Datum,
     ) -> pg_sys::Datum;
     pub fn OidOutputFunctionCall(function: pg_sys::Oid, value: pg_sys::Datum) -> *mut c_char;
-    pub fn OidFunctionCall1Coll(
-        function: pg_sys::Oid,
-        collation: pg_sys::Oid,
-        argument: pg_sys::Datum,
-    ) -> pg_sys::Datum;
     pub fn heap_fetch(
         relation: pg_sys::Relation,
         snapshot: pg_sys::Snapshot,
@@ -148,14 +167,48 @@ unsafe extern "C-unwind" {
         keep_buffer: bool,
     ) -> bool;
     pub fn heap_copytuple(tuple: pg_sys::HeapTuple) -> pg_sys::HeapTuple;
-    pub fn heap_copy_tuple_as_datum(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> pg_sys::Datum;
     pub fn ReleaseBuffer(buffer: pg_sys::Buffer);
-    pub fn text_to_cstring(text: *const pg_sys::text) -> *mut c_char;
     pub fn MakeTransitionCaptureState(
         triggers: *mut pg_sys::TriggerDesc,
         relation: pg_sys::Oid,
         command: pg_sys::CmdType::Type,
     ) -> *mut pg_sys::TransitionCaptureState;
+}
+
+/// Sets a setting until the level of nesting ends that [`NewGUCNestLevel`] began.
+///
+/// # Safety
+/// Only from a plain old frame or inside [`protect`].
+pub unsafe fn set_for_level(name: &CStr, value: *const c_char) {
+    // SAFETY: as core sets what a function's SET clause says.
+    unsafe {
+        set_config_option(
+            name.as_ptr(),
+            value,
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+/// Values print, until the level of nesting ends that this begins, in the one way that every session reads alike, as
+/// postgres_fdw and pg_dump have them. Gives the level.
+///
+/// # Safety
+/// As for [`set_for_level`].
+pub unsafe fn print_plainly() -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let level = NewGUCNestLevel();
+        set_for_level(c"datestyle", c"ISO".as_ptr());
+        set_for_level(c"intervalstyle", c"postgres".as_ptr());
+        set_for_level(c"extra_float_digits", c"3".as_ptr());
+        level
+    }
 }
 
 /// Somebody else's ERROR, whole.
@@ -165,6 +218,19 @@ impl Foreign {
     /// What `ReThrowError` takes.
     pub fn into_data(self) -> *mut pg_sys::ErrorData {
         self.0
+    }
+
+    /// The same error where `query` was not what the client sent: a position in it is told together with it.
+    pub fn in_query(self, query: &CStr) -> Self {
+        // SAFETY: a copy that is ours; a position in an inner query keeps the query that it is for.
+        unsafe {
+            let error = &mut *self.0;
+            if error.cursorpos > 0 && error.internalquery.is_null() {
+                (error.internalpos, error.cursorpos) = (error.cursorpos, 0);
+                error.internalquery = pg_sys::pstrdup(query.as_ptr());
+            }
+        }
+        self
     }
 
     /// The message, where the error is about a value alone (class 22, data exception).

@@ -65,6 +65,21 @@ impl Arguments {
         Ok(None)
     }
 
+    /// Where the rows go of a function that returns a set of one column.
+    ///
+    /// # Errors
+    /// None of ours; core's own where the caller cannot take a set.
+    pub fn rows_of_one_column(&self) -> (*mut pg_sys::Tuplestorestate, pg_sys::TupleDesc) {
+        // The column alone is no row type, so the caller says what it expects.
+        const USE_EXPECTED_DESC: u32 = 1;
+        // SAFETY: the SQL declaration says that the function returns such a set.
+        unsafe {
+            pg_sys::InitMaterializedSRF(self.0, USE_EXPECTED_DESC);
+            let result = (*self.0).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+            ((*result).setResult, (*result).setDesc)
+        }
+    }
+
     /// The function that is called.
     pub fn function(&self) -> pg_sys::Oid {
         // SAFETY: PostgreSQL calls with its look-up of the function.

@@ -29,6 +29,7 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/preload.sql", name = "preload", bootstrap);
 ::pgrx::extension_sql_file!("../sql/tables.sql", name = "tables", requires = ["preload"]);
 ::pgrx::extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["tables"]);
+::pgrx::extension_sql_file!("../sql/execute.sql", name = "execute", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/documents.sql", name = "documents", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents"]);
 ::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["functions"]);

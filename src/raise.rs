@@ -188,6 +188,26 @@ pub fn log_line(message: &str, detail: Option<&str>) {
     }
 }
 
+/// Tells the client something: a NOTICE, or a WARNING, which the server log has as well.
+pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>) {
+    let message = ffi::encode(message);
+    let detail = palloc_opt(detail);
+    // SAFETY: below ERROR nothing is raised, and with interrupts held off a cancel does not come out of it either.
+    unsafe {
+        pg_sys::InterruptHoldoffCount += 1;
+        if ffi::errstart(level as c_int, ptr::null()) {
+            ffi::errhidestmt(true);
+            ffi::errhidecontext(true);
+            ffi::errmsg_internal(c"%s".as_ptr(), message);
+            if !detail.is_null() {
+                ffi::errdetail_internal(c"%s".as_ptr(), detail);
+            }
+            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+        pg_sys::InterruptHoldoffCount -= 1;
+    }
+}
+
 /// Runs Rust proper inside a pgrx guard, which has returned before the caller's frame goes on. Null: nothing is to be
 /// raised.
 pub fn guarded<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut Raise {

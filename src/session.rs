@@ -74,6 +74,12 @@ pub fn client() -> Option<String> {
     unsafe { pgrx::direct_function_call::<Inet>(pg_sys::inet_client_addr, &[]) }.map(|address| address.0)
 }
 
+/// `search_path` as it is set.
+pub fn search_path() -> String {
+    // SAFETY: the setting's variable is a C string or NULL.
+    unsafe { ffi::text(pg_sys::namespace_search_path) }.unwrap_or_default()
+}
+
 /// One of the two settings, as it was last assigned.
 struct Armed {
     /// Number of the assignment in force; 0 when it was no SET.

@@ -10,7 +10,7 @@ use super::binding::{Binding, Charge};
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
 use super::further::{Charged, Further};
-use super::{lift, rate, statement};
+use super::{capture, lift, rate, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
 use crate::policy::relation::relation_name;
@@ -19,7 +19,7 @@ use crate::policy::{catalog, size, target};
 use crate::raise::{Failure, Raise, guarded};
 use crate::session::Actor;
 use crate::settings;
-use crate::words::Operation;
+use crate::words::{Operation, RelationName};
 
 /// Past this many relations the answers are thrown away and found again.
 const MOST_BINDINGS: usize = 20_000;
@@ -190,6 +190,47 @@ fn look_up(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, F
     Ok(binding)
 }
 
+/// What a relation's rows are charged to, as [`binding`]; while a request is executed also a table that no policy covers
+/// now, if it was reviewed, and in a preview any other: it has nothing but a count.
+///
+/// # Errors
+/// As [`binding`].
+#[inline]
+pub fn binding_to_count(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
+    let binding = binding(relation, actor)?;
+    if binding.is_none() && capture::wants_everything() {
+        return Ok(relation_name(relation).map(counting));
+    }
+    if statement::is_executing() && binding.as_ref().is_none_or(|binding| binding.policies().next().is_none()) {
+        return Ok(reviewed(relation).or(binding));
+    }
+    Ok(binding)
+}
+
+/// Whether rows are counted that one of these operations changes.
+#[inline]
+pub fn is_counted(binding: &Binding, operations: &[Operation]) -> bool {
+    operations.iter().any(|operation| !binding.charges(*operation).is_empty())
+        || capture::wants_everything()
+        || statement::is_executing() && binding.policies().next().is_none() && lift::is_reviewed(&binding.name)
+}
+
+#[cold]
+fn reviewed(relation: pg_sys::Oid) -> Option<Rc<Binding>> {
+    let name = relation_name(relation)?;
+    if !lift::is_reviewed(&name.to_sql()) {
+        return None;
+    }
+    Some(counting(name))
+}
+
+/// What only counts the rows of a relation.
+fn counting(name: RelationName) -> Rc<Binding> {
+    let book = book();
+    let rows = *book.relations.entry(name.to_sql()).or_insert_with(|| book.ledger.add(None, None));
+    Rc::new(Binding::new(name, rows, Default::default()))
+}
+
 fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<Binding>>> {
     book.bindings.get(&u32::from(relation))?.iter().find(|(of, _)| *of == actor).map(|(_, binding)| binding)
 }
@@ -238,14 +279,6 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     });
     book.bindings.entry(u32::from(relation)).or_default().push((actor, binding.clone()));
     Ok(binding)
-}
-
-/// What counts the rows of a relation that no policy covers; none where it has gone.
-pub fn uncovered(relation: pg_sys::Oid) -> Option<Rc<Binding>> {
-    let name = relation_name(relation)?;
-    let book = book();
-    let rows = *book.relations.entry(name.to_sql()).or_insert_with(|| book.ledger.add(None, None));
-    Some(Rc::new(Binding::new(name, rows, [const { Vec::new() }; Operation::ALL.len()])))
 }
 
 /// How many more rows of a statement a charge takes before a limit is passed.

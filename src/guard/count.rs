@@ -325,12 +325,8 @@ unsafe fn conflict_in(relation: *mut pg_sys::ResultRelInfo, updated: &mut bool) 
 unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Raise {
     let mut binding = None;
     let actor = watch.actor;
-    let captures = watch.captures;
     let raise = book::deciding(|| {
-        binding = book::binding(partition, actor)?;
-        if binding.is_none() && captures {
-            binding = book::uncovered(partition);
-        }
+        binding = book::binding_to_count(partition, actor)?;
         Ok(())
     });
     if !raise.is_null() {

@@ -9,7 +9,7 @@
 use pgrx::pg_sys;
 
 use super::leave::{self, Leaving};
-use super::{book, capture, decide, live};
+use super::{book, decide, live};
 use crate::ffi::{self, Backend};
 use crate::policy::relation::{INHERITS, in_schema, never_covered, tables_with_values_of};
 use crate::raise::{Failure, Raise};
@@ -239,14 +239,10 @@ unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
         if notes_of_command().any(|note| matches!(note, Note::Counted(table) if *table == relation)) {
             return Ok(());
         }
-        let mut binding = book::binding(relation, Actor::current())?;
-        if binding.is_none() && capture::wants_everything() {
-            binding = book::uncovered(relation);
-        }
-        let Some(binding) = binding else {
+        let Some(binding) = book::binding_to_count(relation, Actor::current())? else {
             return Ok(());
         };
-        if binding.charges(Operation::Truncate).is_empty() && !capture::wants_everything() {
+        if !book::is_counted(&binding, &[Operation::Truncate]) {
             return Ok(());
         }
         let allowed = pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), pg_sys::ACL_TRUNCATE as pg_sys::AclMode);

@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 
 use super::budget::{MeterId, Past, Place, Serial};
 use super::{lift, statement};
-use crate::error::{Error, WayOut};
+use crate::error::{Error, WayOut, request_call};
 use crate::event::at_commit::record_at_commit;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
@@ -58,13 +58,13 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
     let flag = session::flag();
     match policy.override_ {
         Override::Never => refuse(attempt),
-        Override::Flag if flag => {
-            lift(attempt, None);
+        Override::Flag if flag || lift::executed_request(statement).is_some() => {
+            lift(attempt, lift::executed_request(statement));
             Ok(())
         }
         Override::Flag => refuse(attempt),
         Override::Token => {
-            if flag && let Some(request) = lift::granted_request(statement) {
+            if let Some(request) = lift::granted_request(statement) {
                 lift(attempt, Some(request));
                 return Ok(());
             }
@@ -82,7 +82,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The client's parameters as text, as their types' output functions print them.
+/// The client's parameters as text, as their types' output functions print them in every session alike.
 ///
 /// # Errors
 /// What such a function raises.
@@ -105,7 +105,11 @@ fn parameters() -> Result<Vec<Option<String>>, ffi::Foreign> {
             pg_sys::getTypeOutputInfo(parameter.ptype, &mut output, &mut is_varlena);
             let mut text = core::ptr::null_mut();
             let value = parameter.value;
-            ffi::protect(|| text = ffi::OidOutputFunctionCall(output, value))?;
+            ffi::protect(|| {
+                let level = ffi::print_plainly();
+                text = ffi::OidOutputFunctionCall(output, value);
+                ffi::AtEOXact_GUC(true, level);
+            })?;
             texts.push(ffi::text(text));
         }
     }
@@ -233,22 +237,27 @@ fn record_once(event: &Event, attempt: &Attempt<'_>) -> Result<Option<i64>, ffi:
 /// # Errors
 /// WG006 when a table, or all together where the approver said so, got more rows than reviewed.
 pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), Failure> {
-    let Some((request, name, allowed)) = lift::exceeded(attempt.place.statement, rows) else { return Ok(()) };
-    let error = Error::TokenRefused {
-        request: Some(request),
-        reason: "the write changes more rows than were reviewed".into(),
-        detail: Some(format!(
-            "Request {request} was approved for {} in \"{name}\", and this is number {}; nothing was changed.",
-            count(allowed),
-            allowed.saturating_add(1)
-        )),
-        hint: format!(
-            "SELECT writeguard.request({}, reason => 'why this is right');",
-            crate::words::literal(&statement::text())
-        ),
-        relation: Some(attempt.relation.clone()),
+    let statement = attempt.place.statement;
+    let Some((request, name, allowed)) = lift::exceeded(statement, rows) else { return Ok(()) };
+    let reason = "the write changes more rows than were reviewed".to_owned();
+    let detail = Some(format!(
+        "Request {request} was approved for {} in \"{name}\", and this is number {}; nothing was changed.",
+        count(allowed),
+        allowed.saturating_add(1)
+    ));
+    let relation = Some(attempt.relation.clone());
+    let hint = request_again();
+    let error = if lift::executed_request(statement).is_some() {
+        Error::ExecutionRefused { request, reason, detail, hint, relation }
+    } else {
+        Error::TokenRefused { request: Some(request), reason, detail, hint, relation }
     };
     refuse_token(attempt, error)
+}
+
+/// The call that asks for the approval of the current statement once more.
+pub fn request_again() -> String {
+    request_call(None, &statement::text(), statement::parameter_count())
 }
 
 /// Whether a statement was recorded already as running with the guard switched off.

@@ -19,10 +19,22 @@ struct Lift {
     event: Event,
 }
 
+/// What a grant needs besides to lift a policy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// A token's: the flag.
+    Flag,
+    /// Of a request that is being executed: that was said by executing it.
+    Nothing,
+    /// Of a request that was executed: it lifts nothing any more.
+    Over,
+}
+
 struct Granted {
     statement: Serial,
     level: i32,
     grant: Grant,
+    needs: Needs,
     /// The meters of the tables that were charged so far, each with its reviewed rows; none for a table that was not
     /// reviewed.
     tables: Vec<(MeterId, Option<u64>)>,
@@ -51,7 +63,7 @@ fn state() -> &'static mut State {
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     let state = state();
     let lifted = || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
-    !state.rehearsals.is_empty() || lifted() && session::flag()
+    !state.rehearsals.is_empty() || lifted() && (session::flag() || executed_request(statement).is_some())
 }
 
 /// Whether more than the limits decides about a statement's further rows.
@@ -97,9 +109,20 @@ pub fn is_refused_without_rows() -> bool {
     state().refused_without_rows
 }
 
-/// The request behind the token that was accepted for this statement.
+/// The request behind the token that was accepted for this statement, if that still lifts anything.
 pub fn granted_request(statement: Serial) -> Option<i64> {
-    state().granted.iter().find(|granted| granted.statement == statement).map(|granted| granted.grant.request)
+    let flag = session::flag();
+    request(statement, |granted| granted.needs == Needs::Nothing || flag && granted.needs == Needs::Flag)
+}
+
+/// The request that this statement executes now; it needs no flag.
+pub fn executed_request(statement: Serial) -> Option<i64> {
+    request(statement, |granted| granted.needs == Needs::Nothing)
+}
+
+fn request(statement: Serial, lifts: impl Fn(&Granted) -> bool) -> Option<i64> {
+    let mut granted = state().granted.iter();
+    granted.find(|granted| granted.statement == statement && lifts(granted)).map(|granted| granted.grant.request)
 }
 
 /// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
@@ -111,7 +134,26 @@ pub fn lift(meter: MeterId, statement: Serial, level: i32, event: Event) {
 
 /// A token was accepted for a statement and spent in this subtransaction.
 pub fn accept(grant: Grant, statement: Serial, level: i32) {
-    state().granted.push(Granted { statement, level, grant, tables: Vec::new() });
+    state().granted.push(Granted { statement, level, grant, needs: Needs::Flag, tables: Vec::new() });
+}
+
+/// An approved request is executed as this statement, and spent in this subtransaction.
+pub fn begin_execution(grant: Grant, statement: Serial, level: i32) {
+    state().granted.push(Granted { statement, level, grant, needs: Needs::Nothing, tables: Vec::new() });
+}
+
+/// The execution is over: what it lifted stays lifted, and nothing more is.
+pub fn end_execution(statement: Serial) {
+    state().granted.iter_mut().filter(|granted| granted.statement == statement).for_each(|granted| {
+        granted.needs = Needs::Over;
+    });
+}
+
+/// Whether the rows of a table are to be counted although no policy covers it now: they were reviewed, and the request
+/// is being executed.
+pub fn is_reviewed(name: &str) -> bool {
+    let mut granted = state().granted.iter();
+    granted.any(|granted| granted.needs == Needs::Nothing && granted.grant.rows.contains_key(name))
 }
 
 /// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were

@@ -7,6 +7,9 @@
 //! portal of the client's (deferred triggers at a commit, fast-path calls, background processes) belong to the
 //! statement that started at the same time.
 //!
+//! What `execute` runs for a request is a statement of its own, with the reviewed text, inside the client's one: its
+//! rows and its lifts are told apart from all that the client's statement does besides.
+//!
 //! Every commit starts the counts again, because meters are also marked with their transaction.
 
 use core::ffi::c_char;
@@ -124,9 +127,18 @@ struct Statement {
     callback: pg_sys::MemoryContextCallback,
 }
 
+/// The run of a request's text.
+struct Executed {
+    serial: Serial,
+    text: String,
+    parameters: usize,
+}
+
 struct State {
     /// Something was charged in this transaction, or set that ends with it.
     touched: bool,
+    /// Runs, because one does not go on inside another.
+    executed: Option<Executed>,
     last_serial: Serial,
     /// Place of the current statement among `all`.
     current: Option<usize>,
@@ -134,7 +146,8 @@ struct State {
     all: Vec<Box<Statement>>,
 }
 
-static STATE: Backend<State> = Backend::new(State { touched: false, last_serial: 0, current: None, all: Vec::new() });
+static STATE: Backend<State> =
+    Backend::new(State { touched: false, executed: None, last_serial: 0, current: None, all: Vec::new() });
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded, and nothing below calls back into this file while it holds the reference.
@@ -147,6 +160,9 @@ pub fn current() -> Serial {
     let (outermost, now) = unsafe { (*OUTERMOST.get(), ffi::GetCurrentStatementStartTimestamp()) };
     let state = state();
     state.touched = true;
+    if let Some(executed) = &state.executed {
+        return executed.serial;
+    }
     if let Some(current) = state.current {
         let statement = &state.all[current];
         let goes_on =
@@ -161,6 +177,26 @@ pub fn current() -> Serial {
     statement.started = now;
     state.current = Some(place);
     statement.serial
+}
+
+/// What runs from now on is the reviewed statement of a request, until [`end_execution`].
+pub fn begin_execution(text: String, parameters: usize) -> Serial {
+    let state = state();
+    state.touched = true;
+    state.last_serial += 1;
+    state.executed = Some(Executed { serial: state.last_serial, text, parameters });
+    state.last_serial
+}
+
+/// The run is over, whichever way it went.
+pub fn end_execution() {
+    state().executed = None;
+}
+
+/// Whether the reviewed statement of a request is running.
+#[inline]
+pub fn is_executing() -> bool {
+    state().executed.is_some()
 }
 
 /// The statement of a portal, where it has one already; perhaps one that was opened while the portal's own message was
@@ -269,12 +305,18 @@ unsafe extern "C-unwind" fn portal_gone(argument: Opaque) {
 /// Whether a statement may go on later.
 pub fn may_resume(serial: Serial) -> bool {
     let alive = |statement: &Statement| !statement.portal.is_null() || statement.awaits_portal;
-    state().all.iter().any(|statement| statement.serial == serial && alive(statement))
+    let state = state();
+    state.executed.as_ref().is_some_and(|executed| executed.serial == serial)
+        || state.all.iter().any(|statement| statement.serial == serial && alive(statement))
 }
 
-/// The client's text of the current statement, without surrounding blanks and final semicolon.
+/// The client's text of the current statement, without surrounding blanks and final semicolon; the reviewed text while
+/// a request is executed.
 pub fn text() -> String {
     let state = state();
+    if let Some(executed) = &state.executed {
+        return executed.text.clone();
+    }
     let Some(statement) = state.current.map(|current| &state.all[current]) else {
         return String::new();
     };
@@ -291,8 +333,11 @@ pub fn parameters() -> pg_sys::ParamListInfo {
     if portal.is_null() { ptr::null_mut() } else { unsafe { (*portal).portalParams } }
 }
 
-/// How many parameters the client bound to the current statement.
+/// How many parameters the client bound to the current statement, or the request has that is executed.
 pub fn parameter_count() -> usize {
+    if let Some(executed) = &state().executed {
+        return executed.parameters;
+    }
     let parameters = parameters();
     // SAFETY: NULL or the parameters of a portal that is alive.
     let count = if parameters.is_null() { 0 } else { unsafe { (*parameters).numParams } };
@@ -320,6 +365,7 @@ pub fn between_commands() {
 /// The transaction is over; a procedure that commits goes on in the same statement.
 pub fn end_transaction() {
     let state = state();
+    state.executed = None;
     state.all.iter_mut().for_each(|statement| statement.awaits_portal = false);
     if let Some(current) = state.current
         && state.all[current].portal.is_null()

@@ -15,6 +15,7 @@ use super::capture;
 use super::count;
 use super::image;
 use super::narrow::estimate;
+use super::statement;
 use super::watch::{self, Kind, Remote};
 use super::whole::require_where;
 use crate::error::Error;
@@ -64,6 +65,7 @@ pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc) -> bool {
             && (*(*query_desc).estate).es_auxmodifytables.is_null()
             && book::is_known_uncovered((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, Actor::current())
             && !capture::wants_everything()
+            && !statement::is_executing()
     }
 }
 
@@ -132,14 +134,9 @@ unsafe fn watch_node(
         let mut bindings = core::mem::take(&mut *BINDINGS.get());
         bindings.clear();
         for index in 0..relations {
-            let mut binding = book::binding(relation(index), actor)?;
-            if binding.is_none() && everything {
-                binding = book::uncovered(relation(index));
-            }
+            let binding = book::binding_to_count(relation(index), actor)?;
             captures |= binding.as_ref().is_some_and(|binding| capture::wants(binding, operations));
-            covered |= binding
-                .as_ref()
-                .is_some_and(|binding| operations.iter().any(|operation| !binding.charges(*operation).is_empty()));
+            covered |= binding.as_ref().is_some_and(|binding| book::is_counted(binding, operations));
             bindings.push(binding);
         }
         if !covered {
@@ -257,10 +254,8 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         let Some(entry) = pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(index.saturating_sub(1)) else {
             return Ok(());
         };
-        let mut binding = book::binding((*entry).relid, actor)?;
-        if binding.is_none() && capture::wants_everything() {
-            binding = book::uncovered((*entry).relid);
-        } else if binding.as_ref().is_none_or(|binding| binding.charges(operation).is_empty()) {
+        let binding = book::binding_to_count((*entry).relid, actor)?;
+        if binding.as_ref().is_none_or(|binding| !book::is_counted(binding, &[operation])) {
             return Ok(());
         }
         if binding.as_ref().is_some_and(|binding| binding.wants_where(operation)) {

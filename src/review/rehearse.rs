@@ -66,7 +66,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         (outcome, run.wanted, rows)
     };
     if !account.stopped {
-        outcome?;
+        outcome.map_err(|error| error.in_query(text))?;
     }
     super::run::all_given(takes, values.len())?;
     let rows = rows

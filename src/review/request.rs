@@ -16,7 +16,7 @@ use crate::function::{Arguments, Returns, sql_function, value};
 use crate::guard::tally::Wanted;
 use crate::owner;
 use crate::raise::Failure;
-use crate::session::{Actor, role_name};
+use crate::session::{self, Actor, role_name};
 use crate::settings;
 use crate::token::check::Bound;
 use crate::token::statement::{normalize, sha256, statement_hash};
@@ -117,11 +117,14 @@ struct New<'a> {
     statement_sha256: &'a str,
     rows: u64,
     relations: &'a BTreeMap<String, u64>,
+    search_path: &'a str,
 }
 
 const INSERT: &str = "INSERT INTO writeguard.request \
-     (database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations) \
-     SELECT database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations \
+     (database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, \
+      search_path) \
+     SELECT database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, \
+      search_path \
      FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
      RETURNING id::pg_catalog.text";
 
@@ -158,6 +161,7 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
         statement_sha256: &statement_hash(statement, &parameters),
         rows: relations.values().sum(),
         relations: &relations,
+        search_path: &session::search_path(),
     };
     let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
     let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into()]))?;

@@ -2,7 +2,7 @@
 //!
 //! What a rehearsal and an execution have in common, so that both understand a text in the same way.
 
-use core::ffi::c_char;
+use core::ffi::{CStr, c_char};
 use core::ptr;
 use std::ffi::CString;
 
@@ -20,7 +20,8 @@ pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
     let mut list: *mut pg_sys::List = ptr::null_mut();
     // SAFETY: the raw parser looks nothing up; nothing but the raw call inside.
     unsafe {
-        ffi::protect(|| list = ffi::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT))?;
+        ffi::protect(|| list = ffi::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT))
+            .map_err(|error| error.in_query(text))?;
         let count = if list.is_null() { 0 } else { (*list).length };
         let hint = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
         if count != 1 {
@@ -103,22 +104,38 @@ impl<'a> Run<'a> {
             ffi::BeginInternalSubTransaction(ptr::null());
             self.begun = true;
             ffi::SPI_connect();
-            ffi::SPI_execute(c"SET CONSTRAINTS ALL IMMEDIATE".as_ptr(), false, 0);
+            ffi::SPI_execute(NOTHING_DEFERRED.as_ptr(), false, 0);
         }
     }
 
-    /// Runs the statement, with the types of its parameters as the statement itself makes them.
+    /// Has all happen that the transaction has deferred.
     ///
     /// # Safety
-    /// As for [`Run::begin`], after it.
-    pub unsafe fn run(&mut self) {
+    /// As for [`Run::begin`].
+    pub unsafe fn fire_deferred() {
         // SAFETY: as above.
+        unsafe {
+            ffi::SPI_connect();
+            ffi::SPI_execute(NOTHING_DEFERRED.as_ptr(), false, 0);
+            ffi::SPI_finish();
+        }
+    }
+
+    /// Runs the statement, with the types of its parameters as the statement itself makes them; the result is in SPI's
+    /// hands. Without as many values as it takes it is not run.
+    ///
+    /// # Safety
+    /// Inside [`ffi::protect`], connected to SPI. Allocates in PostgreSQL's memory only.
+    unsafe fn perform(&mut self, purpose: Purpose) {
+        // SAFETY: the order of calls is that of core's own procedural languages.
         unsafe {
             let mut types: *mut pg_sys::Oid = ptr::null_mut();
             let mut count = 0;
             let raw = ffi::raw_parser(self.text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
             let raw: *mut pg_sys::RawStmt = (*(*raw).elements).ptr_value.cast();
-            if (*(*raw).stmt).type_ == pg_sys::NodeTag::T_TruncateStmt {
+            if (*(*raw).stmt).type_ != pg_sys::NodeTag::T_TruncateStmt {
+                ffi::parse_analyze_varparams(raw, self.text.as_ptr(), &mut types, &mut count, ptr::null_mut());
+            } else if purpose == Purpose::Rehearsal {
                 // Its rows are counted before anything happens; triggers have no part in that. Taken back with the
                 // rest.
                 ffi::set_config_option(
@@ -131,8 +148,6 @@ impl<'a> Run<'a> {
                     0,
                     false,
                 );
-            } else {
-                ffi::parse_analyze_varparams(raw, self.text.as_ptr(), &mut types, &mut count, ptr::null_mut());
             }
             self.wanted = usize::try_from(count).unwrap_or(0);
             if self.wanted != self.values.len() {
@@ -140,31 +155,135 @@ impl<'a> Run<'a> {
             }
             let datums = ffi::palloc(size_of::<pg_sys::Datum>() * (self.wanted + 1)).cast::<pg_sys::Datum>();
             let nulls = ffi::palloc(self.wanted + 1).cast::<c_char>();
+            // What a rehearsal printed is read as it was printed.
+            let plainly = if purpose == Purpose::Execution { ffi::print_plainly() } else { 0 };
             for index in 0..self.wanted {
                 let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-                let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
-                let type_oid = *types.add(index);
-                ffi::getTypeInputInfo(type_oid, &mut input, &mut parameter);
-                ffi::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena);
+                ffi::getTypeInputInfo(*types.add(index), &mut input, &mut parameter);
                 let Some(Some(text)) = self.values.get(index) else {
                     *nulls.add(index) = b'n' as c_char;
                     *datums.add(index) = pg_sys::Datum::from(0);
                     continue;
                 };
-                let datum = ffi::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, -1);
                 *nulls.add(index) = b' ' as c_char;
-                *datums.add(index) = datum;
+                *datums.add(index) = ffi::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, -1);
+            }
+            if purpose == Purpose::Execution {
+                ffi::AtEOXact_GUC(true, plainly);
+            } else {
+                self.print(types, datums, nulls);
+            }
+            let plan = ffi::SPI_prepare(self.text.as_ptr(), count, types);
+            ffi::SPI_execute_plan(plan, datums, nulls, false, 0);
+        }
+    }
+
+    /// Prints the parameters that are not NULL.
+    ///
+    /// # Safety
+    /// As for [`Run::perform`]; as many of each as the statement takes parameters.
+    unsafe fn print(&mut self, types: *const pg_sys::Oid, datums: *const pg_sys::Datum, nulls: *const c_char) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let plainly = ffi::print_plainly();
+            for index in 0..self.wanted {
+                if *nulls.add(index) == b'n' as c_char {
+                    continue;
+                }
+                let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
+                ffi::getTypeOutputInfo(*types.add(index), &mut output, &mut is_varlena);
                 let inside = pg_sys::CurrentMemoryContext;
                 pg_sys::CurrentMemoryContext = self.context;
-                let printed = ffi::OidOutputFunctionCall(output, datum);
+                let printed = ffi::OidOutputFunctionCall(output, *datums.add(index));
                 pg_sys::CurrentMemoryContext = inside;
                 if let Some(place) = self.printed.get_mut(index) {
                     *place = printed;
                 }
             }
-            let plan = ffi::SPI_prepare(self.text.as_ptr(), count, types);
-            ffi::SPI_execute_plan(plan, datums, nulls, false, 0);
+            ffi::AtEOXact_GUC(true, plainly);
+        }
+    }
+
+    /// Runs the statement to be taken back.
+    ///
+    /// # Safety
+    /// As for [`Run::begin`], after it.
+    pub unsafe fn run(&mut self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.perform(Purpose::Rehearsal);
+            ffi::SPI_finish();
+        }
+    }
+
+    /// Runs the statement to stay, with the names in it looked up in `search_path`, and puts the rows that it gives into
+    /// `rows` as jsonb.
+    ///
+    /// # Safety
+    /// Inside [`ffi::protect`], in a transaction. Allocates in PostgreSQL's memory only.
+    pub unsafe fn execute(&mut self, search_path: &CString, rows: Rows) {
+        // SAFETY: as above; what SPI gives lives until SPI_finish.
+        unsafe {
+            ffi::SPI_connect();
+            let level = ffi::NewGUCNestLevel();
+            ffi::set_for_level(c"search_path", search_path.as_ptr());
+            self.perform(Purpose::Execution);
+            if self.wanted == self.values.len() && !pg_sys::SPI_tuptable.is_null() {
+                rows.put(pg_sys::SPI_tuptable);
+            }
+            ffi::AtEOXact_GUC(true, level);
             ffi::SPI_finish();
         }
     }
 }
+
+const NOTHING_DEFERRED: &CStr = c"SET CONSTRAINTS ALL IMMEDIATE";
+
+/// What a statement is run for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Rehearsal,
+    Execution,
+}
+
+/// Where rows of one jsonb column go.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    pub store: *mut pg_sys::Tuplestorestate,
+    pub desc: pg_sys::TupleDesc,
+}
+
+impl Rows {
+    /// # Safety
+    /// Inside [`ffi::protect`]; the table is SPI's.
+    unsafe fn put(self, table: *mut pg_sys::SPITupleTable) {
+        // SAFETY: the caller's promise; the store copies what it is given.
+        unsafe {
+            let outside = pg_sys::CurrentMemoryContext;
+            let row = ffi::AllocSetContextCreateInternal(
+                outside,
+                c"row of an executed request".as_ptr(),
+                0,
+                8 * 1024,
+                8 * 1024 * 1024,
+            );
+            let desc = ffi::BlessTupleDesc((*table).tupdesc);
+            for index in 0..usize::try_from((*table).numvals).unwrap_or(0) {
+                pg_sys::CurrentMemoryContext = row;
+                let tuple = ffi::heap_copy_tuple_as_datum(*(*table).vals.add(index), desc);
+                let json = ffi::OidFunctionCall1Coll(ROW_TO_JSON, pg_sys::InvalidOid, tuple);
+                let json = ffi::text_to_cstring(json.cast_mut_ptr());
+                let mut value = ffi::OidInputFunctionCall(JSONB_IN, json, pg_sys::InvalidOid, -1);
+                let mut is_null = false;
+                ffi::tuplestore_putvalues(self.store, self.desc, &mut value, &mut is_null);
+                pg_sys::CurrentMemoryContext = outside;
+                ffi::MemoryContextReset(row);
+            }
+        }
+    }
+}
+
+/// `pg_catalog.row_to_json(record)`.
+const ROW_TO_JSON: pg_sys::Oid = pg_sys::Oid::from_u32(3155);
+/// `pg_catalog.jsonb_in(cstring)`.
+const JSONB_IN: pg_sys::Oid = pg_sys::Oid::from_u32(3806);

@@ -63,8 +63,22 @@ const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
        expires_at::pg_catalog.text AS expires_at \
      FROM writeguard.request WHERE token_sha256 OPERATOR(pg_catalog.=) $1 FOR UPDATE) AS r";
 
+/// One's own only: nobody locks, or learns of, what others have requested.
+const LOOK_UP_OWN: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
+     SELECT id, state, database, login, actor, acting_as, statement_sha256, relations, max_rows, \
+       COALESCE(expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp(), false) AS expired, \
+       COALESCE(expires_at::pg_catalog.text, '') AS expires_at, statement, parameters, search_path \
+     FROM writeguard.request WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
+       AND pg_catalog.split_part(actor, '/', 1) OPERATOR(pg_catalog.=) $2 FOR UPDATE) AS r";
+
 const SPEND: &str = "UPDATE writeguard.request SET state = 'spent', spent_at = pg_catalog.clock_timestamp() \
      WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8";
+
+impl Approved {
+    fn grant(self) -> Grant {
+        Grant { request: self.id, rows: self.relations, max_rows: self.max_rows }
+    }
+}
 
 /// Who a request and its token belong to. Compared by OID, so that a rename makes nobody another person, and nobody
 /// inherits from a role of the same name; shown by name.
@@ -99,66 +113,127 @@ impl Bound {
     }
 }
 
+/// How somebody refers to a request.
+enum By<'a> {
+    /// By its token, for a write of this table.
+    Token(&'a RelationName),
+    /// By its number, to have it executed.
+    Number(i64),
+}
+
+impl By<'_> {
+    fn refused(&self, request: Option<i64>, reason: &str, detail: Option<String>, hint: &str) -> Error {
+        let (reason, hint) = (reason.to_owned(), hint.to_owned());
+        match self {
+            By::Token(relation) => {
+                Error::TokenRefused { request, reason, detail, hint, relation: Some((*relation).clone()) }
+            }
+            By::Number(request) => Error::ExecutionRefused { request: *request, reason, detail, hint, relation: None },
+        }
+    }
+}
+
+const AGAIN: &str = "SELECT writeguard.request('…', reason => 'why this is right');";
+const MINE: &str = "SELECT id, state, statement, expires_at FROM writeguard.my_requests;";
+
+/// The request that was looked up, if it is approved for who acts now.
+fn approved(found: &str, by: &By<'_>) -> Result<Approved, Error> {
+    let now = Bound::now();
+    let approved: Approved = serde_json::from_str(found)
+        .map_err(|error| by.refused(None, "its request cannot be read", Some(format!("{error}.")), AGAIN))?;
+    let refused = |reason: &str, detail, hint: &str| Err(by.refused(Some(approved.id), reason, detail, hint));
+    let detail = |text: String| match by {
+        By::Token(_) => Some(format!("It is the token of request {}{text}.", approved.id)),
+        By::Number(_) => (!text.is_empty()).then(|| format!("It is a request{text}.")),
+    };
+    if approved.database != now.database {
+        let text = ", which was made in another database, of which this one is a copy".to_owned();
+        return refused("it belongs to another database", detail(text), AGAIN);
+    }
+    if !now.is_same_login(&approved.actor) {
+        let text = format!(", which \"{}\" made; this session's login is \"{}\"", approved.login, now.login);
+        return refused("it belongs to another login", detail(text), MINE);
+    }
+    if approved.actor != now.actor {
+        let text = format!(", made as \"{}\"; this session acts as \"{}\"", approved.acting_as, now.acting_as);
+        let hint = if approved.actor.ends_with("/0") {
+            "RESET ROLE;".to_owned()
+        } else {
+            format!("SET ROLE {};", quote_identifier(&approved.acting_as))
+        };
+        return refused("it belongs to another role", detail(text), &hint);
+    }
+    match (approved.state.as_str(), by) {
+        ("approved", _) => {}
+        ("spent", _) => {
+            return refused("it is spent", detail(", and opens one write only".into()), AGAIN);
+        }
+        ("pending", By::Number(id)) => {
+            let hint = format!("Let a second person type: SELECT writeguard.approve({id});");
+            return refused("it is pending", detail(", and not approved yet".into()), &hint);
+        }
+        (other, By::Number(_)) => return refused(&format!("it is {other}"), None, AGAIN),
+        (other, By::Token(_)) => {
+            return refused(&format!("its request is {other}"), detail(String::new()), AGAIN);
+        }
+    }
+    if approved.expired {
+        let text = format!(", and was good until {}", approved.expires_at);
+        return refused("it is expired", detail(text), AGAIN);
+    }
+    Ok(approved)
+}
+
 /// Accepts and spends `token` for the statement with that hash, in the running transaction: rolled back, it is unused
 /// again. Waits for another session that is spending the same token.
 ///
 /// # Errors
 /// WG006 with the reason.
 pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Result<Grant, Error> {
-    let refused_for = |request: Option<i64>, reason: &str, detail: Option<String>, hint: &str| Error::TokenRefused {
-        request,
-        reason: reason.to_owned(),
-        detail,
-        hint: hint.to_owned(),
-        relation: Some(relation.clone()),
-    };
-    let again = "SELECT writeguard.request('…', reason => 'why this is right');";
-    let mine = "SELECT id, state, statement, expires_at FROM writeguard.my_requests;";
-    let now = Bound::now();
+    let by = By::Token(relation);
     owner::connect(|client| {
         let found = owner::rows(client, LOOK_UP, &[sha256(token.as_bytes()).as_str().into()])?;
         let Some(found) = found.first() else {
-            return Err(refused_for(None, "no approval in this database has it", None, mine));
+            return Err(by.refused(None, "no approval in this database has it", None, MINE));
         };
-        let approved: Approved = serde_json::from_str(found)
-            .map_err(|error| refused_for(None, "its request cannot be read", Some(format!("{error}.")), again))?;
-        let refused = |reason: &str, detail, hint: &str| refused_for(Some(approved.id), reason, detail, hint);
-        let detail = |text: String| Some(format!("It is the token of request {}{text}.", approved.id));
-        if approved.database != now.database {
-            let text = ", which was made in another database, of which this one is a copy".to_owned();
-            return Err(refused("it belongs to another database", detail(text), again));
-        }
-        if !now.is_same_login(&approved.actor) {
-            let text = format!(", which \"{}\" made; this session's login is \"{}\"", approved.login, now.login);
-            return Err(refused("it belongs to another login", detail(text), mine));
-        }
-        if approved.actor != now.actor {
-            let text = format!(", made as \"{}\"; this session acts as \"{}\"", approved.acting_as, now.acting_as);
-            let hint = if approved.actor.ends_with("/0") {
-                "RESET ROLE;".to_owned()
-            } else {
-                format!("SET ROLE {};", quote_identifier(&approved.acting_as))
-            };
-            return Err(refused("it belongs to another role", detail(text), &hint));
-        }
-        match approved.state.as_str() {
-            "approved" => {}
-            "spent" => {
-                return Err(refused("it is spent", detail(", and opens one write only".into()), again));
-            }
-            other => {
-                return Err(refused(&format!("its request is {other}"), detail(String::new()), again));
-            }
-        }
-        if approved.expired {
-            let text = format!(", and was good until {}", approved.expires_at);
-            return Err(refused("it is expired", detail(text), again));
-        }
+        let approved = approved(found, &by)?;
         if approved.statement_sha256 != statement_sha256 {
-            let text = ", approved for another statement or other parameters".to_owned();
-            return Err(refused("it belongs to another statement", detail(text), mine));
+            let detail = format!(
+                "It is the token of request {}, approved for another statement or other parameters.",
+                approved.id
+            );
+            return Err(by.refused(Some(approved.id), "it belongs to another statement", Some(detail), MINE));
         }
         owner::rows(client, SPEND, &[approved.id.into()])?;
-        Ok(Grant { request: approved.id, rows: approved.relations, max_rows: approved.max_rows })
+        Ok(approved.grant())
+    })
+}
+
+/// What was reviewed, to be run.
+#[derive(Deserialize)]
+pub struct Reviewed {
+    pub statement: String,
+    pub parameters: Vec<Option<String>>,
+    /// In which the names of the statement were looked up.
+    pub search_path: String,
+}
+
+/// Accepts and spends an approved request of one's own, as [`spend`] does its token.
+///
+/// # Errors
+/// WG006 with the reason.
+pub fn spend_own(id: i64) -> Result<(Grant, Reviewed), Error> {
+    let by = By::Number(id);
+    let login = u32::from(Actor::current().login).to_string();
+    owner::connect(|client| {
+        let found = owner::rows(client, LOOK_UP_OWN, &[id.into(), login.as_str().into()])?;
+        let Some(found) = found.first() else {
+            return Err(by.refused(Some(id), "no request of this login has that number", None, MINE));
+        };
+        let approved = approved(found, &by)?;
+        let reviewed: Reviewed = serde_json::from_str(found)
+            .map_err(|error| by.refused(Some(id), "it cannot be read", Some(format!("{error}.")), AGAIN))?;
+        owner::rows(client, SPEND, &[id.into()])?;
+        Ok((approved.grant(), reviewed))
     })
 }

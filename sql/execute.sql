@@ -1,0 +1,5 @@
+-- The caller's rights, and the search_path of the rehearsal.
+CREATE FUNCTION writeguard.execute(request bigint) RETURNS TABLE ("row" jsonb)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'writeguard_execute';
+COMMENT ON FUNCTION writeguard.execute IS 'runs the reviewed statement of one''s own approved request, once, if it changes as many rows as reviewed; gives what it returns';
