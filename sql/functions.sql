@@ -77,31 +77,6 @@ CREATE FUNCTION writeguard.statement_hash(statement text, parameters text[] DEFA
     AS 'MODULE_PATHNAME', 'writeguard_statement_hash';
 COMMENT ON FUNCTION writeguard.statement_hash IS 'SHA-256 of a statement without surrounding blanks and final semicolon, and of its parameters';
 
-CREATE FUNCTION writeguard.request(statement text, reason text, parameters text[] DEFAULT '{}') RETURNS bigint
-    LANGUAGE c VOLATILE PARALLEL UNSAFE
-    AS 'MODULE_PATHNAME', 'writeguard_request';
-COMMENT ON FUNCTION writeguard.request(text, text, text[]) IS 'rehearses a statement and asks for its approval; gives the number of the request';
-
-CREATE FUNCTION writeguard.request(event bigint, reason text) RETURNS bigint
-    LANGUAGE c VOLATILE PARALLEL UNSAFE
-    AS 'MODULE_PATHNAME', 'writeguard_request_event';
-COMMENT ON FUNCTION writeguard.request(bigint, text) IS 'the same for the statement of one''s own refused write';
-
-CREATE FUNCTION writeguard.approve(
-    request   bigint,
-    comment   text DEFAULT NULL,
-    valid_for interval DEFAULT NULL,
-    max_rows  bigint DEFAULT NULL
-) RETURNS text
-    LANGUAGE c VOLATILE PARALLEL UNSAFE
-    AS 'MODULE_PATHNAME', 'writeguard_approve';
-COMMENT ON FUNCTION writeguard.approve IS 'approves somebody else''s request; gives the token, this once';
-
-CREATE FUNCTION writeguard.reject(request bigint, comment text DEFAULT NULL) RETURNS void
-    LANGUAGE c VOLATILE PARALLEL UNSAFE
-    AS 'MODULE_PATHNAME', 'writeguard_reject';
-COMMENT ON FUNCTION writeguard.reject IS 'rejects a request';
-
 CREATE FUNCTION writeguard.queue_counters() RETURNS bigint[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'writeguard_queue_counters';
@@ -125,18 +100,3 @@ COMMENT ON VIEW writeguard.rate_slots IS 'in all databases: rates there is room 
 CREATE VIEW writeguard.my_events WITH (security_barrier) AS
     SELECT * FROM writeguard.event WHERE login = writeguard.login();
 COMMENT ON VIEW writeguard.my_events IS 'the events of one''s own login';
-
-CREATE VIEW writeguard.my_requests WITH (security_barrier) AS
-    SELECT id,
-           CASE WHEN state = 'approved' AND expires_at <= clock_timestamp() THEN 'expired' ELSE state END AS state,
-           statement, rows, expires_at, requested_at, reason, parameters, relations, decided_by, decided_at, comment
-    FROM writeguard.request
-    WHERE login = writeguard.login();
-COMMENT ON VIEW writeguard.my_requests IS 'one''s own requests';
-
-CREATE VIEW writeguard.pending WITH (security_barrier) AS
-    SELECT id, requested_at, login AS requested_by, acting_as AS role, reason, statement,
-           parameters, rows, relations
-    FROM writeguard.request
-    WHERE state = 'pending';
-COMMENT ON VIEW writeguard.pending IS 'requests that wait for a decision';

@@ -16,6 +16,7 @@ GRANT EXECUTE ON FUNCTION
     writeguard.effective(regclass, name, text),
     writeguard.explain(oid, text, text),
     writeguard.statement_hash(text, text[]),
+    writeguard.is_approver(oid, text),
     writeguard.login()
     TO PUBLIC;
 GRANT SELECT ON writeguard.my_events, writeguard.my_requests TO PUBLIC;

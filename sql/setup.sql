@@ -248,7 +248,7 @@ CREATE FUNCTION writeguard.check_setup()
                      coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS g
                  LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee
             WHERE p.pronamespace = 'writeguard'::pg_catalog.regnamespace
-              AND (c.policies OR p.proname IN ('approve', 'reject') AND g.grantee = 0)
+              AND (c.policies OR p.proname IN ('approve', 'reject', 'revoke') AND g.grantee = 0)
               AND g.grantee <> p.proowner AND r.rolsuper IS NOT TRUE
         )
         SELECT f.severity, f.subject, f.problem, f.fix FROM found AS f

@@ -40,6 +40,8 @@ COMMENT ON COLUMN writeguard.policy.require_transaction IS 'more than one row on
 COMMENT ON COLUMN writeguard.policy.require_where IS 'refuse an UPDATE or DELETE that scans the whole table with nothing to narrow it';
 COMMENT ON COLUMN writeguard.policy.mode IS 'enforce: refuse';
 COMMENT ON COLUMN writeguard.policy.override IS 'what lifts the policy: never, flag (writeguard.override), token (flag and approval token)';
+COMMENT ON COLUMN writeguard.policy.approvers IS 'role whose members may approve; NULL: whoever may call approve()';
+COMMENT ON COLUMN writeguard.policy.min_approvals IS 'distinct people who must approve';
 COMMENT ON COLUMN writeguard.policy.comment IS 'for people';
 
 CREATE FUNCTION writeguard.policy_changed() RETURNS trigger
@@ -76,7 +78,7 @@ CREATE TABLE writeguard.event (
     reason         text
 );
 COMMENT ON TABLE writeguard.event IS 'Everything that was not simply allowed';
-COMMENT ON COLUMN writeguard.event.kind IS 'blocked, overridden, expectation_failed, requested, approved, rejected, token_refused, policy_changed, uncovered, disabled';
+COMMENT ON COLUMN writeguard.event.kind IS 'blocked, overridden, expectation_failed, requested, approved, rejected, revoked, token_refused, policy_changed, uncovered, disabled';
 COMMENT ON COLUMN writeguard.event.login IS 'who authenticated; SET ROLE and SET SESSION AUTHORIZATION do not change it';
 COMMENT ON COLUMN writeguard.event.role IS 'the role that is SET, else session_user';
 COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table whose row went past the limit';
@@ -87,45 +89,12 @@ COMMENT ON COLUMN writeguard.event.rows_estimated IS 'what the planner expected;
 COMMENT ON COLUMN writeguard.event.approval IS 'the request whose token was used';
 CREATE INDEX event_occurred_at ON writeguard.event (occurred_at);
 CREATE INDEX event_login ON writeguard.event (login, id);
+CREATE INDEX event_approval ON writeguard.event (approval) WHERE approval IS NOT NULL;
 
 CREATE TABLE writeguard.outbox (
     event bigint NOT NULL
 );
 COMMENT ON TABLE writeguard.outbox IS 'Events whose notification the worker has still to send';
-
-CREATE TABLE writeguard.request (
-    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    requested_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    state            text NOT NULL DEFAULT 'pending'
-                     CHECK (state IN ('pending', 'approved', 'rejected', 'spent', 'revoked')),
-    database         text NOT NULL,
-    login            text NOT NULL,
-    actor            text NOT NULL,
-    acting_as        text NOT NULL,
-    reason           text NOT NULL,
-    statement        text NOT NULL,
-    parameters       text[] NOT NULL DEFAULT '{}',
-    statement_sha256 text NOT NULL,
-    rows             bigint NOT NULL,
-    relations        jsonb NOT NULL,
-    decided_by       text,
-    decided_at       timestamptz,
-    comment          text,
-    max_rows         bigint CHECK (max_rows >= 0),
-    expires_at       timestamptz,
-    token_sha256     text UNIQUE,
-    spent_at         timestamptz,
-    search_path      text NOT NULL
-);
-COMMENT ON TABLE writeguard.request IS 'Writes that somebody wants approved, and what became of them';
-COMMENT ON COLUMN writeguard.request.login IS 'who asked; nobody approves their own request';
-COMMENT ON COLUMN writeguard.request.database IS 'system identifier and OID: a token of the original opens nothing in a copy';
-COMMENT ON COLUMN writeguard.request.actor IS 'OIDs of login, session_user and the role that was SET';
-COMMENT ON COLUMN writeguard.request.acting_as IS 'the role that was SET, else session_user';
-COMMENT ON COLUMN writeguard.request.relations IS 'rows that the rehearsal changed, by qualified table name';
-COMMENT ON COLUMN writeguard.request.search_path IS 'in which the rehearsal looked the names up; execute() does the same';
-COMMENT ON COLUMN writeguard.request.max_rows IS 'the approver''s own maximum over all tables';
-COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';
 
 -- Members of pg_write_all_data may write every table; these are the owner's alone.
 CREATE FUNCTION writeguard.owner_only() RETURNS trigger
@@ -142,16 +111,10 @@ CREATE TRIGGER owner_only
 CREATE TRIGGER owner_only
     BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.outbox
     FOR EACH STATEMENT EXECUTE FUNCTION writeguard.owner_only();
-CREATE TRIGGER owner_only
-    BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.request
-    FOR EACH STATEMENT EXECUTE FUNCTION writeguard.owner_only();
 ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER owner_only;
 ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER owner_only;
 ALTER TABLE writeguard.outbox ENABLE ALWAYS TRIGGER owner_only;
-ALTER TABLE writeguard.request ENABLE ALWAYS TRIGGER owner_only;
 
 SELECT pg_catalog.pg_extension_config_dump('writeguard.policy', '');
 SELECT pg_catalog.pg_extension_config_dump('writeguard.event', '');
 SELECT pg_catalog.pg_extension_config_dump('writeguard.event_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('writeguard.request', '');
-SELECT pg_catalog.pg_extension_config_dump('writeguard.request_id_seq', '');

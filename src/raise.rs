@@ -166,6 +166,27 @@ unsafe fn raise_now(raise: *mut Raise) {
     }
 }
 
+/// Tells the client something that is no error.
+///
+/// # Errors
+/// What interrupts the session meanwhile.
+pub fn notice(message: &str, detail: Option<&str>) -> Result<(), Foreign> {
+    let message = ffi::encode(message);
+    let detail = palloc_opt(detail);
+    // SAFETY: nothing but raw calls inside; the strings live in palloc'ed memory and elog.c copies them.
+    unsafe {
+        ffi::protect(|| {
+            if ffi::errstart(PgLogLevel::NOTICE as c_int, ptr::null()) {
+                ffi::errmsg_internal(c"%s".as_ptr(), message);
+                if !detail.is_null() {
+                    ffi::errdetail_internal(c"%s".as_ptr(), detail);
+                }
+                ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+            }
+        })
+    }
+}
+
 /// Writes one line to the server log and to nobody else; statement and context are left out of it, because
 /// the statement may hold a token and the record says in its own words what was run.
 pub fn log_line(message: &str, detail: Option<&str>) {

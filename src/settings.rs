@@ -12,11 +12,17 @@ static TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(S
 static EXPECT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(crate::expectation::NOTHING);
 static EVENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
+static APPROVAL_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
+static REQUEST_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
+static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 const NOTHING_MORE: &CStr = c"";
+
+/// A year, in seconds.
+const LONGEST_LIFETIME: i32 = 366 * 24 * 60 * 60;
 
 /// Whether the guard acts at all.
 pub fn enabled() -> bool {
@@ -33,9 +39,24 @@ pub fn event_timeout() -> i64 {
     i64::from(EVENT_TIMEOUT.get())
 }
 
-/// Default lifetime of a token, in seconds.
+/// Default lifetime of a token, in seconds; never longer than [`approval_max_lifetime`].
 pub fn approval_lifetime() -> i32 {
-    APPROVAL_LIFETIME.get()
+    APPROVAL_LIFETIME.get().min(approval_max_lifetime())
+}
+
+/// Longest lifetime that an approver may give a token, in seconds.
+pub fn approval_max_lifetime() -> i32 {
+    APPROVAL_MAX_LIFETIME.get()
+}
+
+/// How long a request waits for its decision, in seconds.
+pub fn request_lifetime() -> i32 {
+    REQUEST_LIFETIME.get()
+}
+
+/// How long events and finished requests are kept, in seconds; none: for ever.
+pub fn event_retention() -> Option<i32> {
+    Some(EVENT_RETENTION.get()).filter(|seconds| *seconds > 0)
 }
 
 /// Rows after which a preview ends.
@@ -109,6 +130,36 @@ pub fn register(arming: Arming, expecting: Expecting) {
         i32::MAX,
         GucContext::Suset,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.approval_max_lifetime",
+        c"Sets the longest lifetime that an approver may give a token.",
+        NOTHING_MORE,
+        &APPROVAL_MAX_LIFETIME,
+        1,
+        LONGEST_LIFETIME,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.request_lifetime",
+        c"Sets how long a request waits for its decision.",
+        c"After that nobody can approve it any more.",
+        &REQUEST_LIFETIME,
+        1,
+        LONGEST_LIFETIME,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.event_retention",
+        c"Sets how long events are kept, and requests that are over.",
+        c"0 keeps them for ever.",
+        &EVENT_RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
     );
     GucRegistry::define_int_guc(
         c"writeguard.event_queue_size",

@@ -1,15 +1,15 @@
 //! The background processes: a launcher that is connected to no database, and for each database with something to
-//! store a worker that stores it, notifies, lingers for a moment and leaves.
+//! store a worker that stores it, notifies, lingers for a moment and leaves. Now and then it sends a pruner (see `pruner`).
 //!
 //! So nobody stands in the way of DROP DATABASE or of CREATE DATABASE from that template, and a worker that is killed
 //! is replaced while its events still wait in the queue. Both die by core's own handler, which the postmaster takes
 //! for a reason to restart them; neither runs on a standby.
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::{CStr, c_int};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags};
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
@@ -18,6 +18,8 @@ use pgrx::{PgLogLevel, ereport};
 use crate::event::serve::{self, Taken};
 use crate::event::{keep, queue, store};
 use crate::ffi;
+use crate::process::{connect, exists, handle_signals, start};
+use crate::pruner::Sender;
 
 /// How long a worker without work stays connected. DROP DATABASE waits five seconds for others to leave.
 const LINGER: Duration = Duration::from_millis(500);
@@ -25,8 +27,6 @@ const LINGER: Duration = Duration::from_millis(500);
 const BACK_OFF: Duration = Duration::from_secs(1);
 /// How often the launcher looks without being woken.
 const LOOK: Duration = Duration::from_secs(5);
-
-const LIBRARY: &CStr = c"pg_writeguard";
 
 /// Registers the launcher; in the postmaster only.
 pub fn register() {
@@ -37,17 +37,6 @@ pub fn register() {
         .enable_spi_access()
         .set_restart_time(Some(Duration::from_secs(1)))
         .load();
-}
-
-fn handle_signals() {
-    // SAFETY: before signals are unblocked, which attach_signal_handlers does.
-    unsafe {
-        #[cfg(not(feature = "pg18"))]
-        pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(ffi::die));
-        #[cfg(feature = "pg18")]
-        pg_sys::pqsignal_be(pg_sys::SIGTERM as c_int, Some(ffi::die));
-    }
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
 }
 
 fn serve_sighup() {
@@ -84,13 +73,15 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0) };
     serve::become_launcher();
     keep::accepted();
+    let mut sender = Sender::new();
     let mut started: HashMap<u32, Instant> = HashMap::new();
     let mut unserved = Vec::new();
     loop {
         serve::sweep(alive);
         serve::unserved(alive, &mut unserved);
-        let mut pause = LOOK;
+        let mut pause = LOOK.min(sender.send());
         for database in &unserved {
+            sender.know(*database);
             let before = started.get(&u32::from(*database)).map(Instant::elapsed);
             match before {
                 // Started a moment ago: on its way, or failed at once.
@@ -109,7 +100,7 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
                         continue;
                     }
                     started.insert(u32::from(*database), Instant::now());
-                    start(*database);
+                    start(*database, c"pg_writeguard worker", c"writeguard_worker_main");
                     pause = pause.min(BACK_OFF);
                 }
             }
@@ -119,66 +110,11 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     }
 }
 
-fn exists(database: pg_sys::Oid) -> bool {
-    BackgroundWorker::transaction(|| {
-        // SAFETY: a look-up in a shared catalog.
-        unsafe {
-            pg_sys::SearchSysCacheExists(
-                pg_sys::SysCacheIdentifier::DATABASEOID as c_int,
-                database.into(),
-                pg_sys::Datum::from(0),
-                pg_sys::Datum::from(0),
-                pg_sys::Datum::from(0),
-            )
-        }
-    })
-}
-
-/// Asks the postmaster for a worker. When it has no place for one, the next look tries again.
-fn start(database: pg_sys::Oid) {
-    let mut worker = pg_sys::BackgroundWorker::default();
-    let put = |field: &mut [c_char], text: &CStr| {
-        for (to, from) in field.iter_mut().zip(text.to_bytes_with_nul()) {
-            *to = *from as c_char;
-        }
-    };
-    put(&mut worker.bgw_name, c"pg_writeguard worker");
-    put(&mut worker.bgw_type, c"pg_writeguard worker");
-    put(&mut worker.bgw_function_name, c"writeguard_worker_main");
-    // The field is an array up to 17 and longer in 18; the name fits both.
-    put(&mut worker.bgw_library_name, LIBRARY);
-    worker.bgw_flags = (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int;
-    worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
-    worker.bgw_restart_time = pg_sys::BGW_NEVER_RESTART;
-    worker.bgw_main_arg = pg_sys::Datum::from(database);
-    // SAFETY: the handle is not kept; the postmaster tells us by SIGUSR1 when the worker starts or ends.
-    unsafe {
-        worker.bgw_notify_pid = pg_sys::MyProcPid;
-        if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, core::ptr::null_mut()) {
-            ereport!(
-                PgLogLevel::LOG,
-                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                "pg_writeguard: no background worker slot is free for storing events; raise max_worker_processes"
-            );
-        }
-    }
-}
-
 /// A worker's main function; its argument is the database.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
-    handle_signals();
-    // SAFETY: the argument is the OID that `start` put there.
-    unsafe {
-        let database = pg_sys::Oid::from_u32(database.value() as u32);
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(
-            database,
-            pg_sys::InvalidOid,
-            pg_sys::BGWORKER_BYPASS_ALLOWCONN,
-        );
-    }
-    ignore_database_settings();
+    connect(database);
     if !serve::serve(alive) {
         return;
     }
@@ -207,33 +143,6 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
 #[pg_guard]
 unsafe extern "C-unwind" fn leave(_code: c_int, _argument: pg_sys::Datum) {
     serve::leave();
-}
-
-/// What ALTER DATABASE … SET says is for clients; our own statements run as the superuser with these.
-fn ignore_database_settings() {
-    let settings = [
-        (c"role", c"none"),
-        (c"search_path", c"pg_catalog, pg_temp"),
-        (c"default_transaction_read_only", c"off"),
-        (c"default_transaction_isolation", c"read committed"),
-        (c"session_replication_role", c"origin"),
-        (c"lock_timeout", c"0"),
-        (c"row_security", c"on"),
-        (c"synchronous_commit", c"on"),
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
-        (c"transaction_timeout", c"0"),
-    ];
-    for (name, value) in settings {
-        // SAFETY: core's own settings with values that need no catalog.
-        unsafe {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
-    }
 }
 
 /// Settles what a killed predecessor left behind.

@@ -61,6 +61,18 @@ pub struct Serving {
     pub latch: *mut pg_sys::Latch,
 }
 
+/// How far the pruner got with the database that it was sent to last; there is one at a time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Visit {
+    Underway = 0,
+    Done,
+    /// Its time was over, and there is more to do.
+    More,
+    /// The extension is not installed there.
+    NotInstalled,
+}
+
 #[repr(C)]
 pub struct Header {
     pub last_number: u64,
@@ -69,6 +81,8 @@ pub struct Header {
     pub free_block: u32,
     pub launcher: *mut pg_sys::Latch,
     pub serving: [Serving; MOST_WORKERS],
+    pub visited: pg_sys::Oid,
+    pub visit: Visit,
     /// Refusals that went out before their event was on disk.
     pub late: AtomicU64,
     /// Events that found no room, and are in the server log only.

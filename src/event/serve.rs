@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use pgrx::pg_sys;
 
-use super::memory::{Locked, MOST_WORKERS, Phase, Serving, set_latch};
+use super::memory::{Locked, MOST_WORKERS, Phase, Serving, Visit, set_latch};
 use crate::settings;
 
 /// Makes this process the one that is woken for databases without a worker.
@@ -228,4 +228,28 @@ pub fn forget(database: pg_sys::Oid) -> usize {
         }
     }
     events
+}
+
+/// A pruner is sent to that database.
+pub fn visit_begins(database: pg_sys::Oid) {
+    if let Some(queue) = Locked::lock() {
+        (queue.header().visited, queue.header().visit) = (database, Visit::Underway);
+    }
+}
+
+/// The pruner tells how far it got, and wakes the launcher.
+pub fn visited(database: pg_sys::Oid, visit: Visit) {
+    let launcher = Locked::lock().map(|queue| {
+        if queue.header().visited == database {
+            queue.header().visit = visit;
+        }
+        queue.header().launcher
+    });
+    set_latch(launcher.unwrap_or(core::ptr::null_mut()));
+}
+
+/// How far the pruner got that was sent to that database.
+pub fn visit_of(database: pg_sys::Oid) -> Visit {
+    let visit = |queue: Locked| (queue.header().visited == database).then_some(queue.header().visit);
+    Locked::lock().and_then(visit).unwrap_or(Visit::Underway)
 }

@@ -10,7 +10,7 @@ use super::binding::{Binding, Charge};
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
 use super::further::{Charged, Further};
-use super::{capture, lift, rate, statement};
+use super::{capture, concern, lift, rate, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
 use crate::policy::relation::relation_name;
@@ -323,6 +323,9 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
             }
         }
     }
+    if lift::is_rehearsing() {
+        return rehearsed(binding, operation, rows, place);
+    }
     if lift::is_granted(place.statement)
         && !lift::within_grant(self::ledger(), place.statement, binding.rows, &binding.name)
     {
@@ -376,6 +379,31 @@ fn past_limit(
         if lift::is_granted(place.statement) {
             // Tables that were charged before the token was spent count as well.
             decide::check_grant(&attempt, &rows_by_table(place.statement))?;
+        }
+        Ok(())
+    })
+}
+
+/// Notes what the policies of rows that a rehearsal has charged say to them.
+#[cold]
+fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -> *mut Raise {
+    guarded(|| {
+        for charge in binding.charges(operation) {
+            if concern::refuses(&charge.policy) {
+                continue;
+            }
+            let (ledger, policy) = (ledger(), &charge.policy.policy);
+            let past = |limit: Option<u64>, rows: u64| limit.filter(|limit| rows > *limit);
+            let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+            let limit = past(policy.max_rows, ledger.in_statement(charge.meter, place.statement))
+                .or_else(|| past(policy.max_rows_per_transaction, ledger.in_transaction(charge.meter)));
+            let further = match (&charge.more, limit) {
+                (Some(more), None) => more.would_refuse(ledger, &charged, goes_on),
+                _ => None,
+            };
+            let refuses = limit.is_some() || further.is_some();
+            let limit = limit.or(further);
+            concern::note(&charge.policy, &binding.relation, operation, refuses, limit);
         }
         Ok(())
     })

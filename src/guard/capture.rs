@@ -37,7 +37,7 @@ pub fn may_want() -> bool {
 pub unsafe fn changed(watch: &Watch, binding: &Binding, operation: Operation, rows: u64) -> Result<(), Failure> {
     let (name, info) = (&binding.relation, watch.changed);
     if info.is_null() || watch.node.is_null() || rows != 1 {
-        return tally::note(name, operation.word(), rows, (None, None));
+        return tally::note(binding, operation.word(), binding.charges(operation), rows, (None, None));
     }
     // SAFETY: the caller's promise.
     unsafe {
@@ -53,7 +53,7 @@ pub unsafe fn changed(watch: &Watch, binding: &Binding, operation: Operation, ro
             }
         }
         image::wipe(watch, info);
-        tally::note(name, operation.word(), rows, shown)
+        tally::note(binding, operation.word(), binding.charges(operation), rows, shown)
     }
 }
 
@@ -77,7 +77,7 @@ pub fn inserted(watch: &Watch, rows: u64) -> Result<(), Failure> {
             shown.1 = show(watch, relation, new)?;
         }
         image::wipe(watch, (*watch.node).resultRelInfo);
-        tally::note(name, INSERT, rows, shown)
+        tally::note(binding, INSERT, &[], rows, shown)
     }
 }
 
@@ -102,7 +102,8 @@ pub unsafe fn truncated(
 ) -> Result<(), Failure> {
     // SAFETY: the caller's promise.
     let before = unsafe { tally::show((*relation).rd_id, relation, row, context) }?;
-    tally::note(&binding.relation, Operation::Truncate.word(), rows, (before, None))
+    let operation = Operation::Truncate;
+    tally::note(binding, operation.word(), binding.charges(operation), rows, (before, None))
 }
 
 /// Whether a row that is about to be truncated would be shown.

@@ -15,6 +15,7 @@ use crate::policy::table::Loaded;
 use crate::raise::Failure;
 use crate::session;
 use crate::token::check::{self, Grant};
+use crate::token::demand;
 use crate::token::statement::statement_hash;
 use crate::words::{Operation, Override, RelationName, Scope, count, duration};
 
@@ -65,6 +66,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
         Override::Flag => refuse(attempt),
         Override::Token => {
             if let Some(request) = lift::granted_request(statement) {
+                demand(request, attempt)?;
                 lift(attempt, Some(request));
                 return Ok(());
             }
@@ -72,6 +74,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
                 Some(token) if flag => {
                     let grant = spend(&token, attempt)?;
                     let request = grant.request;
+                    demand(request, attempt)?;
                     lift::accept(grant, statement, attempt.place.level);
                     lift(attempt, Some(request));
                     Ok(())
@@ -119,6 +122,12 @@ fn parameters() -> Result<Vec<Option<String>>, ffi::Foreign> {
 fn spend(token: &str, attempt: &Attempt<'_>) -> Result<Grant, Failure> {
     let hash = statement_hash(&statement::text(), &parameters()?);
     check::spend(token, &hash, attempt.relation).or_else(|error| refuse_token(attempt, error))
+}
+
+/// The policy must have the approvals that it asks for: the token was approved for what was refused then.
+fn demand(request: i64, attempt: &Attempt<'_>) -> Result<(), Failure> {
+    demand::check(request, &attempt.policy.policy, attempt.relation, &statement::text())
+        .or_else(|error| refuse_token(attempt, error))
 }
 
 fn describe(event: &mut Event, attempt: &Attempt<'_>) {

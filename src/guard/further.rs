@@ -160,6 +160,30 @@ impl More {
         Ok(None)
     }
 
+    /// The limit at which these would refuse rows of a rehearsal, which were charged to the policy's own meter already. Nothing
+    /// is taken of a rate.
+    pub fn would_refuse(
+        &self,
+        ledger: &mut Ledger,
+        charged: &Charged<'_>,
+        suspended: impl Fn(Serial) -> bool + Copy,
+    ) -> Option<u64> {
+        let Charged { meter, rows, place, policy } = *charged;
+        let in_statement = ledger.in_statement(meter, place.statement);
+        if let Some(fraction) = &self.fraction {
+            ledger.charge(fraction.meter, rows, place, suspended);
+            let limit = fraction.of_statement(place.statement).0;
+            if ledger.in_statement(fraction.meter, place.statement) > limit {
+                return Some(limit);
+            }
+        }
+        if self.wants_block() && in_statement > 1 {
+            return Some(1);
+        }
+        let spent = self.rate.is_some_and(|bucket| rate::left(bucket) < in_statement);
+        policy.policy.rate.filter(|_| spent).map(|rate| rate.rows)
+    }
+
     /// How many more rows these limits take in a statement, where the policy's own meter takes `left`; a missing block
     /// counts only where no number does.
     pub fn left(&self, ledger: &Ledger, meter: MeterId, left: u64, statement: Serial) -> u64 {

@@ -7,12 +7,15 @@
 
 use core::ptr;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 use serde_json::value::RawValue;
 
+use super::binding::{Binding, Charge};
 use crate::error::Error;
 use crate::ffi::{self, Backend};
+use crate::policy::table::Loaded;
 use crate::raise::Failure;
 use crate::words::RelationName;
 
@@ -28,9 +31,11 @@ pub struct Wanted {
 }
 
 /// One table and operation.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Line {
     pub name: RelationName,
+    /// The policies that apply to it.
+    pub policies: Vec<Rc<Loaded>>,
     pub operation: &'static str,
     pub rows: u64,
     /// As JSON; `null` where there is none, or it cannot be read.
@@ -128,8 +133,9 @@ pub unsafe fn show(
 /// # Errors
 /// 57014 where the account has seen enough.
 pub fn note(
-    name: &RelationName,
+    binding: &Binding,
     operation: &'static str,
+    charges: &[Charge],
     rows: u64,
     (before, after): (Option<String>, Option<String>),
 ) -> Result<(), Failure> {
@@ -137,7 +143,7 @@ pub fn note(
     let noted: u64 = open.account.lines.iter().map(|line| line.rows).sum();
     let left = open.wanted.most.saturating_sub(noted);
     if !open.account.stopped {
-        put(&mut open.account.lines, name, operation, rows.min(left), (before, after));
+        put(&mut open.account.lines, &binding.relation, operation, charges, rows.min(left), (before, after));
     }
     if open.account.stopped || rows > left {
         open.account.stopped = true;
@@ -150,6 +156,7 @@ fn put(
     lines: &mut Vec<Line>,
     name: &RelationName,
     operation: &'static str,
+    charges: &[Charge],
     rows: u64,
     (before, after): (Option<String>, Option<String>),
 ) {
@@ -161,7 +168,8 @@ fn put(
     let of = |line: &Line| line.level == level && line.name == *name && line.operation == operation;
     let place = lines.iter().position(of).unwrap_or_else(|| {
         let (before, after) = (Vec::new(), Vec::new());
-        lines.push(Line { name: name.clone(), operation, rows: 0, before, after, level });
+        let policies = charges.iter().map(|charge| Rc::clone(&charge.policy)).collect();
+        lines.push(Line { name: name.clone(), policies, operation, rows: 0, before, after, level });
         lines.len() - 1
     });
     let line = &mut lines[place];

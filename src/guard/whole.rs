@@ -12,7 +12,7 @@ use super::book;
 use super::budget::{Past, Place};
 use super::decide::{self, Attempt};
 use super::path::Step;
-use super::{lift, narrow, statement};
+use super::{concern, lift, narrow, statement};
 use crate::ffi::{self, Backend};
 use crate::raise::Failure;
 use crate::words::Operation;
@@ -92,6 +92,9 @@ unsafe fn look_for_whole_scans(
 fn refuse_whole(binding: &Binding, operation: Operation, estimate: Option<u64>) -> Result<(), Failure> {
     if lift::is_rehearsing() {
         lift::note_refused_without_rows();
+        for charge in binding.charges(operation).iter().filter(|charge| charge.policy.policy.require_where) {
+            concern::note(&charge.policy, &binding.relation, operation, true, None);
+        }
         return Ok(());
     }
     session::use_armed();

@@ -5,7 +5,7 @@ use pgrx::{direct_function_call, pg_sys};
 
 use super::model::{Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
-use super::relation::{never_covered, relation_name, relation_of, role_oid};
+use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
 use super::schedule::Schedule;
 use super::span::Span;
 use super::{catalog, conditions};
@@ -50,7 +50,8 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
        rate_interval = EXCLUDED.rate_interval, max_fraction = EXCLUDED.max_fraction, \
        require_where = EXCLUDED.require_where, \
        require_transaction = EXCLUDED.require_transaction, mode = EXCLUDED.mode, \
-       \"override\" = EXCLUDED.\"override\", comment = EXCLUDED.comment \
+       \"override\" = EXCLUDED.\"override\", approvers = EXCLUDED.approvers, \
+       min_approvals = EXCLUDED.min_approvals, comment = EXCLUDED.comment \
      WHERE p.* IS DISTINCT FROM EXCLUDED.* \
      RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END";
 
@@ -153,12 +154,10 @@ fn qualify(written: &str, name: &str) -> Result<String, Error> {
 /// Roles and exactly named tables must be there.
 fn check_names(policy: &Policy) -> Result<(), Error> {
     for role in policy.roles.iter().filter(|role| *role != "public") {
-        if role_oid(role).is_none() {
-            return Err(Error::invalid(
-                format!("role \"{role}\" does not exist"),
-                "SELECT rolname FROM pg_catalog.pg_roles; (public means everybody)",
-            ));
-        }
+        check_role(role, "roles", "public means everybody")?;
+    }
+    if let Some(approvers) = &policy.approvers {
+        check_role(approvers, "approvers", "NULL means whoever may call approve")?;
     }
     for name in policy.tables.iter().filter_map(Pattern::exact) {
         let unknown = || {
@@ -179,6 +178,17 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn check_role(role: &str, column: &str, everybody: &str) -> Result<(), Error> {
+    if role_oid(role).is_some() {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        message: format!("role \"{role}\" does not exist"),
+        detail: nearest_role(role).map(|nearest| format!("The nearest known role for {column} is \"{nearest}\".")),
+        hint: format!("SELECT rolname FROM pg_catalog.pg_roles; ({everybody})"),
+    })
 }
 
 fn drop_policy(arguments: &Arguments) -> Returns {

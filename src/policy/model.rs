@@ -85,6 +85,10 @@ pub struct Policy {
     pub require_transaction: bool,
     pub require_where: bool,
     pub override_: Override,
+    /// The role whose members may approve; none: whoever may call `approve`.
+    pub approvers: Option<String>,
+    /// Distinct people who must approve; at least 1.
+    pub min_approvals: u32,
     pub comment: Option<String>,
 }
 
@@ -195,6 +199,8 @@ impl Document {
             require_transaction: self.require_transaction,
             require_where: self.require_where,
             override_,
+            approvers: self.approvers(override_)?,
+            min_approvals: self.min_approvals(override_)?,
             comment: self.comment.clone(),
         })
     }
@@ -220,19 +226,43 @@ impl Document {
         }
     }
 
+    fn approvers(&self, override_: Override) -> Result<Option<String>, Error> {
+        match self.approvers.as_deref() {
+            Some(role) if role.trim().is_empty() => {
+                Err(Error::invalid("approvers must not be empty", "approvers => 'dba' (a role; NULL: all of them)"))
+            }
+            Some(_) if override_ != Override::Token => Err(without_token("approvers", override_)),
+            role => Ok(role.map(str::to_owned)),
+        }
+    }
+
+    fn min_approvals(&self, override_: Override) -> Result<u32, Error> {
+        match self.min_approvals.and_then(|people| u32::try_from(people).ok()) {
+            Some(1) => Ok(1),
+            Some(people) if people > 1 && override_ == Override::Token => Ok(people),
+            Some(people) if people > 1 => Err(without_token("min_approvals", override_)),
+            _ => Err(Error::invalid("min_approvals must be at least 1", "min_approvals => 2")),
+        }
+    }
+
     /// A column that is stored but not obeyed would be worse than one that is missing.
     fn refuse_later_columns(&self) -> Result<(), Error> {
-        let later = [
-            ("approvers", self.approvers.is_some()),
-            ("min_approvals", self.min_approvals != Some(1)),
-            ("undo", self.undo.is_some()),
-        ];
+        let later = [("undo", self.undo.is_some())];
         match later.into_iter().find(|(_, given)| *given) {
             Some((column, _)) => {
                 Err(Error::NotYet { column, only: "It is part of the design and comes later.".into() })
             }
             None => Ok(()),
         }
+    }
+}
+
+/// Nobody is asked where no token is: a DBA who set that would rely on something that is not there.
+fn without_token(column: &str, override_: Override) -> Error {
+    Error::Invalid {
+        message: format!("{column} needs the override token, but the override is {}", override_.word()),
+        detail: Some("Only a policy that a token lifts has approvals.".into()),
+        hint: format!("override => 'token' (or leave {column} out)"),
     }
 }
 
@@ -294,6 +324,7 @@ mod tests {
         assert_eq!((policy.max_rows, policy.max_rows_per_transaction), (None, None));
         assert!(!policy.require_where);
         assert_eq!(policy.override_, Override::Token);
+        assert_eq!((policy.approvers, policy.min_approvals), (None, 1));
     }
 
     #[test]
@@ -309,7 +340,13 @@ mod tests {
             (r#"{"name": "p", "operations": []}"#, "WG007", "operations"),
             (r#"{"name": "p", "tables": [null]}"#, "WG007", "tables"),
             (r#"{"name": "p", "roles": [""]}"#, "WG007", "roles"),
-            (r#"{"name": "p", "min_approvals": 2}"#, "0A000", "min_approvals"),
+            (r#"{"name": "p", "undo": "1 day"}"#, "0A000", "undo"),
+            (r#"{"name": "p", "min_approvals": 0}"#, "WG007", "min_approvals"),
+            (r#"{"name": "p", "min_approvals": null}"#, "WG007", "min_approvals"),
+            (r#"{"name": "p", "min_approvals": -3}"#, "WG007", "min_approvals"),
+            (r#"{"name": "p", "min_approvals": 2, "override": "flag"}"#, "WG007", "override is flag"),
+            (r#"{"name": "p", "approvers": "dba", "override": "never"}"#, "WG007", "override is never"),
+            (r#"{"name": "p", "approvers": " "}"#, "WG007", "approvers"),
         ] {
             let error = document(json).check().unwrap_err();
             assert_eq!(error.sqlstate(), sqlstate, "{json}");

@@ -225,6 +225,24 @@ fn scan<T>(
     found
 }
 
+/// The role whose name takes the fewest changed letters; none where all are quite different.
+pub fn nearest_role(name: &str) -> Option<String> {
+    // SAFETY: a row of pg_authid.
+    let roles = scan(pg_sys::AuthIdRelationId, 0, &[], |row| unsafe {
+        ffi::text((&raw const (*row.cast::<pg_sys::FormData_pg_authid>()).rolname.data).cast())
+    });
+    let letters = |role: &String| strsim::osa_distance(&name.to_lowercase(), &role.to_lowercase());
+    let most = name.chars().count().div_ceil(3);
+    let roles = roles.into_iter().flatten().filter(|role| !role.starts_with("pg_"));
+    roles.map(|role| (letters(&role), role)).filter(|(letters, _)| *letters <= most).min().map(|(_, role)| role)
+}
+
+/// Whether a role is `of` or a member of it; being superuser makes nobody a member.
+pub fn is_member(role: pg_sys::Oid, of: pg_sys::Oid) -> bool {
+    // SAFETY: syscache look-ups; a role that is gone is a member of nothing.
+    unsafe { pg_sys::is_member_of_role_nosuper(role, of) }
+}
+
 /// The OID of the role of that name.
 pub fn role_oid(name: &str) -> Option<pg_sys::Oid> {
     let name = std::ffi::CString::new(name).ok()?;

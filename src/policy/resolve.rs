@@ -182,6 +182,8 @@ mod tests {
             require_transaction: false,
             require_where: false,
             override_: Override::Token,
+            approvers: None,
+            min_approvals: 1,
             comment: None,
         }
     }

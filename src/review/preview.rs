@@ -8,7 +8,9 @@ use super::{rehearse, run};
 use crate::error::Error;
 use crate::ffi;
 use crate::function::{Arguments, Returns, sql_function};
-use crate::guard::tally::Wanted;
+use crate::guard::concern::Concern;
+use crate::guard::tally::{Line, Wanted};
+use crate::policy::model::Policy;
 use crate::settings;
 
 sql_function!(
@@ -33,18 +35,48 @@ fn preview(arguments: &Arguments) -> Returns {
     let rehearsed = rehearse::rehearse(&text, &[], wanted)?;
     let stopped = rehearsed.account.stopped;
     arguments.give_rows(rehearsed.account.lines.into_iter().map(|line| {
+        let said = verdict(&line, &rehearsed.concerns);
         [
             line.name.to_sql().into_datum(),
             line.operation.into_datum(),
             i64::try_from(line.rows).unwrap_or(i64::MAX).into_datum(),
             stopped.into_datum(),
-            None,
-            None,
-            None,
+            said.limit.and_then(|rows| i64::try_from(rows).ok()).into_datum(),
+            said.verdict.into_datum(),
+            said.policy.into_datum(),
             jsonb(&line.before),
             jsonb(&line.after),
         ]
     }))
+}
+
+/// What the policies say of one table and operation.
+struct Said<'a> {
+    verdict: &'static str,
+    policy: Option<&'a str>,
+    limit: Option<u64>,
+}
+
+/// The policy that would refuse, with the limit that is passed; where none would, the one with the smallest limit. Tables
+/// that share a budget share its verdict.
+fn verdict<'a>(line: &'a Line, concerns: &'a [Concern]) -> Said<'a> {
+    let refusing = concerns
+        .iter()
+        .filter(|concern| concern.refuses)
+        .filter(|concern| line.policies.iter().any(|policy| policy.revision == concern.policy.revision))
+        .min_by_key(|concern| concern.limit.unwrap_or(0));
+    if let Some(concern) = refusing {
+        return Said { verdict: "refuse", policy: Some(&concern.policy.policy.name), limit: concern.limit };
+    }
+    let limit = |policy: &Policy| {
+        policy.max_rows.or(policy.max_rows_per_transaction).or_else(|| policy.rate.map(|rate| rate.rows))
+    };
+    let nearest = line.policies.iter().min_by_key(|policy| limit(&policy.policy).unwrap_or(u64::MAX));
+    Said {
+        verdict: "pass",
+        policy: nearest.map(|policy| policy.policy.name.as_str()),
+        limit: nearest.and_then(|policy| limit(&policy.policy)),
+    }
 }
 
 /// An array of rows; NULL where there is none.

@@ -12,6 +12,7 @@ use pgrx::pg_sys;
 
 use super::run::{Run, values};
 use crate::ffi;
+use crate::guard::concern::{self, Concern};
 use crate::guard::tally::{self, Account, Wanted};
 use crate::guard::{book, lift, statement};
 use crate::raise::Failure;
@@ -24,6 +25,8 @@ pub struct Rehearsed {
     pub account: Account,
     /// A policy refuses it whatever number of rows it changes.
     pub refused_without_rows: bool,
+    /// What the policies say that cover what it changes.
+    pub concerns: Vec<Concern>,
     /// The parameters as their types' output functions print them, which is how a token check sees those of a client.
     pub parameters: Vec<Option<String>>,
 }
@@ -38,6 +41,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     let serial = statement::current();
     let mut before = Vec::new();
     let account;
+    let outer = concern::begin();
     tally::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
     // went.
@@ -65,6 +69,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         pg_sys::CurrentResourceOwner = owner;
         (outcome, run.wanted, rows)
     };
+    let concerns = concern::end(outer);
     if !account.stopped {
         outcome.map_err(|error| error.in_query(text))?;
     }
@@ -79,5 +84,5 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         .collect();
     // SAFETY: NULL or C strings in our own memory context.
     let parameters = printed.into_iter().map(|text| unsafe { ffi::text(text) }).collect();
-    Ok(Rehearsed { rows, account, refused_without_rows: lift::is_refused_without_rows(), parameters })
+    Ok(Rehearsed { rows, account, refused_without_rows: lift::is_refused_without_rows(), concerns, parameters })
 }

@@ -1,11 +1,10 @@
-//! Requests and decisions about them.
+//! Requests: a statement that somebody wants approved is rehearsed and stored with what that found.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
-use pgrx::datum::Interval;
-use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::{rehearse, run};
 use crate::error::Error;
@@ -13,14 +12,15 @@ use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
-use crate::guard::tally::Wanted;
+use crate::guard::concern::Concern;
+use crate::guard::tally::{Line, Wanted};
 use crate::owner;
 use crate::raise::Failure;
 use crate::session::{self, Actor, role_name};
 use crate::settings;
 use crate::token::check::Bound;
-use crate::token::statement::{normalize, sha256, statement_hash};
-use crate::words::ascii_json;
+use crate::token::statement::{normalize, statement_hash};
+use crate::words::{Override, ascii_json, literal};
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.
@@ -29,14 +29,6 @@ sql_function!(
 sql_function!(
     /// `request(event bigint, reason text) → bigint`.
     writeguard_request_event, pg_finfo_writeguard_request_event, request_event
-);
-sql_function!(
-    /// `approve(request bigint, comment text, valid_for interval, max_rows bigint) → text`.
-    writeguard_approve, pg_finfo_writeguard_approve, approve
-);
-sql_function!(
-    /// `reject(request bigint, comment text)`.
-    writeguard_reject, pg_finfo_writeguard_reject, reject
 );
 sql_function!(
     /// `statement_hash(statement text, parameters text[]) → text`.
@@ -117,19 +109,83 @@ struct New<'a> {
     statement_sha256: &'a str,
     rows: u64,
     relations: &'a BTreeMap<String, u64>,
+    policies: &'a [String],
     search_path: &'a str,
+    samples: Option<&'a RawValue>,
 }
 
 const INSERT: &str = "INSERT INTO writeguard.request \
-     (database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, \
-      search_path) \
-     SELECT database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, \
-      search_path \
+     (database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, policies, \
+      expires_at) \
+     SELECT database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, policies, \
+       search_path, samples, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $2::pg_catalog.int4) \
      FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
      RETURNING id::pg_catalog.text";
 
 /// Rows of each table and operation that a request shows before and after.
 const SAMPLE: usize = 5;
+
+/// The names of the policies that an approval is about: those that would refuse the statement and that a token lifts;
+/// where none would refuse it now, all that a token lifts and that cover what it changes.
+///
+/// # Errors
+/// WG007 where no approval helps, or none is needed.
+fn to_be_lifted(concerns: &[Concern], statement: &str) -> Result<Vec<String>, Error> {
+    let refusing = |override_: Override| {
+        concerns.iter().find(move |concern| concern.refuses && concern.policy.policy.override_ == override_)
+    };
+    if let Some(Concern { policy, relation, operation, .. }) = refusing(Override::Never) {
+        let name = &policy.policy.name;
+        return Err(Error::Invalid {
+            message: format!("no approval can lift policy \"{name}\""),
+            detail: Some(format!("It refuses this {operation} of table \"{relation}\", and its override is never.")),
+            hint: format!(
+                "SELECT * FROM writeguard.effective({}, CURRENT_USER, '{operation}');",
+                literal(&relation.to_sql())
+            ),
+        });
+    }
+    let names = |refuses: bool| -> Vec<String> {
+        let lifted =
+            |concern: &&Concern| concern.policy.policy.override_ == Override::Token && (concern.refuses || !refuses);
+        let mut names: Vec<String> =
+            concerns.iter().filter(lifted).map(|concern| concern.policy.policy.name.clone()).collect();
+        names.sort();
+        names
+    };
+    let flag = refusing(Override::Flag);
+    match names(true) {
+        names if !names.is_empty() => Ok(names),
+        _ if flag.is_none() && !names(false).is_empty() => Ok(names(false)),
+        _ => Err(Error::Invalid {
+            message: "the statement needs no approval".into(),
+            detail: Some(match flag {
+                Some(Concern { policy, .. }) => format!("The flag alone lifts policy \"{}\".", policy.policy.name),
+                None => "No policy that a token lifts covers what it changes.".into(),
+            }),
+            hint: if flag.is_some() { "SET writeguard.override = on;".into() } else { statement.to_owned() },
+        }),
+    }
+}
+
+/// The rows to show, as an array with an object for each table and operation; none where there are none.
+fn samples(lines: &[Line]) -> Option<Box<RawValue>> {
+    let rows = |rows: &[String]| format!("[{}]", rows.join(","));
+    let lines: Vec<String> = lines
+        .iter()
+        .filter(|line| !line.before.is_empty())
+        .map(|line| {
+            format!(
+                r#"{{"relation":{},"operation":"{}","before":{},"after":{}}}"#,
+                serde_json::Value::from(line.name.to_sql()),
+                line.operation,
+                rows(&line.before),
+                rows(&line.after)
+            )
+        })
+        .collect();
+    if lines.is_empty() { None } else { RawValue::from_string(format!("[{}]", lines.join(","))).ok() }
+}
 
 fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<String>]) -> Result<i64, Failure> {
     let again = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
@@ -149,6 +205,8 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
         }
         .into());
     }
+    let policies = to_be_lifted(&rehearsed.concerns, statement)?;
+    let samples = samples(&rehearsed.account.lines);
     let bound = Bound::now();
     let new = New {
         database: &bound.database,
@@ -161,10 +219,13 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
         statement_sha256: &statement_hash(statement, &parameters),
         rows: relations.values().sum(),
         relations: &relations,
+        policies: &policies,
         search_path: &session::search_path(),
+        samples: samples.as_deref(),
     };
     let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
-    let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into()]))?;
+    let lifetime = settings::request_lifetime();
+    let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into(), lifetime.into()]))?;
     let id: i64 = id.first().and_then(|id| id.parse().ok()).unwrap_or_default();
     let mut event = Event::new(Kind::Requested);
     event.rows = Some(new.rows);
@@ -173,132 +234,4 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     event.reason = Some(reason.clone());
     store::insert(&event)?;
     Ok(id)
-}
-
-#[derive(Deserialize)]
-struct Pending {
-    state: String,
-    login: String,
-    actor: String,
-    statement: String,
-    rows: u64,
-}
-
-const LOCK: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
-     SELECT state, login, actor, statement, rows FROM writeguard.request \
-     WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 FOR UPDATE) AS r";
-
-/// The request, locked, if this login may decide about it.
-fn lock(id: i64) -> Result<Pending, Error> {
-    let pending = "SELECT id, requested_by, statement FROM writeguard.pending;";
-    let found = owner::connect(|client| owner::rows(client, LOCK, &[id.into()]))?;
-    let request: Pending = found
-        .first()
-        .and_then(|json| serde_json::from_str(json).ok())
-        .ok_or_else(|| Error::invalid(format!("request {id} does not exist"), pending))?;
-    let now = Bound::now();
-    // By name as well: in a restored copy the OIDs are those of the original.
-    if now.is_same_login(&request.actor) || request.login == now.login {
-        return Err(Error::ApprovalRefused {
-            message: "nobody decides about their own request".into(),
-            detail: Some(format!(
-                "Request {id} was made by login \"{}\", which is also this session's.",
-                request.login
-            )),
-            hint: format!("Let a second person type: SELECT writeguard.approve({id});"),
-        });
-    }
-    if request.state != "pending" {
-        return Err(Error::ApprovalRefused {
-            message: format!("request {id} is already {}", request.state),
-            detail: Some("A decision cannot be changed.".into()),
-            hint: pending.into(),
-        });
-    }
-    Ok(request)
-}
-
-fn number(arguments: &Arguments) -> Result<i64, Error> {
-    arguments
-        .get(0)
-        .ok_or_else(|| Error::invalid("request must not be NULL", "SELECT id, statement FROM writeguard.pending;"))
-}
-
-/// 256 bits from the operating system, in hexadecimal.
-fn fresh_token() -> Result<String, Error> {
-    let mut bytes = [0u8; 32];
-    // SAFETY: fills the buffer that it is given.
-    if !unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {
-        return Err(Error::Undecided {
-            reason: "the operating system gives no random numbers".into(),
-            hint: "SELECT pg_catalog.gen_random_uuid();".into(),
-            relation: None,
-        });
-    }
-    Ok(base16ct::lower::encode_string(&bytes))
-}
-
-const APPROVE: &str = "UPDATE writeguard.request SET state = 'approved', decided_by = $2, \
-     decided_at = pg_catalog.clock_timestamp(), comment = $3, max_rows = $4::pg_catalog.int8, token_sha256 = $5, \
-     expires_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) \
-       COALESCE($6::pg_catalog.interval, pg_catalog.make_interval(secs => $7::pg_catalog.int4)) \
-     WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
-       AND COALESCE($6::pg_catalog.interval OPERATOR(pg_catalog.>) '0'::pg_catalog.interval, true) \
-     RETURNING id::pg_catalog.text";
-
-fn approve(arguments: &Arguments) -> Returns {
-    let id = number(arguments)?;
-    let comment: Option<String> = arguments.get(1);
-    let valid_for: Option<Interval> = arguments.get(2);
-    let max_rows: Option<i64> = arguments.get(3);
-    if max_rows.is_some_and(|rows| rows < 0) {
-        return Err(Error::invalid("max_rows must not be negative", "max_rows => 1000").into());
-    }
-    let request = lock(id)?;
-    let token = fresh_token()?;
-    let approver = role_name(Actor::current().login);
-    let updated = owner::connect(|client| {
-        let arguments = [
-            id.into(),
-            approver.as_str().into(),
-            comment.as_deref().into(),
-            max_rows.into(),
-            sha256(token.as_bytes()).into(),
-            valid_for.into(),
-            settings::approval_lifetime().into(),
-        ];
-        owner::rows(client, APPROVE, &arguments)
-    })?;
-    if updated.is_empty() {
-        return Err(Error::invalid("valid_for must be greater than zero", "valid_for => '15 minutes'").into());
-    }
-    record(Kind::Approved, id, &request, max_rows, comment)?;
-    value(token)
-}
-
-const REJECT: &str = "UPDATE writeguard.request SET state = 'rejected', decided_by = $2, \
-     decided_at = pg_catalog.clock_timestamp(), comment = $3 \
-     WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING id::pg_catalog.text";
-
-fn reject(arguments: &Arguments) -> Returns {
-    let id = number(arguments)?;
-    let comment: Option<String> = arguments.get(1);
-    let request = lock(id)?;
-    let approver = role_name(Actor::current().login);
-    owner::connect(|client| {
-        owner::rows(client, REJECT, &[id.into(), approver.as_str().into(), comment.as_deref().into()])
-    })?;
-    record(Kind::Rejected, id, &request, None, comment)?;
-    Ok(None)
-}
-
-fn record(kind: Kind, id: i64, request: &Pending, max_rows: Option<i64>, comment: Option<String>) -> Result<(), Error> {
-    let mut event = Event::new(kind);
-    event.statement = Some(request.statement.clone());
-    event.rows = Some(request.rows);
-    event.row_limit = max_rows.and_then(|rows| u64::try_from(rows).ok());
-    event.approval = Some(id);
-    event.reason = comment;
-    store::insert(&event)?;
-    Ok(())
 }
