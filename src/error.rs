@@ -122,6 +122,9 @@ pub enum Error {
     /// WG007: a caller's mistake in a policy, request or token.
     #[error("{message}")]
     Invalid { message: String, detail: Option<String>, hint: String },
+    /// WG007 for what is no public key. It may be a secret, so nothing repeats it.
+    #[error("{message}")]
+    UnfitKey { message: String, detail: Option<String>, hint: String },
     /// 0A000: a part of the contract that this version does not have.
     #[error("policy column \"{column}\" is not supported by this version")]
     NotYet { column: &'static str, only: String },
@@ -151,7 +154,7 @@ impl Error {
             Error::Expectation { .. } => "WG004",
             Error::Unnarrowed { .. } => "WG002",
             Error::TokenRefused { .. } | Error::ExecutionRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
-            Error::Invalid { .. } => "WG007",
+            Error::Invalid { .. } | Error::UnfitKey { .. } => "WG007",
             Error::Undecided { .. } => "WG008",
             Error::NotYet { .. } => "0A000",
             Error::NotPreloaded { .. } => "55000",
@@ -199,7 +202,8 @@ impl Error {
             Error::TokenRefused { detail, .. }
             | Error::ExecutionRefused { detail, .. }
             | Error::ApprovalRefused { detail, .. }
-            | Error::Invalid { detail, .. } => detail.clone(),
+            | Error::Invalid { detail, .. }
+            | Error::UnfitKey { detail, .. } => detail.clone(),
             Error::NotYet { only, .. } => Some(only.clone()),
             Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
         }
@@ -224,10 +228,16 @@ impl Error {
             | Error::ExecutionRefused { hint, .. }
             | Error::ApprovalRefused { hint, .. }
             | Error::Invalid { hint, .. }
+            | Error::UnfitKey { hint, .. }
             | Error::Undecided { hint, .. }
             | Error::NotPreloaded { hint } => hint.clone(),
             Error::NotYet { column, .. } => format!("Leave out the argument {column}."),
         })
+    }
+
+    /// Whether the statement may hold a secret that has no business in the server log.
+    pub fn hides_statement(&self) -> bool {
+        matches!(self, Error::UnfitKey { .. })
     }
 
     /// The request that the error is about.

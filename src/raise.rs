@@ -7,6 +7,7 @@ use pgrx::{PgLogLevel, pg_sys};
 
 use crate::error::Error;
 use crate::ffi::{self, Foreign};
+use crate::session;
 
 /// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
 ///
@@ -20,6 +21,8 @@ pub struct Raise {
     hint: *const c_char,
     schema: *const c_char,
     table: *const c_char,
+    /// The server log leaves out the statement, which holds a secret.
+    hide_statement: bool,
 }
 
 fn palloc_opt(text: Option<&str>) -> *const c_char {
@@ -38,6 +41,7 @@ impl Raise {
             hint: palloc_opt(error.hint().as_deref()),
             schema: palloc_opt(schema),
             table: palloc_opt(table),
+            hide_statement: error.hides_statement() || session::query_shows_token(),
         };
         Self::alloc(raise)
     }
@@ -52,6 +56,7 @@ impl Raise {
             hint: ptr::null(),
             schema: ptr::null(),
             table: ptr::null(),
+            hide_statement: false,
         })
     }
 
@@ -148,6 +153,8 @@ unsafe fn raise_now(raise: *mut Raise) {
         }
         if ffi::errstart(PgLogLevel::ERROR as c_int, ptr::null()) {
             ffi::errcode(raise.sqlstate);
+            ffi::errhidestmt(raise.hide_statement);
+            ffi::errhidecontext(raise.hide_statement);
             ffi::errmsg_internal(c"%s".as_ptr(), raise.message);
             if !raise.detail.is_null() {
                 ffi::errdetail_internal(c"%s".as_ptr(), raise.detail);

@@ -140,9 +140,29 @@ pub fn without_token(text: String) -> String {
     }
 }
 
-/// Whether a value has the form of a token: 256 bits in hexadecimal. Anything else opens nothing and hides nothing.
+/// Whether a value has the form of a token: 256 bits in hexadecimal, or a JWT. Anything else opens nothing and hides
+/// nothing.
 fn looks_like_a_token(value: &str) -> bool {
-    value.len() == 64 && value.bytes().all(|letter| matches!(letter, b'0'..=b'9' | b'a'..=b'f'))
+    let is_stored = value.len() == 64 && value.bytes().all(|letter| matches!(letter, b'0'..=b'9' | b'a'..=b'f'));
+    is_stored || is_jwt(value)
+}
+
+/// Whether a value has the form of a JWT: base64url with two dots or more, and a JSON object in front. No part of a
+/// statement that does anything looks like that, so that hiding it hides nothing else; the least of ours is longer.
+pub fn is_jwt(value: &str) -> bool {
+    const SHORTEST: usize = 100;
+    value.len() >= SHORTEST
+        && (value.starts_with("ey") || value.starts_with("ew"))
+        && value.bytes().filter(|letter| *letter == b'.').count() >= 2
+        && value.bytes().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, b'.' | b'_' | b'-'))
+}
+
+/// Whether the client's query shows the token that was last assigned.
+pub fn query_shows_token() -> bool {
+    // SAFETY: NULL or the text of the query that the client sent.
+    let query = || unsafe { ffi::text(pg_sys::debug_query_string) };
+    let token = settings::token().filter(|token| looks_like_a_token(token));
+    token.is_some_and(|token| query().is_some_and(|query| query.contains(&token)))
 }
 
 /// What stands for a token wherever it could be read.

@@ -15,6 +15,7 @@ static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
 static APPROVAL_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
 static REQUEST_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
 static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60 * 60);
+static JWT_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(60 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
@@ -31,7 +32,7 @@ pub fn enabled() -> bool {
 
 /// The token as it was last assigned; `session` knows whether it counts.
 pub fn token() -> Option<String> {
-    TOKEN.get().map(|token| token.to_string_lossy().into_owned()).filter(|token| !token.is_empty())
+    TOKEN.get().map(|token| token.to_string_lossy().trim().to_owned()).filter(|token| !token.is_empty())
 }
 
 /// How long a refused write waits for its event, in milliseconds.
@@ -62,6 +63,11 @@ pub fn event_retention() -> Option<i32> {
 /// Rows after which a preview ends.
 pub fn preview_max_rows() -> u64 {
     u64::try_from(PREVIEW_MAX_ROWS.get()).unwrap_or(0)
+}
+
+/// Longest lifetime of a token from outside, in seconds.
+pub fn jwt_max_lifetime() -> i32 {
+    JWT_MAX_LIFETIME.get()
 }
 
 /// Bytes of shared memory for events that wait for the worker.
@@ -158,6 +164,16 @@ pub fn register(arming: Arming, expecting: Expecting) {
         &EVENT_RETENTION,
         0,
         i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.jwt_max_lifetime",
+        c"Sets the longest lifetime of an approval token that a trusted key has signed.",
+        c"Counted from the earliest of its iat, its nbf and now, to its exp.",
+        &JWT_MAX_LIFETIME,
+        1,
+        7 * 24 * 60 * 60,
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );

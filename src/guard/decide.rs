@@ -11,12 +11,14 @@ use crate::event::at_commit::record_at_commit;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::ffi::{self, Backend};
+use crate::policy::model::Policy;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
 use crate::session;
-use crate::token::check::{self, Grant};
-use crate::token::demand;
+use crate::token::claims::SIGN_AGAIN;
+use crate::token::grant::{Grant, Source};
 use crate::token::statement::statement_hash;
+use crate::token::{check, demand};
 use crate::words::{Operation, Override, RelationName, Scope, count, duration};
 
 /// A write that went past a limit.
@@ -59,24 +61,24 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
     let flag = session::flag();
     match policy.override_ {
         Override::Never => refuse(attempt),
-        Override::Flag if flag || lift::executed_request(statement).is_some() => {
-            lift(attempt, lift::executed_request(statement));
+        Override::Flag if flag || lift::executed_by(statement).is_some() => {
+            lift(attempt, lift::executed_by(statement).as_ref());
             Ok(())
         }
         Override::Flag => refuse(attempt),
         Override::Token => {
-            if let Some(request) = lift::granted_request(statement) {
-                demand(request, attempt)?;
-                lift(attempt, Some(request));
+            if let Some(source) = lift::granted_by(statement) {
+                check_source(&source, attempt)?;
+                lift(attempt, Some(&source));
                 return Ok(());
             }
             match session::token() {
                 Some(token) if flag => {
                     let grant = spend(&token, attempt)?;
-                    let request = grant.request;
-                    demand(request, attempt)?;
+                    let source = grant.source.clone();
+                    check_source(&source, attempt)?;
                     lift::accept(grant, statement, attempt.place.level);
-                    lift(attempt, Some(request));
+                    lift(attempt, Some(&source));
                     Ok(())
                 }
                 _ => refuse(attempt),
@@ -177,10 +179,39 @@ fn explain(attempt: &Attempt<'_>) -> (String, Option<String>) {
     }
 }
 
-fn lift(attempt: &Attempt<'_>, request: Option<i64>) {
+/// Whether one approval by somebody outside, who is a member of no role here, is all that a policy asks for.
+fn is_enough_alone(policy: &Policy) -> bool {
+    policy.approvers.is_none() && policy.min_approvals <= 1
+}
+
+/// Refuses a token from outside for a policy that asks for more.
+fn check_source(source: &Source, attempt: &Attempt<'_>) -> Result<(), Failure> {
+    let policy = &attempt.policy.policy;
+    if let Some(request) = source.request() {
+        return demand(request, attempt);
+    }
+    if is_enough_alone(policy) {
+        return Ok(());
+    }
+    let error = Error::TokenRefused {
+        request: None,
+        reason: "its signature is not enough for this policy".into(),
+        detail: Some(format!(
+            "Policy \"{}\" asks for approvers of this database, or for more than one. It is {}.",
+            policy.name,
+            source.reason().unwrap_or_default()
+        )),
+        hint: "SELECT writeguard.request('…', reason => 'why this is right');".into(),
+        relation: Some(attempt.relation.clone()),
+    };
+    refuse_token(attempt, error)
+}
+
+fn lift(attempt: &Attempt<'_>, source: Option<&Source>) {
     let mut event = Event::new(Kind::Overridden);
     describe(&mut event, attempt);
-    event.approval = request;
+    event.approval = source.and_then(Source::request);
+    event.reason = source.and_then(Source::reason);
     lift::lift(attempt.meter, attempt.place.statement, attempt.place.level, event);
 }
 
@@ -247,19 +278,35 @@ fn record_once(event: &Event, attempt: &Attempt<'_>) -> Result<Option<i64>, ffi:
 /// WG006 when a table, or all together where the approver said so, got more rows than reviewed.
 pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), Failure> {
     let statement = attempt.place.statement;
-    let Some((request, name, allowed)) = lift::exceeded(statement, rows) else { return Ok(()) };
-    let reason = "the write changes more rows than were reviewed".to_owned();
-    let detail = Some(format!(
-        "Request {request} was approved for {} in \"{name}\", and this is number {}; nothing was changed.",
-        count(allowed),
-        allowed.saturating_add(1)
-    ));
+    let Some((source, name, allowed)) = lift::exceeded(statement, rows) else { return Ok(()) };
+    let number = allowed.saturating_add(1);
+    let allowed = count(allowed);
     let relation = Some(attempt.relation.clone());
-    let hint = request_again();
-    let error = if lift::executed_request(statement).is_some() {
-        Error::ExecutionRefused { request, reason, detail, hint, relation }
-    } else {
-        Error::TokenRefused { request: Some(request), reason, detail, hint, relation }
+    let error = match &source {
+        Source::Request(request) => {
+            let request = *request;
+            let reason = "the write changes more rows than were reviewed".to_owned();
+            let detail = Some(format!(
+                "Request {request} was approved for {allowed} in \"{name}\", and this is number {number}; nothing was \
+                 changed."
+            ));
+            let hint = request_again();
+            if lift::executed_by(statement).is_some() {
+                Error::ExecutionRefused { request, reason, detail, hint, relation }
+            } else {
+                Error::TokenRefused { request: Some(request), reason, detail, hint, relation }
+            }
+        }
+        Source::Outside { .. } => Error::TokenRefused {
+            request: None,
+            reason: "the write changes more rows than it was signed for".into(),
+            detail: Some(format!(
+                "It is {}, for {allowed} in \"{name}\", and this is number {number}; nothing was changed.",
+                source.reason().unwrap_or_default()
+            )),
+            hint: SIGN_AGAIN.to_owned(),
+            relation,
+        },
     };
     refuse_token(attempt, error)
 }

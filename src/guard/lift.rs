@@ -10,7 +10,7 @@ use crate::event::record::{Event, top_xid};
 use crate::event::store;
 use crate::ffi::{self, Backend};
 use crate::session;
-use crate::token::check::Grant;
+use crate::token::grant::{Grant, Source};
 
 struct Lift {
     meter: MeterId,
@@ -63,7 +63,7 @@ fn state() -> &'static mut State {
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     let state = state();
     let lifted = || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
-    !state.rehearsals.is_empty() || lifted() && (session::flag() || executed_request(statement).is_some())
+    !state.rehearsals.is_empty() || lifted() && (session::flag() || executed_by(statement).is_some())
 }
 
 /// Whether more than the limits decides about a statement's further rows.
@@ -109,20 +109,20 @@ pub fn is_refused_without_rows() -> bool {
     state().refused_without_rows
 }
 
-/// The request behind the token that was accepted for this statement, if that still lifts anything.
-pub fn granted_request(statement: Serial) -> Option<i64> {
+/// Who gave the token that was accepted for this statement, if that still lifts anything.
+pub fn granted_by(statement: Serial) -> Option<Source> {
     let flag = session::flag();
-    request(statement, |granted| granted.needs == Needs::Nothing || flag && granted.needs == Needs::Flag)
+    source(statement, |granted| granted.needs == Needs::Nothing || flag && granted.needs == Needs::Flag)
 }
 
 /// The request that this statement executes now; it needs no flag.
-pub fn executed_request(statement: Serial) -> Option<i64> {
-    request(statement, |granted| granted.needs == Needs::Nothing)
+pub fn executed_by(statement: Serial) -> Option<Source> {
+    source(statement, |granted| granted.needs == Needs::Nothing)
 }
 
-fn request(statement: Serial, lifts: impl Fn(&Granted) -> bool) -> Option<i64> {
+fn source(statement: Serial, lifts: impl Fn(&Granted) -> bool) -> Option<Source> {
     let mut granted = state().granted.iter();
-    granted.find(|granted| granted.statement == statement && lifts(granted)).map(|granted| granted.grant.request)
+    granted.find(|granted| granted.statement == statement && lifts(granted)).map(|granted| granted.grant.source.clone())
 }
 
 /// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
@@ -153,7 +153,7 @@ pub fn end_execution(statement: Serial) {
 /// is being executed.
 pub fn is_reviewed(name: &str) -> bool {
     let mut granted = state().granted.iter();
-    granted.any(|granted| granted.needs == Needs::Nothing && granted.grant.rows.contains_key(name))
+    granted.any(|granted| granted.needs == Needs::Nothing && granted.grant.reviewed(name).is_some())
 }
 
 /// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were
@@ -165,7 +165,7 @@ pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &s
     let reviewed = match granted.tables.iter().find(|(meter, _)| *meter == table) {
         Some((_, reviewed)) => *reviewed,
         None => {
-            let reviewed = granted.grant.rows.get(name).copied();
+            let reviewed = granted.grant.reviewed(name);
             granted.tables.push((table, reviewed));
             reviewed
         }
@@ -180,12 +180,12 @@ pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &s
     }
 }
 
-/// Where a statement went past what was reviewed: the request, the table or tables, and the rows that were reviewed. `rows`
-/// are those charged so far by qualified table name.
-pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(i64, String, u64)> {
+/// Where a statement went past what was reviewed: who gave the token, the table or tables, and the rows that were reviewed.
+/// `rows` are those charged so far by qualified table name.
+pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(Source, String, u64)> {
     let granted = state().granted.iter().find(|granted| granted.statement == statement)?;
     let (name, allowed) = granted.grant.exceeded(rows)?;
-    Some((granted.grant.request, name, allowed))
+    Some((granted.grant.source.clone(), name, allowed))
 }
 
 /// A subtransaction of this level was rolled back.

@@ -21,7 +21,8 @@ use crate::guard::{book, decide, lift, statement};
 use crate::raise::{Failure, tell};
 use crate::session;
 use crate::settings;
-use crate::token::check::{self, Grant, Reviewed};
+use crate::token::check::{self, Reviewed};
+use crate::token::grant::Grant;
 use crate::words::count;
 
 sql_function!(
@@ -132,7 +133,9 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
     let again = decide::request_again();
     drop(running);
     match difference(grant, &changed) {
-        Some(difference) => refuse(difference.error(grant.request, again), reviewed.statement.clone()),
+        Some(difference) => {
+            refuse(difference.error(grant.source.request().unwrap_or_default(), again), reviewed.statement.clone())
+        }
         None => Ok(changed),
     }
 }
@@ -187,12 +190,13 @@ impl Difference {
 /// the approver gave a maximum, the tables must be reviewed ones and their rows together within it.
 fn difference(grant: &Grant, changed: &[(String, u64)]) -> Option<Difference> {
     let changed: BTreeMap<&str, u64> = changed.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
-    let names: BTreeSet<&str> = grant.rows.keys().map(String::as_str).chain(changed.keys().copied()).collect();
+    let names: BTreeSet<&str> =
+        grant.rows.iter().flatten().map(|(name, _)| name.as_str()).chain(changed.keys().copied()).collect();
     let tables: Vec<_> = names
         .into_iter()
-        .map(|name| (name, grant.rows.get(name).copied().unwrap_or(0), changed.get(name).copied().unwrap_or(0)))
+        .map(|name| (name, grant.reviewed(name).unwrap_or(0), changed.get(name).copied().unwrap_or(0)))
         .filter(|(name, reviewed, now)| match grant.max_rows {
-            Some(_) => *now > 0 && !grant.rows.contains_key(*name),
+            Some(_) => *now > 0 && grant.reviewed(name).is_none(),
             None => reviewed != now,
         })
         .map(|(name, reviewed, now)| (name.to_owned(), reviewed, now))
@@ -211,7 +215,11 @@ mod tests {
     }
 
     fn grant(reviewed: &[(&str, u64)], max_rows: Option<u64>) -> Grant {
-        Grant { request: 7, rows: rows(reviewed).into_iter().collect(), max_rows }
+        Grant {
+            source: crate::token::grant::Source::Request(7),
+            rows: Some(rows(reviewed).into_iter().collect()),
+            max_rows,
+        }
     }
 
     #[test]

@@ -5,41 +5,13 @@ use std::collections::BTreeMap;
 use pgrx::pg_sys;
 use serde::Deserialize;
 
+use super::grant::{Grant, Source};
+use super::outside;
 use super::statement::sha256;
 use crate::error::Error;
 use crate::owner;
 use crate::session::{self, Actor};
 use crate::words::{RelationName, quote_identifier};
-
-/// What an accepted token opens, for the one statement it is bound to.
-#[derive(Debug, Clone)]
-pub struct Grant {
-    /// The request that was approved.
-    pub request: i64,
-    /// Reviewed rows by qualified table name; a table that is not here may not be touched past a limit.
-    pub rows: BTreeMap<String, u64>,
-    /// The approver's own maximum over all these tables; it then takes the place of the reviewed numbers.
-    pub max_rows: Option<u64>,
-}
-
-impl Grant {
-    /// The first table with more rows than reviewed, and how many were; with the approver's own maximum, all tables
-    /// together.
-    pub fn exceeded(&self, rows: &[(String, u64)]) -> Option<(String, u64)> {
-        if let Some((name, _)) = rows.iter().find(|(name, rows)| *rows > 0 && !self.rows.contains_key(name)) {
-            return Some((name.clone(), 0));
-        }
-        if let Some(max_rows) = self.max_rows {
-            let total: u64 = rows.iter().map(|(_, rows)| rows).sum();
-            let all = || rows.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-            return (total > max_rows).then(|| (all(), max_rows));
-        }
-        rows.iter().find_map(|(name, rows)| {
-            let reviewed = self.rows.get(name).copied().unwrap_or(0);
-            (*rows > reviewed).then(|| (name.clone(), reviewed))
-        })
-    }
-}
 
 /// A request as far as its token is concerned.
 #[derive(Deserialize)]
@@ -80,7 +52,7 @@ const SPEND: &str = "UPDATE writeguard.request SET state = 'spent', spent_at = p
 
 impl Approved {
     fn grant(self) -> Grant {
-        Grant { request: self.id, rows: self.relations, max_rows: self.max_rows }
+        Grant { source: Source::Request(self.id), rows: Some(self.relations), max_rows: self.max_rows }
     }
 }
 
@@ -194,6 +166,9 @@ fn approved(found: &str, by: &By<'_>) -> Result<Approved, Error> {
 /// # Errors
 /// WG006 with the reason.
 pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Result<Grant, Error> {
+    if session::is_jwt(token) {
+        return outside::spend(token, statement_sha256, relation);
+    }
     let by = By::Token(relation);
     owner::connect(|client| {
         let found = owner::rows(client, LOOK_UP, &[sha256(token.as_bytes()).as_str().into()])?;

@@ -4,7 +4,15 @@
 //! `statement` is pure: what the client's statement is, and its hash, which everybody compares. `check` looks the
 //! token up and spends it inside the write's own transaction; `demand` counts the approvals behind it. Only hashes of
 //! tokens are ever stored or sent to SQL.
+//!
+//! A token from outside is a JWT: `key` keeps the keys that are trusted, `jwt` reads and verifies the token, `claims`
+//! judges what it says (both pure), `outside` spends it. `grant` is what either kind opens.
 
 pub mod check;
+pub mod claims;
 pub mod demand;
+pub mod grant;
+mod jwt;
+mod key;
+pub mod outside;
 pub mod statement;
