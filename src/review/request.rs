@@ -116,7 +116,7 @@ struct New<'a> {
 
 const INSERT: &str = "INSERT INTO writeguard.request \
      (database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, policies, \
-      expires_at) \
+      search_path, samples, expires_at) \
      SELECT database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, policies, \
        search_path, samples, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $2::pg_catalog.int4) \
      FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
