@@ -22,7 +22,8 @@ CREATE TABLE writeguard.request (
     expires_at       timestamptz NOT NULL,
     token_sha256     text UNIQUE,
     spent_at         timestamptz,
-    search_path      text NOT NULL
+    search_path      text NOT NULL,
+    break_glass      boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE writeguard.request IS 'Writes that somebody wants approved, and what became of them';
 COMMENT ON COLUMN writeguard.request.state IS 'pending, approved, rejected, spent, expired, revoked; a past expires_at says expired before the worker does';
@@ -36,6 +37,7 @@ COMMENT ON COLUMN writeguard.request.policies IS 'names of the policies that a t
 COMMENT ON COLUMN writeguard.request.decided_by IS 'who approved last, rejected or revoked it';
 COMMENT ON COLUMN writeguard.request.max_rows IS 'the approvers'' own maximum over all tables';
 COMMENT ON COLUMN writeguard.request.expires_at IS 'of a pending request: until when it waits; of an approved one: until when its token is good';
+COMMENT ON COLUMN writeguard.request.break_glass IS 'approved by nobody else: the token of break_glass()';
 COMMENT ON COLUMN writeguard.request.search_path IS 'in which the rehearsal looked the names up; execute() does the same';
 COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';
 CREATE INDEX request_open ON writeguard.request (id) WHERE state IN ('pending', 'approved');

@@ -134,6 +134,9 @@ pub enum Error {
     /// 57014: a rehearsal has seen enough. Whoever rehearses takes it for that; only code that catches a cancel sees it.
     #[error("the rehearsal ends after {}", count(*.rows))]
     Stopped { rows: u64 },
+    /// WG008: what must not happen without a record, and has none.
+    #[error("the glass was not broken: its event could not be stored within \"writeguard.event_timeout\"")]
+    Unrecorded,
     /// 55000: the library is not preloaded.
     #[error("pg_writeguard must be loaded via \"shared_preload_libraries\"")]
     NotPreloaded { hint: String },
@@ -155,7 +158,7 @@ impl Error {
             Error::Unnarrowed { .. } => "WG002",
             Error::TokenRefused { .. } | Error::ExecutionRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } | Error::UnfitKey { .. } => "WG007",
-            Error::Undecided { .. } => "WG008",
+            Error::Undecided { .. } | Error::Unrecorded => "WG008",
             Error::NotYet { .. } => "0A000",
             Error::NotPreloaded { .. } => "55000",
             Error::Stopped { .. } => "57014",
@@ -205,6 +208,7 @@ impl Error {
             | Error::Invalid { detail, .. }
             | Error::UnfitKey { detail, .. } => detail.clone(),
             Error::NotYet { only, .. } => Some(only.clone()),
+            Error::Unrecorded => Some("There is no token, and no request.".into()),
             Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
         }
     }
@@ -231,6 +235,7 @@ impl Error {
             | Error::UnfitKey { hint, .. }
             | Error::Undecided { hint, .. }
             | Error::NotPreloaded { hint } => hint.clone(),
+            Error::Unrecorded => "SELECT * FROM writeguard.check_setup();".to_owned(),
             Error::NotYet { column, .. } => format!("Leave out the argument {column}."),
         })
     }

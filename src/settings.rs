@@ -16,6 +16,7 @@ static APPROVAL_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 *
 static REQUEST_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
 static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60 * 60);
 static JWT_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(60 * 60);
+static BREAK_GLASS_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(5 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
@@ -68,6 +69,11 @@ pub fn preview_max_rows() -> u64 {
 /// Longest lifetime of a token from outside, in seconds.
 pub fn jwt_max_lifetime() -> i32 {
     JWT_MAX_LIFETIME.get()
+}
+
+/// Lifetime of a token that nobody else approved, in seconds.
+pub fn break_glass_lifetime() -> i32 {
+    BREAK_GLASS_LIFETIME.get()
 }
 
 /// Bytes of shared memory for events that wait for the worker.
@@ -174,6 +180,16 @@ pub fn register(arming: Arming, expecting: Expecting) {
         &JWT_MAX_LIFETIME,
         1,
         7 * 24 * 60 * 60,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.break_glass_lifetime",
+        c"Sets the lifetime of a token that break_glass gives without a second person.",
+        NOTHING_MORE,
+        &BREAK_GLASS_LIFETIME,
+        1,
+        24 * 60 * 60,
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );

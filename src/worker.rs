@@ -166,7 +166,8 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
         Spi::connect_mut(|client| {
             for one in taken {
                 let json = core::str::from_utf8(&buffer[one.bytes.clone()]).unwrap_or_default();
-                if json.is_empty() {
+                // SAFETY: in a transaction, which gets its id if it has none yet.
+                if json.is_empty() || !serve::claim(one, unsafe { pg_sys::GetTopFullTransactionId().value }) {
                     continue;
                 }
                 let stored = insert(client, json).or_else(|| {

@@ -68,6 +68,21 @@ pub fn abandon(ticket: Ticket) {
     queue.header().late.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Takes an event back; false where it is stored already, or about to be.
+fn withdraw(ticket: Ticket) -> bool {
+    let Some(queue) = Locked::lock() else { return false };
+    let Some(entry) = queue.entries().get_mut(ticket.entry).filter(|entry| entry.number == ticket.number) else {
+        return false;
+    };
+    match entry.phase {
+        Phase::Queued => queue.free(entry),
+        // The worker has it, but has not begun: an entry without bytes is no event.
+        Phase::Taken if entry.storing == 0 => entry.length = 0,
+        _ => return false,
+    }
+    true
+}
+
 /// Counts an event for which there was no room.
 pub fn count_unqueued() {
     if let Some(header) = memory::counters_of() {
@@ -174,6 +189,36 @@ pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
             Ok(None)
         }
     }
+}
+
+/// What became of an event that had to be stored at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    Stored,
+    /// Not in time, and never.
+    Withdrawn,
+    /// Not in time, but the worker was storing it just then.
+    Late,
+}
+
+/// Logs and queues an event of something that must not happen without it, and waits for it.
+///
+/// # Errors
+/// Whatever an interrupt raises meanwhile; the event is then withdrawn if that is possible.
+pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::Foreign> {
+    event.log();
+    // SAFETY: a static. Without a postmaster nobody would ever store it.
+    if !unsafe { pg_sys::IsUnderPostmaster } {
+        return Ok(Record::Withdrawn);
+    }
+    let Some(ticket) = enqueue(event)? else { return Ok(Record::Withdrawn) };
+    let waited = wait(ticket);
+    if let Ok(Some(id)) = waited {
+        return Ok(if id > 0 { Record::Stored } else { Record::Withdrawn });
+    }
+    let withdrawn = withdraw(ticket);
+    waited?;
+    Ok(if withdrawn { Record::Withdrawn } else { Record::Late })
 }
 
 /// Queues an event; where there is no room, waits for some as long as a refused write may wait at all. An event that is

@@ -126,6 +126,16 @@ pub fn capacity() -> (usize, usize) {
     (settings::event_queue_bytes().max(64 * 1024), 512)
 }
 
+/// Notes that a transaction is about to store the entry, which from then on cannot be withdrawn. False when it was.
+pub fn claim(taken: &Taken, transaction: u64) -> bool {
+    let Some(queue) = Locked::lock() else { return false };
+    let entry = &mut queue.entries()[taken.entry];
+    if entry.length > 0 {
+        entry.storing = transaction;
+    }
+    entry.length > 0
+}
+
 /// Notes, before the commit, which transaction stores the entry and under which id.
 pub fn storing(taken: &Taken, transaction: u64, event_id: i64) {
     if let Some(queue) = Locked::lock() {

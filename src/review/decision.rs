@@ -100,7 +100,7 @@ impl Request {
 }
 
 /// 256 bits from the operating system, in hexadecimal.
-fn fresh_token() -> Result<String, Error> {
+pub fn fresh_token() -> Result<String, Error> {
     let mut bytes = [0u8; 32];
     // SAFETY: fills the buffer that it is given.
     if !unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {

@@ -187,7 +187,36 @@ fn samples(lines: &[Line]) -> Option<Box<RawValue>> {
     if lines.is_empty() { None } else { RawValue::from_string(format!("[{}]", lines.join(","))).ok() }
 }
 
+/// A request that was rehearsed and stored.
+pub struct Stored {
+    pub id: i64,
+    /// The reviewed statement.
+    pub statement: String,
+    pub reason: String,
+    pub rows: u64,
+}
+
 fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<String>]) -> Result<i64, Failure> {
+    let stored = rehearse_and_store(statement, reason, parameters)?;
+    let mut event = Event::new(Kind::Requested);
+    event.rows = Some(stored.rows);
+    event.statement = Some(stored.statement);
+    event.approval = Some(stored.id);
+    event.reason = Some(stored.reason);
+    store::insert(&event)?;
+    Ok(stored.id)
+}
+
+/// Rehearses a statement and stores the request for it, which is pending.
+///
+/// # Errors
+/// WG007 without a reason, and for a statement that is none, not of one kind or needs no approval; the statement's own
+/// errors.
+pub fn rehearse_and_store(
+    statement: &str,
+    reason: Option<String>,
+    parameters: &[Option<String>],
+) -> Result<Stored, Failure> {
     let again = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
     let reason = reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.ok_or_else(|| Error::invalid("a request needs a reason", "reason => 'why this is right'"))?;
@@ -227,11 +256,5 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     let lifetime = settings::request_lifetime();
     let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into(), lifetime.into()]))?;
     let id: i64 = id.first().and_then(|id| id.parse().ok()).unwrap_or_default();
-    let mut event = Event::new(Kind::Requested);
-    event.rows = Some(new.rows);
-    event.statement = Some(statement.to_owned());
-    event.approval = Some(id);
-    event.reason = Some(reason.clone());
-    store::insert(&event)?;
-    Ok(id)
+    Ok(Stored { id, statement: statement.to_owned(), rows: new.rows, reason })
 }
