@@ -239,11 +239,12 @@ CREATE FUNCTION writeguard.check_setup()
             SELECT CASE WHEN g.grantee <> 0 THEN 'note' WHEN c.policies THEN 'problem' ELSE 'warning' END,
                    CASE g.grantee WHEN 0 THEN 'everybody' ELSE pg_catalog.format('role %I', r.rolname) END,
                    pg_catalog.format('may call %s and so %s', p.oid::pg_catalog.regprocedure,
-                       CASE WHEN c.policies THEN 'change the policies' ELSE 'decide about requests' END),
+                       CASE WHEN p.proname = 'trust_key' THEN 'sign approvals with a key of its own'
+                            WHEN c.policies THEN 'change the policies' ELSE 'decide about requests' END),
                    pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM %s;', p.oid::pg_catalog.regprocedure,
                        CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END)
             FROM pg_catalog.pg_proc AS p
-                 CROSS JOIN LATERAL (SELECT p.proname IN ('set_policy', 'drop_policy', 'import_policies')) AS c (policies)
+                 CROSS JOIN LATERAL (SELECT p.proname IN ('set_policy', 'drop_policy', 'import_policies', 'trust_key')) AS c (policies)
                  CROSS JOIN LATERAL pg_catalog.aclexplode(
                      coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS g
                  LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee

@@ -342,6 +342,13 @@ pub fn encode(text: &str) -> *const c_char {
     }
 }
 
+/// Whether every letter can be shown, to the client and in the server log.
+pub fn shows_all_letters() -> bool {
+    let all = |encoding| encoding == UTF8 || encoding == pg_sys::pg_enc::PG_SQL_ASCII as c_int;
+    // SAFETY: both read a static.
+    unsafe { all(pg_sys::GetDatabaseEncoding()) && all(pg_sys::pg_get_client_encoding()) }
+}
+
 const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
 
 /// Whether the database has an encoding that UTF-8 can be converted from and to.

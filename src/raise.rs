@@ -25,8 +25,13 @@ pub struct Raise {
     hide_statement: bool,
 }
 
+/// A message for whoever reads it: it must not fail for the ellipsis in a hint of ours.
+fn encode(text: &str) -> *const c_char {
+    if ffi::shows_all_letters() { ffi::encode(text) } else { ffi::encode(&text.replace('…', "...")) }
+}
+
 fn palloc_opt(text: Option<&str>) -> *const c_char {
-    text.map_or(ptr::null(), ffi::encode)
+    text.map_or(ptr::null(), encode)
 }
 
 impl Raise {
@@ -36,7 +41,7 @@ impl Raise {
         let raise = Raise {
             foreign: ptr::null_mut(),
             sqlstate: pack_sqlstate(error.sqlstate()),
-            message: ffi::encode(&error.to_string()),
+            message: encode(&error.to_string()),
             detail: palloc_opt(error.detail().as_deref()),
             hint: palloc_opt(error.hint().as_deref()),
             schema: palloc_opt(schema),
@@ -66,7 +71,7 @@ impl Raise {
             // SAFETY: NULL or what `encode` made.
             let detail = unsafe { ffi::text(self.detail) };
             let detail = detail.map_or_else(|| sentence.to_owned(), |detail| format!("{detail} {sentence}"));
-            self.detail = ffi::encode(&detail);
+            self.detail = encode(&detail);
         }
     }
 

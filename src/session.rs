@@ -135,7 +135,7 @@ pub fn token() -> Option<String> {
 /// A text without the token that was last assigned, armed or not.
 pub fn without_token(text: String) -> String {
     match settings::token() {
-        Some(token) if looks_like_a_token(&token) && text.contains(&token) => text.replace(&token, HIDDEN),
+        Some(token) if looks_like_a_token(token.trim()) => text.replace(token.trim(), HIDDEN),
         _ => text,
     }
 }
@@ -161,8 +161,8 @@ pub fn is_jwt(value: &str) -> bool {
 pub fn query_shows_token() -> bool {
     // SAFETY: NULL or the text of the query that the client sent.
     let query = || unsafe { ffi::text(pg_sys::debug_query_string) };
-    let token = settings::token().filter(|token| looks_like_a_token(token));
-    token.is_some_and(|token| query().is_some_and(|query| query.contains(&token)))
+    let token = settings::token().filter(|token| looks_like_a_token(token.trim()));
+    token.is_some_and(|token| query().is_some_and(|query| query.contains(token.trim())))
 }
 
 /// What stands for a token wherever it could be read.

@@ -33,7 +33,7 @@ pub fn enabled() -> bool {
 
 /// The token as it was last assigned; `session` knows whether it counts.
 pub fn token() -> Option<String> {
-    TOKEN.get().map(|token| token.to_string_lossy().trim().to_owned()).filter(|token| !token.is_empty())
+    TOKEN.get().map(|token| token.to_string_lossy().into_owned()).filter(|token| !token.is_empty())
 }
 
 /// How long a refused write waits for its event, in milliseconds.

@@ -376,11 +376,7 @@ fn past_limit(
         };
         decide::decide(&attempt)?;
         lifted(charge.meter, place.statement);
-        if lift::is_granted(place.statement) {
-            // Tables that were charged before the token was spent count as well.
-            decide::check_grant(&attempt, &rows_by_table(place.statement))?;
-        }
-        Ok(())
+        check_grant(&attempt)
     })
 }
 
@@ -407,6 +403,22 @@ fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -
         }
         Ok(())
     })
+}
+
+/// Refuses a statement that went past what its token opens. Tables that were charged before the token was spent count as
+/// well, now and with what is charged later.
+///
+/// # Errors
+/// WG006.
+pub fn check_grant(attempt: &Attempt<'_>) -> Result<(), Failure> {
+    let statement = attempt.place.statement;
+    if !lift::is_granted(statement) {
+        return Ok(());
+    }
+    let rows = rows_by_table(statement);
+    let book = book();
+    lift::count_in(statement, rows.iter().filter_map(|(name, _)| Some((name.as_str(), *book.relations.get(name)?))));
+    decide::check_grant(attempt, &rows)
 }
 
 #[cold]

@@ -156,6 +156,16 @@ pub fn is_reviewed(name: &str) -> bool {
     granted.any(|granted| granted.needs == Needs::Nothing && granted.grant.reviewed(name).is_some())
 }
 
+/// Counts tables that were charged before the token was accepted.
+pub fn count_in<'a>(statement: Serial, charged: impl Iterator<Item = (&'a str, MeterId)>) {
+    let Some(granted) = state().granted.iter_mut().find(|granted| granted.statement == statement) else { return };
+    for (name, table) in charged {
+        if !granted.tables.iter().any(|(meter, _)| *meter == table) {
+            granted.tables.push((table, granted.grant.reviewed(name)));
+        }
+    }
+}
+
 /// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were
 /// charged.
 pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &str) -> bool {

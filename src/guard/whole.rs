@@ -119,11 +119,7 @@ fn refuse_whole(binding: &Binding, operation: Operation, estimate: Option<u64>) 
             estimate,
         };
         decide::decide(&attempt)?;
-        // Tables that were charged before the token was spent count as well.
-        if lift::is_granted(place.statement) {
-            decide::check_grant(&attempt, &book::rows_by_table(place.statement))?;
-        }
-        Ok(())
+        book::check_grant(&attempt)
     });
     let decided = decided.try_for_each(|decided| decided);
     if frame == statement::Frame::Outermost {

@@ -5,7 +5,7 @@ use core::ptr;
 use ed25519_dalek::VerifyingKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePublicKey, EncodePublicKey};
-use pgrx::{FromDatum, pg_sys};
+use pgrx::pg_sys;
 use serde_json::json;
 
 use super::claims::{LONGEST_NAME, is_name};
@@ -14,9 +14,9 @@ use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
-use crate::owner;
 use crate::session::{Actor, role_name};
 use crate::words::{ascii_json, literal};
+use crate::{ffi, owner};
 
 sql_function!(
     /// `trust_key(name text, public_key_pem text) → text`: gives the SHA-256 of the key.
@@ -175,12 +175,7 @@ pub fn trusted(name: &str) -> Result<Option<VerifyingKey>, Error> {
         let descriptor = (*relation).rd_att;
         let text = |tuple, column: &core::ffi::CStr| {
             let number = pg_sys::SPI_fnumber(descriptor, column.as_ptr());
-            let mut is_null = true;
-            if number <= 0 || pg_sys::SPI_gettypeid(descriptor, number) != pg_sys::TEXTOID {
-                return None;
-            }
-            let value = pg_sys::SPI_getbinval(tuple, descriptor, number, &mut is_null);
-            String::from_datum(value, is_null)
+            if number > 0 { ffi::text(pg_sys::SPI_getvalue(tuple, descriptor, number)) } else { None }
         };
         let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, ptr::null_mut(), 0, ptr::null_mut());
         loop {

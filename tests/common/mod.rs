@@ -73,10 +73,20 @@ impl Server {
     /// A server of its own, with further lines for postgresql.conf. It listens on its
     /// socket only, unless a line sets `listen_addresses`.
     pub fn start(extra_conf: &[&str]) -> Server {
-        let template = template();
         let dir = make_directory();
+        run(server_command("cp").arg("-a").arg(template()).arg(dir.join("data")));
+        Server::start_in(dir, extra_conf)
+    }
+
+    /// A server of another cluster: all others are copies of one, with its system identifier.
+    pub fn start_another_cluster() -> Server {
+        let dir = make_directory();
+        initialize(&dir.join("data"));
+        Server::start_in(dir, &[])
+    }
+
+    fn start_in(dir: PathBuf, extra_conf: &[&str]) -> Server {
         let data = dir.join("data");
-        run(server_command("cp").arg("-a").arg(template).arg(&data));
 
         let port = if extra_conf.iter().any(|line| line.starts_with("listen_addresses")) { free_port() } else { 5432 };
         let mut conf = fs::read_to_string(data.join("postgresql.conf")).expect("postgresql.conf");
@@ -384,6 +394,12 @@ fn free_port() -> u16 {
     listener.local_addr().expect("the port's address").port()
 }
 
+fn initialize(data: &Path) {
+    run(server_command(bin().join("initdb"))
+        .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+        .arg(data));
+}
+
 /// An initialized data directory to copy, made once for each private server.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
@@ -394,9 +410,7 @@ fn template() -> &'static Path {
         if !template.exists() {
             let dir = make_directory();
             let data = dir.join("data");
-            run(server_command(bin().join("initdb"))
-                .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
-                .arg(&data));
+            initialize(&data);
             // Copied beside its place first, then renamed: whoever sees the template
             // sees all of it. Losing the race against another process does no harm.
             let copy = template.with_extension(std::process::id().to_string());
