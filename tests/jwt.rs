@@ -768,6 +768,20 @@ fn a_database_of_few_letters_refuses_the_others() {
     passes(&mut admin, WRITE);
 }
 
+#[test]
+fn a_client_of_few_letters_reads_why() {
+    let stage = Stage::new();
+    let mut claims = stage.claims(WRITE);
+    claims["exp"] = json!(0);
+    let script = format!(
+        "SET client_encoding = 'LATIN1';\nSET writeguard.override = on;\nSET writeguard.token = '{}';\n{WRITE};",
+        signed(&claims)
+    );
+    let printed = Server::shared().psql(&stage.db.name, &stage.role, &script);
+    assert!(printed.contains("ERROR:  approval token refused: it is expired"), "{printed}");
+    assert!(printed.contains("request('...', reason"), "{printed}");
+}
+
 // ---- Who acts ----
 
 #[test]
