@@ -14,5 +14,6 @@ pub mod demand;
 pub mod grant;
 mod jwt;
 mod key;
+mod name;
 pub mod outside;
 pub mod statement;
