@@ -236,20 +236,22 @@ CREATE FUNCTION writeguard.check_setup()
             FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_roles AS r ON r.oid = e.extowner
             WHERE e.extname = 'pg_writeguard' AND NOT r.rolsuper
         UNION ALL
-            SELECT CASE WHEN g.grantee <> 0 THEN 'note' WHEN c.policies THEN 'problem' ELSE 'warning' END,
+            SELECT CASE WHEN g.grantee <> 0 THEN 'note' WHEN c.policies OR c.alone THEN 'problem' ELSE 'warning' END,
                    CASE g.grantee WHEN 0 THEN 'everybody' ELSE pg_catalog.format('role %I', r.rolname) END,
                    pg_catalog.format('may call %s and so %s', p.oid::pg_catalog.regprocedure,
                        CASE WHEN p.proname = 'trust_key' THEN 'sign approvals with a key of its own'
-                            WHEN c.policies THEN 'change the policies' ELSE 'decide about requests' END),
+                            WHEN c.policies THEN 'change the policies' WHEN c.alone THEN 'write past limits alone'
+                            ELSE 'decide about requests' END),
                    pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM %s;', p.oid::pg_catalog.regprocedure,
                        CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END)
             FROM pg_catalog.pg_proc AS p
-                 CROSS JOIN LATERAL (SELECT p.proname IN ('set_policy', 'drop_policy', 'import_policies', 'trust_key')) AS c (policies)
+                 CROSS JOIN LATERAL (SELECT p.proname IN ('set_policy', 'drop_policy', 'import_policies', 'trust_key'),
+                                            p.proname = 'break_glass') AS c (policies, alone)
                  CROSS JOIN LATERAL pg_catalog.aclexplode(
                      coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS g
                  LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee
             WHERE p.pronamespace = 'writeguard'::pg_catalog.regnamespace
-              AND (c.policies OR p.proname IN ('approve', 'reject', 'revoke') AND g.grantee = 0)
+              AND (c.policies OR c.alone OR p.proname IN ('approve', 'reject', 'revoke') AND g.grantee = 0)
               AND g.grantee <> p.proowner AND r.rolsuper IS NOT TRUE
         )
         SELECT f.severity, f.subject, f.problem, f.fix FROM found AS f

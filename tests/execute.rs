@@ -318,8 +318,9 @@ fn rows_that_deferred_triggers_change_are_a_part_of_it() {
          CREATE CONSTRAINT TRIGGER f AFTER UPDATE ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION f();
          SELECT writeguard.set_policy('u', tables => '{public.u}', max_rows => 3)",
     );
-    for wrap in ["$", "BEGIN; $; COMMIT"] {
-        let (id, _) = stage.approved(WRITE);
+    for (wrap, max_rows) in [("$", "NULL"), ("BEGIN; $; COMMIT", "NULL"), ("$", "20")] {
+        let id = request(&mut stage.requester(), WRITE, &[]);
+        passes(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
         passes(&mut stage.requester(), &wrap.replace('$', &call(id)));
         assert_eq!((stage.changed(), stage.number("SELECT min(a) FROM u")), (5, 1));
         stage.unguarded("UPDATE t SET a = 0; SET CONSTRAINTS ALL IMMEDIATE; UPDATE u SET a = 0");
@@ -533,6 +534,52 @@ fn errors_of_the_statement_are_its_own() {
     refused(&mut client, WRITE, "WG001");
     execute(&mut client, id);
     assert_eq!(stage.changed(), 5);
+}
+
+#[test]
+fn what_stops_it_halfway_leaves_nothing_of_it() {
+    let mut stage = Stage::new(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN IF new.id = 5 THEN PERFORM pg_sleep(60); END IF; RETURN new; END'",
+    );
+    let (id, _) = stage.approved(WRITE);
+    passes(&mut stage.admin, "CREATE TRIGGER slow BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION slow()");
+    let mut client = stage.requester();
+    passes(&mut client, "SET statement_timeout = '300ms'");
+    not_executed(&mut client, id, "57014");
+    let swallowed = format!(
+        "DO $$ BEGIN
+             BEGIN PERFORM writeguard.execute({id}); EXCEPTION WHEN query_canceled THEN NULL; END;
+             SET LOCAL statement_timeout = 0;
+             UPDATE t SET a = 9 WHERE id < 5;
+         END $$"
+    );
+    refused(&mut client, &swallowed, "WG001");
+    passes(&mut client, "RESET statement_timeout");
+    let pid = pid(&mut client);
+    let run = thread::spawn(move || client.batch_execute(&call(id)).map_err(|error| Refusal::of(&error).sqlstate));
+    let sleeps = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
+    common::wait_until(20, || stage.number(&sleeps) == 1);
+    passes(&mut stage.admin, &format!("SELECT pg_terminate_backend({pid}, 20000)"));
+    assert_eq!(run.join().unwrap(), Err("57P01".to_owned()));
+    assert_eq!((stage.changed(), stage.state(id).as_str()), (0, "approved"));
+    passes(&mut stage.admin, "DROP TRIGGER slow ON t");
+    execute(&mut stage.requester(), id);
+    assert_eq!((stage.changed(), stage.overridden()), (5, vec![(5, Some(id))]));
+}
+
+#[test]
+fn a_procedure_that_commits_after_it_has_it_committed() {
+    let mut stage = Stage::new(
+        "CREATE PROCEDURE p(id bigint) LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM writeguard.execute(id);
+             COMMIT;
+             UPDATE t SET a = 8;
+         END $$",
+    );
+    let (id, _) = stage.approved(WRITE);
+    refused(&mut stage.requester(), &format!("CALL p({id})"), "WG001");
+    assert_eq!((stage.changed(), stage.state(id).as_str(), stage.overridden().len()), (5, "spent", 1));
 }
 
 #[test]

@@ -279,6 +279,10 @@ fn roles_that_could_switch_it_off_are_told() {
     mended(&mut admin, "everybody", "problem", "change the policies");
     run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.approve TO PUBLIC");
     mended(&mut admin, "everybody", "warning", "decide about requests");
+    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.break_glass TO r");
+    mended(&mut admin, "role r", "note", "write past limits alone");
+    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.break_glass TO PUBLIC");
+    mended(&mut admin, "everybody", "problem", "write past limits alone");
     // Approvers are meant to be.
     run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.approve TO r");
     assert_eq!(check(&mut admin), []);

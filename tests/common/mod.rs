@@ -183,6 +183,20 @@ impl Server {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// What psql prints, errors included, and whether it succeeded, when it is called with these arguments.
+    pub fn psql_with(&self, db: &str, user: &str, arguments: &[&str]) -> (String, bool) {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"exec "$@" 2>&1"#, "sh"])
+            .arg(bin().join("psql"))
+            .args(["-X", "-q", "-d", db, "-U", user, "-p", &self.port.to_string(), "-h"])
+            .arg(&self.dir)
+            .args(arguments);
+        forget_environment(&mut command);
+        let output = command.stdin(Stdio::null()).output().expect("cannot run psql");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
+    }
+
     fn pg_ctl(&self, action: &str) -> Command {
         let mut command = server_command(bin().join("pg_ctl"));
         command.args([action, "-s", "-w", "-t", "60", "-D"]).arg(self.data_dir());
@@ -348,7 +362,7 @@ fn server_user() -> Option<&'static str> {
 }
 
 /// A command that runs as the server's user.
-fn server_command(program: impl AsRef<OsStr>) -> Command {
+pub fn server_command(program: impl AsRef<OsStr>) -> Command {
     let mut command = match server_user() {
         Some(user) => {
             let mut command = Command::new("runuser");
@@ -383,7 +397,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// A new directory of the server's user, with a name short enough for a socket.
-fn make_directory() -> PathBuf {
+pub fn make_directory() -> PathBuf {
     let temp = std::env::temp_dir();
     let temp = if temp.as_os_str().len() > 60 { Path::new("/tmp") } else { &temp };
     PathBuf::from(run(server_command("mktemp").arg("-d").arg(temp.join(format!("pgwg-{}", "X".repeat(6))))))

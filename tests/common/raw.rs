@@ -67,9 +67,13 @@ impl Answer {
 
 impl Raw {
     pub fn to(bed: &Bed) -> Raw {
+        Raw::connect("postgres", &bed.db().name)
+    }
+
+    pub fn connect(user: &str, database: &str) -> Raw {
         let mut raw = Raw { stream: socket(), key: Vec::new(), unsent: Vec::new() };
         let mut body = 196_608_u32.to_be_bytes().to_vec();
-        for word in ["user", "postgres", "database", &bed.db().name, ""] {
+        for word in ["user", user, "database", database, ""] {
             body.extend_from_slice(&text(word));
         }
         raw.message(None, &body);
