@@ -120,13 +120,13 @@ CREATE VIEW writeguard.pending WITH (security_barrier) AS
            r.rows, r.relations, r.samples, r.policies,
            greatest(asked.min_approvals, 1) AS approvals_needed,
            coalesce(given.approved_by, '{}') AS approved_by,
-           r.expires_at, coalesce(asked.asks, '[]') AS asks
+           r.expires_at, coalesce(asked.asks, '') AS asks
     FROM writeguard.request AS r
          CROSS JOIN LATERAL (
              SELECT max(k.min_approvals) AS min_approvals,
-                    jsonb_agg(jsonb_build_object('policy', k.policy, 'approvers', k.approvers,
-                                                 'min_approvals', k.min_approvals, 'given', k.given)
-                              ORDER BY k.policy) AS asks
+                    string_agg(format('%s: %s of %s%s', k.policy, k.given, k.min_approvals,
+                                      coalesce(' by members of ' || quote_ident(k.approvers), '')),
+                               E'\n' ORDER BY k.policy) AS asks
              FROM writeguard.approval_ask AS k WHERE k.request = r.id
          ) AS asked
          CROSS JOIN LATERAL (
@@ -136,7 +136,7 @@ CREATE VIEW writeguard.pending WITH (security_barrier) AS
     WHERE r.state = 'pending' AND r.expires_at > clock_timestamp();
 COMMENT ON VIEW writeguard.pending IS 'requests that wait for a decision';
 COMMENT ON COLUMN writeguard.pending.approvals_needed IS 'distinct people, in all, as the policies are now; more where none is an approver for all policies';
-COMMENT ON COLUMN writeguard.pending.asks IS 'for each policy its approvers, how many of them must approve, and how many did';
+COMMENT ON COLUMN writeguard.pending.asks IS 'for each policy a line: how many have approved of how many that must, and who they are';
 
 CREATE VIEW writeguard.my_requests WITH (security_barrier) AS
     SELECT r.id,

@@ -19,7 +19,8 @@ CREATE FUNCTION writeguard.check_setup()
         ),
         -- As JSON, because the table may lack a column and this function is to say so.
         policies AS MATERIALIZED (
-            SELECT p.columns ->> 'name' AS name, p.columns -> 'roles' AS roles, p.columns ->> 'approvers' AS approvers
+            SELECT p.columns ->> 'name' AS name, p.columns -> 'roles' AS roles, p.columns ->> 'approvers' AS approvers,
+                   p.columns ->> 'override' AS override, (p.columns ->> 'min_approvals')::pg_catalog.int4 AS min_approvals
             FROM (SELECT pg_catalog.to_jsonb(t) AS columns FROM writeguard.policy AS t) AS p
         ),
         -- writeguard.enabled as roles and databases have it set; what is not clearly on may be off.
@@ -144,6 +145,24 @@ CREATE FUNCTION writeguard.check_setup()
             FROM policies AS p
             WHERE p.approvers IS NOT NULL
               AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS known WHERE known.rolname = p.approvers)
+        UNION ALL
+            SELECT 'problem', pg_catalog.format('policy %I', p.name),
+                   pg_catalog.format('it asks for %s approvals%s; logins that can give one: %s', p.min_approvals,
+                                     coalesce(pg_catalog.format(' by members of %I', p.approvers), ''), a.logins),
+                   'GRANT EXECUTE ON FUNCTION writeguard.approve TO '
+                   || coalesce(pg_catalog.quote_ident(p.approvers), '…') || ';'
+            FROM policies AS p JOIN (
+                SELECT asked.approvers, (
+                    SELECT pg_catalog.count(*) FROM pg_catalog.pg_roles AS r
+                    WHERE r.rolcanlogin AND writeguard.is_approver(r.oid, asked.approvers)
+                      AND pg_catalog.has_function_privilege(r.oid, f.oid, 'EXECUTE')) AS logins
+                FROM (SELECT DISTINCT p.approvers FROM policies AS p) AS asked
+                     CROSS JOIN pg_catalog.pg_proc AS f
+                WHERE f.pronamespace = 'writeguard'::pg_catalog.regnamespace AND f.proname = 'approve'
+            ) AS a ON a.approvers IS NOT DISTINCT FROM p.approvers
+            WHERE p.override = 'token' AND a.logins < p.min_approvals
+              AND (p.approvers IS NULL
+                   OR EXISTS (SELECT FROM pg_catalog.pg_roles AS known WHERE known.rolname = p.approvers))
         UNION ALL
             SELECT 'note', 'policies', 'there is no policy, so nothing is limited',
                    'SELECT writeguard.set_policy(''orders-guard'', tables => ''{public.orders}'', max_rows => 100);'

@@ -14,7 +14,7 @@ use crate::process::{connect, exists, start};
 use crate::settings;
 
 /// How long after its start the launcher begins with the first round, where the retention does not ask for more.
-const FIRST: Duration = Duration::from_secs(60);
+const FIRST: Duration = Duration::from_secs(10);
 
 fn pause() -> Duration {
     let seconds = |seconds: i32| Duration::from_secs(u64::from(seconds.unsigned_abs()));

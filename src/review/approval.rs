@@ -12,7 +12,7 @@ use crate::words::{Override, quote_identifier};
 
 sql_function!(
     /// `is_approver(login oid, approvers text) → boolean`.
-    writeguard_is_approver, pg_finfo_writeguard_is_approver, is_approver
+    writeguard_is_approver, pg_finfo_writeguard_is_approver, is_approver, not_preloaded_too
 );
 
 fn is_approver(arguments: &Arguments) -> Returns {
@@ -74,7 +74,7 @@ impl Ask {
 }
 
 /// `2 approvals by members of "dba"`.
-pub fn people(approvals: u32, approvers: Option<&str>) -> String {
+fn people(approvals: u32, approvers: Option<&str>) -> String {
     let approvals = format!("{approvals} approval{}", if approvals == 1 { "" } else { "s" });
     match approvers {
         Some(role) => format!("{approvals} by members of {}", quoted(role)),
@@ -86,12 +86,16 @@ fn quoted(role: &str) -> String {
     format!("\"{role}\"")
 }
 
-/// How many more people must approve at least, and what each policy that waits for them says; none where all have what
-/// they ask for.
-pub fn still_missing(asks: &[Ask]) -> Option<(u32, String)> {
-    let missing = asks.iter().map(Ask::missing).max().filter(|missing| *missing > 0)?;
-    let sentences: Vec<String> = asks.iter().filter(|ask| ask.missing() > 0).map(Ask::sentence).collect();
-    Some((missing, sentences.join(" ")))
+/// How many more people must approve, as `1 more approval`, and what each policy that waits for them says; none where all
+/// have what they ask for.
+pub fn still_missing(asks: &[Ask]) -> Option<(String, String)> {
+    let lacking: Vec<&Ask> = asks.iter().filter(|ask| ask.missing() > 0).collect();
+    let missing = lacking.iter().map(|ask| ask.missing()).max()?;
+    // One person may be an approver for several policies.
+    let at_least = if lacking.iter().any(|ask| ask.approvers != lacking[0].approvers) { "at least " } else { "" };
+    let sentences: Vec<String> = lacking.iter().map(|ask| ask.sentence()).collect();
+    let s = if missing == 1 { "" } else { "s" };
+    Some((format!("{at_least}{missing} more approval{s}"), sentences.join(" ")))
 }
 
 /// Why a login that is no approver for any of the policies cannot approve.
@@ -131,12 +135,13 @@ mod tests {
     fn the_policy_that_lacks_most_says_how_many_are_missing() {
         let asks = [ask("p", None, 1, 1), ask("q", Some("dba"), 3, 1), ask("r", Some("owners"), 1, 0)];
         let (missing, sentences) = still_missing(&asks).unwrap();
-        assert_eq!(missing, 2);
+        assert_eq!(missing, "at least 2 more approvals");
         assert_eq!(
             sentences,
             "Policy \"q\" asks for 3 approvals by members of \"dba\", and has 1. \
              Policy \"r\" asks for 1 approval by members of \"owners\", and has 0."
         );
+        assert_eq!(still_missing(&asks[..2]).unwrap().0, "2 more approvals");
         assert!(still_missing(&asks[..1]).is_none());
         assert!(still_missing(&[]).is_none());
         assert!(still_missing(&[ask("p", None, 1, 5)]).is_none());

@@ -160,8 +160,8 @@ const APPROVE: &str = "UPDATE writeguard.request AS r SET state = 'approved', to
 enum Approved {
     /// The last one that was needed.
     Whole { token: String },
-    /// More are needed: how many at least, and what the policies say.
-    Part(u32, String),
+    /// More are needed: how many, and what the policies say.
+    Part(String, String),
 }
 
 fn approve(arguments: &Arguments) -> Returns {
@@ -221,7 +221,7 @@ fn approve(arguments: &Arguments) -> Returns {
             value(token)
         }
         Approved::Part(missing, sentences) => {
-            let needs = format!("request {id} needs {} more", approval::people(missing, None));
+            let needs = format!("request {id} needs {missing}");
             let reason = comment.map_or_else(|| needs.clone(), |comment| format!("{comment} ({needs})"));
             record(Kind::Approved, &request, max_rows, Some(reason))?;
             notice(&needs, Some(&sentences))?;
