@@ -18,7 +18,8 @@ CREATE FUNCTION writeguard.set_policy(
     approvers                text DEFAULT NULL,
     min_approvals            integer DEFAULT 1,
     undo                     interval DEFAULT NULL,
-    comment                  text DEFAULT NULL
+    comment                  text DEFAULT NULL,
+    samples                  boolean DEFAULT true
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'writeguard_set_policy';

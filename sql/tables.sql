@@ -22,7 +22,8 @@ CREATE TABLE writeguard.policy (
     approvers                text,
     min_approvals            integer NOT NULL DEFAULT 1 CHECK (min_approvals >= 1),
     undo                     interval,
-    comment                  text
+    comment                  text,
+    samples                  boolean NOT NULL DEFAULT true
 );
 COMMENT ON TABLE writeguard.policy IS 'Row limits; written through set_policy() and drop_policy()';
 COMMENT ON COLUMN writeguard.policy.tables IS 'schema.table, * as wildcard outside quotes';
@@ -43,6 +44,7 @@ COMMENT ON COLUMN writeguard.policy.override IS 'what lifts the policy: never, f
 COMMENT ON COLUMN writeguard.policy.approvers IS 'role whose members may approve; NULL: whoever may call approve()';
 COMMENT ON COLUMN writeguard.policy.min_approvals IS 'distinct people who must approve';
 COMMENT ON COLUMN writeguard.policy.comment IS 'for people';
+COMMENT ON COLUMN writeguard.policy.samples IS 'whether requests show some rows of these tables, before and after';
 
 CREATE FUNCTION writeguard.policy_changed() RETURNS trigger
     LANGUAGE c

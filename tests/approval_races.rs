@@ -401,9 +401,9 @@ fn a_thousand_pending_requests_are_no_obstacle() {
     pass(
         &mut stage.admin,
         "INSERT INTO writeguard.request (database, login, actor, acting_as, reason, statement, statement_sha256, rows,
-                                         relations, policies, expires_at)
+                                         relations, policies, expires_at, search_path)
          SELECT database, login, actor, acting_as, reason, statement, statement_sha256, rows, relations, policies,
-                expires_at
+                expires_at, search_path
          FROM writeguard.request CROSS JOIN generate_series(1, 999)",
     );
     let mut anna = stage.anna();

@@ -132,7 +132,16 @@ fn never_is_never_lifted() {
     let mut stage =
         trusting("SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, override => 'never')");
     let mut client = stage.requester();
+    let refusal = refused(&mut client, BREAK, "WG007");
+    assert_eq!(refusal.message, "no approval can lift policy \"p\"");
+    assert_eq!((events(&mut stage), requests(&mut stage)), (0, 0));
+    // One that came after the glass was broken is not lifted either.
+    passes(&mut stage.db.admin(), "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3)");
     let token = text(&mut client, BREAK);
+    passes(
+        &mut stage.db.admin(),
+        "SELECT writeguard.set_policy('hard', tables => '{public.t}', max_rows => 3, override => 'never')",
+    );
     arm(&mut client, &token);
     refused(&mut client, WRITE, "WG001");
     assert_eq!(stage.changed(), 0);

@@ -539,3 +539,74 @@ fn a_row_that_another_session_changed_first_is_shown_as_it_was_then() {
     assert_eq!(told[0].before, Some(json!([{"id": 1, "v": 41}])));
     assert_eq!(told[0].after, Some(json!([{"id": 1, "v": 42}])));
 }
+
+// ---- The same rows with a request ----
+
+const REQUEST: &str = "SELECT writeguard.request('UPDATE t SET v = 7 WHERE id > 3', 'why this is right')";
+
+#[test]
+fn a_request_shows_rows_before_and_after_to_who_decides() {
+    let mut bed = Bed::new(SIX);
+    bed.limit("{public.t}", 2);
+    bed.passes(REQUEST);
+    let samples: Value = bed.reader.query_one("SELECT samples FROM writeguard.pending", &[]).expect("a request").get(0);
+    let row = |id: i32, v: i32| json!({"id": id, "v": v});
+    assert_eq!(
+        samples,
+        json!([{
+            "relation": "public.t",
+            "operation": "update",
+            "before": [row(4, 0), row(5, 0), row(6, 0)],
+            "after": [row(4, 7), row(5, 7), row(6, 7)],
+        }])
+    );
+}
+
+#[test]
+fn a_request_shows_five_rows_of_each_table_and_operation() {
+    let mut bed = Bed::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000);");
+    bed.limit("{public.t}", 2);
+    bed.passes("SELECT writeguard.request('DELETE FROM t', 'why this is right')");
+    assert_eq!(bed.number("SELECT jsonb_array_length(samples #> '{0,before}') FROM writeguard.pending"), 5);
+    assert_eq!(bed.number("SELECT rows FROM writeguard.pending"), 1000);
+}
+
+#[test]
+fn a_policy_keeps_its_tables_rows_out_of_requests() {
+    let mut bed = Bed::new(&format!(
+        "{SIX} CREATE TABLE c (id int PRIMARY KEY REFERENCES t ON DELETE CASCADE); INSERT INTO c VALUES (4), (5);"
+    ));
+    bed.limit("{public.*}", 2);
+    // Set aside for its limits, in force or not: what it says of samples holds.
+    bed.passes(
+        "SELECT writeguard.set_policy('private', tables => '{public.t}', samples => false, max_rows => 100,
+             roles => '{pg_monitor}', schedule => 'Mon 00:00-00:01 UTC')",
+    );
+    bed.passes("SELECT writeguard.request('DELETE FROM t WHERE id > 3', 'why this is right')");
+    let samples: Value = bed.reader.query_one("SELECT samples FROM writeguard.pending", &[]).expect("a request").get(0);
+    assert_eq!(
+        samples,
+        json!([{"relation": "public.c", "operation": "delete", "before": [{"id": 4}, {"id": 5}], "after": [null, null]}])
+    );
+    bed.passes("SELECT writeguard.request('TRUNCATE t CASCADE', 'why this is right')");
+    let of_truncate = "SELECT count(*) FROM writeguard.pending, jsonb_array_elements(samples) AS s
+         WHERE s ->> 'relation' = 'public.t'";
+    assert_eq!(bed.number(of_truncate), 0);
+    // The caller may look, and sees what they could read.
+    let told = preview(&mut bed, "DELETE FROM t WHERE id = 1");
+    assert_eq!(told[0].before, Some(json!([{"id": 1, "v": 0}])));
+}
+
+#[test]
+fn a_request_shows_no_more_than_the_requester_may_read() {
+    let mut bed = Bed::new(
+        "CREATE TABLE s (id int PRIMARY KEY, secret text); INSERT INTO s VALUES (1, 'hidden'), (2, 'hidden');",
+    );
+    bed.limit("{public.s}", 1);
+    let role = bed.db().role("clerk");
+    bed.passes(&format!("GRANT DELETE, SELECT (id) ON s TO {role}"));
+    let mut clerk = bed.db().connect(&role);
+    limits::pass(&mut clerk, "SELECT writeguard.request('DELETE FROM s', 'why this is right')");
+    let samples: Value = bed.reader.query_one("SELECT samples FROM writeguard.pending", &[]).expect("a request").get(0);
+    assert_eq!(samples[0]["before"], json!([{"id": 1}, {"id": 2}]));
+}

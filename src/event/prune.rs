@@ -30,7 +30,7 @@ struct Chore {
 }
 
 /// In this order. A chore whose tables are not there is left out.
-const CHORES: [Chore; 3] = [
+const CHORES: [Chore; 4] = [
     // What expired stays so, whatever becomes of the clock.
     Chore {
         what: None,
@@ -60,6 +60,16 @@ const CHORES: [Chore; 3] = [
               SELECT e.id FROM writeguard.event AS e WHERE e.occurred_at OPERATOR(pg_catalog.<) \
                 (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2)) \
               ORDER BY e.occurred_at LIMIT $1))",
+    },
+    // A day more than they are good, so that a clock that is set back revives none.
+    Chore {
+        what: None,
+        tables: &[c"used_jti"],
+        retained: false,
+        sql: "DELETE FROM writeguard.used_jti WHERE (key, jti) IN ( \
+              SELECT u.key, u.jti FROM writeguard.used_jti AS u WHERE u.expires_at OPERATOR(pg_catalog.<) \
+                (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 day'::pg_catalog.interval) \
+              ORDER BY u.expires_at LIMIT $1)",
     },
 ];
 

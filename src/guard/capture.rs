@@ -42,7 +42,7 @@ pub unsafe fn changed(watch: &Watch, binding: &Binding, operation: Operation, ro
     // SAFETY: the caller's promise.
     unsafe {
         let mut shown = (None, None);
-        if tally::has_room(name, operation.word()) {
+        if tally::has_room((*(*info).ri_RelationDesc).rd_id, name, operation.word())? {
             let versions = match watch.kind {
                 Kind::Conflict => image::of_conflict(watch, info)?,
                 _ => image::of_last_row(watch, info)?,
@@ -71,7 +71,7 @@ pub fn inserted(watch: &Watch, rows: u64) -> Result<(), Failure> {
     unsafe {
         let mut shown = (None, None);
         if rows == 1
-            && tally::has_room(name, INSERT)
+            && tally::has_room(named(watch), name, INSERT)?
             && let Some((relation, new)) = image::inserted(watch)?
         {
             shown.1 = show(watch, relation, new)?;
@@ -107,8 +107,11 @@ pub unsafe fn truncated(
 }
 
 /// Whether a row that is about to be truncated would be shown.
-pub fn shows_truncated(binding: &Binding) -> bool {
-    tally::has_room(&binding.relation, Operation::Truncate.word())
+///
+/// # Errors
+/// What looking for policies may raise.
+pub fn shows_truncated(binding: &Binding, relation: pg_sys::Oid) -> Result<bool, Failure> {
+    tally::has_room(relation, &binding.relation, Operation::Truncate.word())
 }
 
 /// What an insert is called in a rehearsal's account; no policy limits it.

@@ -80,7 +80,7 @@ unsafe fn charge_rows(
         let mut result = Ok(());
         let captures = operation == Operation::Truncate && capture::may_want();
         while let Some(most) = worth_counting(binding, operation, place) {
-            let shows = captures && capture::shows_truncated(binding);
+            let shows = captures && capture::shows_truncated(binding, (*table).rd_id)?;
             let most = if shows { 1 } else { most };
             let rows = match scan.count(most) {
                 Ok(0) => break,

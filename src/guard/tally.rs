@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use super::binding::{Binding, Charge};
 use crate::error::Error;
 use crate::ffi::{self, Backend};
+use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
 use crate::words::RelationName;
@@ -26,6 +27,8 @@ pub struct Wanted {
     pub everything: bool,
     /// Rows to show of each table and operation.
     pub sample: usize,
+    /// Not of tables that a policy keeps out of requests.
+    pub respects_policies: bool,
     /// It ends before the row after these.
     pub most: u64,
 }
@@ -99,13 +102,15 @@ pub fn wants_everything() -> bool {
     open_accounts().last().is_some_and(|open| open.wanted.everything)
 }
 
-/// Whether the open account would show another row.
-pub fn has_room(name: &RelationName, operation: &str) -> bool {
-    open_accounts().last().is_some_and(|open| {
-        let of = |line: &&Line| line.name == *name && line.operation == operation;
-        let shown: usize = open.account.lines.iter().filter(of).map(|line| line.before.len()).sum();
-        shown < open.wanted.sample
-    })
+/// Whether the open account would show another row of that relation.
+///
+/// # Errors
+/// What looking for policies may raise.
+pub fn has_room(relation: pg_sys::Oid, name: &RelationName, operation: &str) -> Result<bool, Failure> {
+    let Some(open) = open_accounts().last() else { return Ok(false) };
+    let of = |line: &&Line| line.name == *name && line.operation == operation;
+    let shown: usize = open.account.lines.iter().filter(of).map(|line| line.before.len()).sum();
+    Ok(shown < open.wanted.sample && (!open.wanted.respects_policies || catalog::shows_samples(relation)?))
 }
 
 /// A row as the open account shows it; none where it does not, or the reader may not see it.

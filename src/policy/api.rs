@@ -51,7 +51,8 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
        require_where = EXCLUDED.require_where, \
        require_transaction = EXCLUDED.require_transaction, mode = EXCLUDED.mode, \
        \"override\" = EXCLUDED.\"override\", approvers = EXCLUDED.approvers, \
-       min_approvals = EXCLUDED.min_approvals, comment = EXCLUDED.comment \
+       min_approvals = EXCLUDED.min_approvals, comment = EXCLUDED.comment, \
+       samples = EXCLUDED.samples \
      WHERE p.* IS DISTINCT FROM EXCLUDED.* \
      RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END";
 
@@ -83,6 +84,7 @@ fn set_policy(arguments: &Arguments) -> Returns {
         min_approvals: arguments.get(17),
         undo: given(18),
         comment: arguments.get(19),
+        samples: arguments.get(20).unwrap_or(true),
     })
 }
 

@@ -207,6 +207,21 @@ pub fn installed() -> Result<bool, Foreign> {
     Ok(policies()?.installed)
 }
 
+/// Whether no policy that names the table, in force or not, keeps its rows out of requests.
+///
+/// # Errors
+/// What waiting for the policy table's lock may raise.
+pub fn shows_samples(relation: pg_sys::Oid) -> Result<bool, Foreign> {
+    let policies = policies()?;
+    let Some(target) = target::find(relation) else { return Ok(true) };
+    let places = policies.naming(&target);
+    let hides = |place: &usize| {
+        let policy = &policies.loaded[*place].policy;
+        !policy.samples && resolve::names(policy, &target)
+    };
+    Ok(!places.iter().any(hides))
+}
+
 /// The acting role with its memberships, for all roles that policies name.
 fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
     let state = state();

@@ -43,7 +43,7 @@ const fn key(name: &'static str, kind: Kind, nullable: bool, example: &'static s
 }
 
 /// All keys, in the order of the table's columns.
-pub const KEYS: [Key; 20] = [
+pub const KEYS: [Key; 21] = [
     key("name", Kind::Text, false, r#""orders-guard""#),
     key("tables", Kind::Texts, false, r#"["public.orders"]"#),
     key("roles", Kind::Texts, false, r#"["public"]"#),
@@ -64,6 +64,7 @@ pub const KEYS: [Key; 20] = [
     key("min_approvals", Kind::Count, false, "1"),
     key("undo", Kind::Interval, true, r#""7 days""#),
     key("comment", Kind::Text, true, r#""why there is this policy""#),
+    key("samples", Kind::Flag, false, "false"),
 ];
 
 impl Key {

@@ -66,7 +66,8 @@ const WRITE: &str = "INSERT INTO writeguard.policy \
        rate_interval = EXCLUDED.rate_interval, max_fraction = EXCLUDED.max_fraction, \
        require_where = EXCLUDED.require_where, require_transaction = EXCLUDED.require_transaction, \
        mode = EXCLUDED.mode, \"override\" = EXCLUDED.\"override\", approvers = EXCLUDED.approvers, \
-       min_approvals = EXCLUDED.min_approvals, undo = EXCLUDED.undo, comment = EXCLUDED.comment";
+       min_approvals = EXCLUDED.min_approvals, undo = EXCLUDED.undo, comment = EXCLUDED.comment, \
+       samples = EXCLUDED.samples";
 
 const DROP: &str = "DELETE FROM writeguard.policy AS p \
      USING pg_catalog.jsonb_array_elements_text($1::pg_catalog.jsonb) AS gone (name) \

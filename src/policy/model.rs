@@ -42,8 +42,13 @@ pub struct Document {
     pub min_approvals: Option<i32>,
     pub undo: Option<String>,
     pub comment: Option<String>,
+    #[serde(default = "yes")]
+    pub samples: bool,
 }
 
+fn yes() -> bool {
+    true
+}
 fn all_tables() -> Vec<Option<String>> {
     vec![Some("*.*".into())]
 }
@@ -90,6 +95,8 @@ pub struct Policy {
     /// Distinct people who must approve; at least 1.
     pub min_approvals: u32,
     pub comment: Option<String>,
+    /// Whether a request shows some rows of its tables, before and after.
+    pub samples: bool,
 }
 
 /// The interval that `rate_interval` has when nobody says otherwise, as PostgreSQL prints it.
@@ -202,6 +209,7 @@ impl Document {
             approvers: self.approvers(override_)?,
             min_approvals: self.min_approvals(override_)?,
             comment: self.comment.clone(),
+            samples: self.samples,
         })
     }
 

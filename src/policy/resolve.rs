@@ -185,6 +185,7 @@ mod tests {
             approvers: None,
             min_approvals: 1,
             comment: None,
+            samples: true,
         }
     }
 

@@ -204,7 +204,7 @@ unsafe fn scan(relation: pg_sys::Relation, before: Option<&Policies>, found: &mu
 }
 
 /// The columns as this library reads them.
-const COLUMNS: [(&str, pg_sys::Oid); 20] = [
+const COLUMNS: [(&str, pg_sys::Oid); 21] = [
     ("name", pg_sys::TEXTOID),
     ("tables", pg_sys::TEXTARRAYOID),
     ("roles", pg_sys::TEXTARRAYOID),
@@ -225,6 +225,7 @@ const COLUMNS: [(&str, pg_sys::Oid); 20] = [
     ("min_approvals", pg_sys::INT4OID),
     ("undo", pg_sys::INTERVALOID),
     ("comment", pg_sys::TEXTOID),
+    ("samples", pg_sys::BOOLOID),
 ];
 
 /// What is wrong with the first column that is not as this library reads it.
@@ -295,6 +296,7 @@ impl Row<'_> {
             min_approvals: self.get("min_approvals"),
             undo: self.given("undo"),
             comment: self.get("comment"),
+            samples: self.get("samples").unwrap_or(true),
         }
     }
 }

@@ -30,8 +30,12 @@ fn preview(arguments: &Arguments) -> Returns {
     let again = "SELECT * FROM writeguard.preview($$UPDATE orders SET … WHERE …$$);";
     let text = CString::new(text).map_err(|_| Error::invalid("malformed statement", again))?;
     run::check(&text)?;
-    let wanted =
-        Wanted { everything: true, sample: usize::try_from(sample).unwrap_or(0), most: settings::preview_max_rows() };
+    let wanted = Wanted {
+        everything: true,
+        respects_policies: false,
+        sample: usize::try_from(sample).unwrap_or(0),
+        most: settings::preview_max_rows(),
+    };
     let rehearsed = rehearse::rehearse(&text, &[], wanted)?;
     let stopped = rehearsed.account.stopped;
     arguments.give_rows(rehearsed.account.lines.into_iter().map(|line| {

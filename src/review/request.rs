@@ -125,8 +125,8 @@ const INSERT: &str = "INSERT INTO writeguard.request \
 /// Rows of each table and operation that a request shows before and after.
 const SAMPLE: usize = 5;
 
-/// The names of the policies that an approval is about: those that would refuse the statement and that a token lifts;
-/// where none would refuse it now, all that a token lifts and that cover what it changes.
+/// The names of the policies that an approval is about: those that would refuse the statement and that a token lifts,
+/// else those that the flag lifts; where none would refuse it now, all that a token lifts and that cover what it changes.
 ///
 /// # Errors
 /// WG007 where no approval helps, or none is needed.
@@ -145,27 +145,27 @@ fn to_be_lifted(concerns: &[Concern], statement: &str) -> Result<Vec<String>, Er
             ),
         });
     }
-    let names = |refuses: bool| -> Vec<String> {
-        let lifted =
-            |concern: &&Concern| concern.policy.policy.override_ == Override::Token && (concern.refuses || !refuses);
-        let mut names: Vec<String> =
-            concerns.iter().filter(lifted).map(|concern| concern.policy.policy.name.clone()).collect();
+    let names = |asked: &dyn Fn(&Concern) -> bool| -> Vec<String> {
+        let mut names: Vec<String> = concerns
+            .iter()
+            .filter(|concern| asked(concern))
+            .map(|concern| concern.policy.policy.name.clone())
+            .collect();
         names.sort();
         names
     };
-    let flag = refusing(Override::Flag);
-    match names(true) {
-        names if !names.is_empty() => Ok(names),
-        _ if flag.is_none() && !names(false).is_empty() => Ok(names(false)),
-        _ => Err(Error::Invalid {
-            message: "the statement needs no approval".into(),
-            detail: Some(match flag {
-                Some(Concern { policy, .. }) => format!("The flag alone lifts policy \"{}\".", policy.policy.name),
-                None => "No policy that a token lifts covers what it changes.".into(),
-            }),
-            hint: if flag.is_some() { "SET writeguard.override = on;".into() } else { statement.to_owned() },
-        }),
-    }
+    let by_token = |concern: &Concern| concern.policy.policy.override_ == Override::Token;
+    let lifted = [
+        names(&|concern| concern.refuses && by_token(concern)),
+        // The flag would do, but nobody has to go alone.
+        names(&|concern| concern.refuses),
+        names(&by_token),
+    ];
+    lifted.into_iter().find(|names| !names.is_empty()).ok_or_else(|| Error::Invalid {
+        message: "the statement needs no approval".into(),
+        detail: Some("No policy that an approval lifts covers what it changes.".into()),
+        hint: statement.to_owned(),
+    })
 }
 
 /// The rows to show, as an array with an object for each table and operation; none where there are none.
@@ -223,8 +223,11 @@ pub fn rehearse_and_store(
     let text = CString::new(statement).map_err(|_| Error::invalid("malformed statement", again))?;
     // The part that a client which sends this text would run: what follows the semicolon is not of it.
     let statement = normalize(run::check(&text)?.unwrap_or(statement));
-    let rehearsed =
-        rehearse::rehearse(&text, parameters, Wanted { everything: false, sample: SAMPLE, most: u64::MAX })?;
+    let rehearsed = rehearse::rehearse(
+        &text,
+        parameters,
+        Wanted { everything: false, sample: SAMPLE, respects_policies: true, most: u64::MAX },
+    )?;
     let (relations, parameters) = (rehearsed.rows, rehearsed.parameters);
     if relations.is_empty() && !rehearsed.refused_without_rows {
         return Err(Error::Invalid {

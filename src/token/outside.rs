@@ -29,12 +29,6 @@ const FAMILIES: &str = "WITH RECURSIVE family (oid) AS ( \
        JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) f.oid \
        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace";
 
-/// Forgets tokens that nobody can use again, however the clock is set back within a day. For the worker; runs as the
-/// owner of the tables.
-#[allow(dead_code, reason = "the worker does not prune yet")]
-pub const PRUNE: &str = "DELETE FROM writeguard.used_jti WHERE expires_at OPERATOR(pg_catalog.<) \
-     (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 day'::pg_catalog.interval)";
-
 /// `<system identifier>/<database name>`: what the claim `aud` has to say.
 fn audience() -> String {
     // SAFETY: reads shared memory, a static and the catalog; the name is a palloc'ed C string, or NULL for a database that
