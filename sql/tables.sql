@@ -39,7 +39,7 @@ COMMENT ON COLUMN writeguard.policy.rate_interval IS 'in which rate_rows come ba
 COMMENT ON COLUMN writeguard.policy.max_fraction IS 'of each table''s rows as its size says now, never below 10 rows; NULL is no limit';
 COMMENT ON COLUMN writeguard.policy.require_transaction IS 'more than one row only inside a transaction block';
 COMMENT ON COLUMN writeguard.policy.require_where IS 'refuse an UPDATE or DELETE that scans the whole table with nothing to narrow it';
-COMMENT ON COLUMN writeguard.policy.mode IS 'enforce: refuse';
+COMMENT ON COLUMN writeguard.policy.mode IS 'past a limit: observe (record), warn (record and WARNING), enforce (refuse)';
 COMMENT ON COLUMN writeguard.policy.override IS 'what lifts the policy: never, flag (writeguard.override), token (flag and approval token)';
 COMMENT ON COLUMN writeguard.policy.approvers IS 'role whose members may approve; NULL: whoever may call approve()';
 COMMENT ON COLUMN writeguard.policy.min_approvals IS 'distinct people who must approve';
@@ -80,13 +80,13 @@ CREATE TABLE writeguard.event (
     reason         text
 );
 COMMENT ON TABLE writeguard.event IS 'Everything that was not simply allowed';
-COMMENT ON COLUMN writeguard.event.kind IS 'blocked, overridden, expectation_failed, requested, approved, rejected, revoked, token_refused, break_glass, policy_changed, uncovered, disabled';
+COMMENT ON COLUMN writeguard.event.kind IS 'blocked, warned, observed, overridden, expectation_failed, requested, approved, rejected, revoked, token_refused, break_glass, policy_changed, uncovered, disabled';
 COMMENT ON COLUMN writeguard.event.login IS 'who authenticated; SET ROLE and SET SESSION AUTHORIZATION do not change it';
 COMMENT ON COLUMN writeguard.event.role IS 'the role that is SET, else session_user';
 COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table whose row went past the limit';
 COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement, transaction, rate, fraction; block or where: that was missing; expectation';
 COMMENT ON COLUMN writeguard.event.row_limit IS 'of a failed expectation: the number that was expected';
-COMMENT ON COLUMN writeguard.event.rows IS 'of a refusal: limit + 1, NULL where no number was refused; of an override or a failed expectation: all rows of the statement';
+COMMENT ON COLUMN writeguard.event.rows IS 'of a refusal: limit + 1, NULL where no number was refused; of an override or a failed expectation: all rows of the statement; observed or warned: all rows in the scope';
 COMMENT ON COLUMN writeguard.event.rows_estimated IS 'what the planner expected; it decides nothing';
 COMMENT ON COLUMN writeguard.event.approval IS 'the request whose token was used';
 CREATE INDEX event_occurred_at ON writeguard.event (occurred_at);

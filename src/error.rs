@@ -142,6 +142,67 @@ pub enum Error {
     NotPreloaded { hint: String },
 }
 
+/// What a policy with mode warn let pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LetPass {
+    pub operation: Operation,
+    pub relation: RelationName,
+    pub policy: String,
+    pub over: Over,
+}
+
+/// Which of a policy's limits a write went past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Over {
+    /// So many rows, and what they are counted over.
+    Limit { limit: u64, per: String },
+    /// More than one row outside a transaction block.
+    Block,
+    /// No condition.
+    Where,
+}
+
+impl LetPass {
+    /// The SQLSTATE of the error that it would have been.
+    pub fn sqlstate(&self) -> &'static str {
+        match (&self.over, self.operation) {
+            (Over::Limit { .. }, Operation::Truncate | Operation::Drop) => "WG005",
+            (Over::Limit { .. }, _) => "WG001",
+            (Over::Block, _) => "WG003",
+            (Over::Where, _) => "WG002",
+        }
+    }
+
+    /// The warning, with the number of rows where it is known.
+    pub fn message(&self, rows: Option<u64>) -> String {
+        let Self { operation, relation, .. } = self;
+        let rows = rows.map_or_else(|| "rows that cannot be counted".to_owned(), count);
+        match &self.over {
+            Over::Limit { limit, per } => {
+                format!("{operation} of table \"{relation}\" exceeds the limit of {} per {per}: {rows}", count(*limit))
+            }
+            Over::Block => {
+                format!("{operation} of more than one row of table \"{relation}\" outside a transaction block: {rows}")
+            }
+            Over::Where => format!("{operation} of table \"{relation}\" has nothing to narrow it: {rows}"),
+        }
+    }
+
+    /// Why it was let pass.
+    pub fn detail(&self) -> String {
+        format!("Policy \"{}\" has mode warn; with mode enforce it would have refused this.", self.policy)
+    }
+
+    /// The next command to type.
+    pub fn hint(in_block: bool) -> &'static str {
+        if in_block {
+            "ROLLBACK; (unless this is what was meant)"
+        } else {
+            "SELECT id, policy, rows, row_limit FROM writeguard.my_events WHERE kind = 'warned' ORDER BY id DESC;"
+        }
+    }
+}
+
 impl Error {
     /// A caller's mistake: what is wrong, and what would be right.
     pub fn invalid(message: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -292,6 +353,29 @@ mod tests {
         assert_eq!(error.table(), Some(("public", "orders")));
         assert!(error.hint().unwrap().contains("event => 7"));
         assert!(error.detail().unwrap().contains("allows 1 row per statement, and this is number 2;"));
+    }
+
+    #[test]
+    fn a_warning_gives_both_numbers() {
+        let warning = |operation, over| LetPass {
+            operation,
+            relation: RelationName::new("public", "t"),
+            policy: "p".into(),
+            over,
+        };
+        let limit = Over::Limit { limit: 10, per: "1 h".into() };
+        let of_limit = warning(Operation::Truncate, limit);
+        assert_eq!(
+            of_limit.message(Some(12)),
+            "truncate of table \"public.t\" exceeds the limit of 10 rows per 1 h: 12 rows"
+        );
+        assert_eq!(of_limit.sqlstate(), "WG005");
+        let block = warning(Operation::Delete, Over::Block);
+        assert_eq!(
+            block.message(Some(2)),
+            "delete of more than one row of table \"public.t\" outside a transaction block: 2 rows"
+        );
+        assert_eq!((block.sqlstate(), warning(Operation::Update, Over::Where).sqlstate()), ("WG003", "WG002"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use core::ptr;
 
 use pgrx::{PgLogLevel, pg_sys};
 
-use crate::error::Error;
+use crate::error::{Error, LetPass};
 use crate::ffi::{self, Foreign};
 use crate::session;
 
@@ -235,6 +235,32 @@ pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>) {
             if !detail.is_null() {
                 ffi::errdetail_internal(c"%s".as_ptr(), detail);
             }
+            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+        pg_sys::InterruptHoldoffCount -= 1;
+    }
+}
+
+/// Tells the client of something that was let pass. Statement and context are left out of the log's line, as by
+/// [`log_line`].
+pub fn warn(passed: &LetPass, rows: Option<u64>, in_block: bool) {
+    let message = ffi::encode(&passed.message(rows));
+    let detail = ffi::encode(&passed.detail());
+    let hint = ffi::encode(LetPass::hint(in_block));
+    let (schema, table) = (ffi::encode(&passed.relation.schema), ffi::encode(&passed.relation.name));
+    // SAFETY: a WARNING raises nothing itself, and with interrupts held off a cancel does not come out of it either. The
+    // strings live in palloc'ed memory and elog.c copies them.
+    unsafe {
+        pg_sys::InterruptHoldoffCount += 1;
+        if ffi::errstart(PgLogLevel::WARNING as c_int, ptr::null()) {
+            ffi::errhidestmt(true);
+            ffi::errhidecontext(true);
+            ffi::errcode(pack_sqlstate(passed.sqlstate()));
+            ffi::errmsg_internal(c"%s".as_ptr(), message);
+            ffi::errdetail_internal(c"%s".as_ptr(), detail);
+            ffi::errhint(c"%s".as_ptr(), hint);
+            ffi::err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, schema);
+            ffi::err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, table);
             ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
         }
         pg_sys::InterruptHoldoffCount -= 1;

@@ -19,6 +19,7 @@ static JWT_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(60 * 60);
 static BREAK_GLASS_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(5 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static OBSERVED_PER_MINUTE: GucSetting<i32> = GucSetting::<i32>::new(60);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 const NOTHING_MORE: &CStr = c"";
@@ -79,6 +80,11 @@ pub fn break_glass_lifetime() -> i32 {
 /// Bytes of shared memory for events that wait for the worker.
 pub fn event_queue_bytes() -> usize {
     usize::try_from(EVENT_QUEUE_SIZE.get()).unwrap_or(0) * 1024
+}
+
+/// Events of one policy that only looks on which are stored one by one in a minute.
+pub fn observed_per_minute() -> u64 {
+    u64::try_from(OBSERVED_PER_MINUTE.get()).unwrap_or(0)
 }
 
 /// Rates that the shared memory has room for, one for each policy and login.
@@ -202,6 +208,16 @@ pub fn register(arming: Arming, expecting: Expecting) {
         1_048_576,
         GucContext::Postmaster,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.observed_per_minute",
+        c"Sets how many events of each policy with mode observe or warn are stored one by one in a minute.",
+        c"Of the others the largest is stored when the minute is over, and tells how many there were.",
+        &OBSERVED_PER_MINUTE,
+        0,
+        1_000_000,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"writeguard.rate_slots",

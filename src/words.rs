@@ -89,6 +89,40 @@ pub fn duration(microseconds: u64) -> String {
     parts.join(" ")
 }
 
+/// What happens past a policy's limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It is recorded.
+    Observe,
+    /// It is recorded, and the client gets a WARNING.
+    Warn,
+    /// It is refused.
+    Enforce,
+}
+
+impl Mode {
+    /// The word in the policy's column.
+    pub fn word(self) -> &'static str {
+        match self {
+            Mode::Observe => "observe",
+            Mode::Warn => "warn",
+            Mode::Enforce => "enforce",
+        }
+    }
+
+    /// The mode of that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Mode::Observe, Mode::Warn, Mode::Enforce].into_iter().find(|mode| mode.word() == word)
+    }
+
+    /// Whether what goes past a limit is refused.
+    #[inline]
+    pub fn refuses(self) -> bool {
+        self == Mode::Enforce
+    }
+}
+
 /// What lifts all that a policy refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

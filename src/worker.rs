@@ -16,7 +16,7 @@ use pgrx::spi::SpiClient;
 use pgrx::{PgLogLevel, ereport};
 
 use crate::event::serve::{self, Taken};
-use crate::event::{keep, queue, store};
+use crate::event::{keep, queue, store, throttle};
 use crate::ffi;
 use crate::process::{connect, exists, handle_signals, start};
 use crate::pruner::Sender;
@@ -78,6 +78,7 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     let mut unserved = Vec::new();
     loop {
         serve::sweep(alive);
+        throttle::flush_minutes_that_are_over();
         serve::unserved(alive, &mut unserved);
         let mut pause = LOOK.min(sender.send());
         for database in &unserved {

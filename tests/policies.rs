@@ -283,7 +283,7 @@ fn a_mistake_leaves_the_policy_that_was_there() {
     let (_db, mut admin) = database();
     set(&mut admin, "tables => '{t}', max_rows => 2").unwrap();
     expect_refusal(set(&mut admin, "tables => '{t}', max_rows => -1"));
-    expect_refusal(set(&mut admin, "tables => '{t}', max_rows => 4, mode => 'warn'"));
+    expect_refusal(set(&mut admin, "tables => '{t}', max_rows => 4, mode => 'alarm'"));
     assert_eq!(limit_of_t(&mut admin), 2);
 }
 
@@ -292,7 +292,8 @@ fn a_mistake_leaves_the_policy_that_was_there() {
 #[test]
 fn columns_that_come_later_are_refused() {
     let (_db, mut admin) = database();
-    for (column, value) in [("mode", "'observe'"), ("mode", "'warn'"), ("undo", "'1 day'")] {
+    {
+        let (column, value) = ("undo", "'1 day'");
         let refusal = expect_refusal(set(&mut admin, &format!("tables => '{{t}}', {column} => {value}")));
         assert_eq!(refusal.sqlstate, "0A000", "{column}: {refusal:?}");
         assert!(refusal.message.contains(column), "{refusal:?}");
@@ -324,7 +325,7 @@ fn defaults_are_those_of_the_contract() {
         "tables": ["*.*"], "comment": null, "max_rows": null, "override": "token", "schedule": null,
         "approvers": null, "rate_rows": null, "operations": ["update", "delete", "truncate"],
         "application": null, "max_fraction": null, "min_approvals": 1, "rate_interval": "01:00:00",
-        "require_where": false, "require_transaction": false, "max_rows_per_transaction": null}"#;
+        "require_where": false, "require_transaction": false, "max_rows_per_transaction": null, "samples": true}"#;
     let same: bool = admin.query_one(&format!("SELECT '{stored}'::jsonb = '{expected}'::jsonb"), &[]).unwrap().get(0);
     assert!(same, "{stored}");
 }

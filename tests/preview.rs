@@ -379,6 +379,23 @@ fn the_verdict_names_limit_and_policy() {
 }
 
 #[test]
+fn the_strictest_mode_speaks() {
+    let mut bed = Bed::new(SIX);
+    let verdict = |bed: &mut Bed| {
+        let line = preview(bed, "DELETE FROM t").remove(0);
+        (line.verdict, line.policy.unwrap_or_default(), line.row_limit)
+    };
+    bed.policy("tables => '{public.t}', max_rows => 1, mode => 'observe'");
+    assert_eq!(verdict(&mut bed), ("observe".into(), "p".into(), Some(1)));
+    bed.passes("SELECT writeguard.set_policy('q', tables => '{public.t}', max_rows => 2, mode => 'warn')");
+    assert_eq!(verdict(&mut bed), ("warn".into(), "q".into(), Some(2)));
+    bed.passes("SELECT writeguard.set_policy('r', tables => '{public.t}', max_rows => 3)");
+    assert_eq!(verdict(&mut bed), ("refuse".into(), "r".into(), Some(3)));
+    // Nobody was told by that.
+    assert_eq!(bed.number("SELECT count(*) FROM writeguard.event WHERE kind IN ('observed', 'warned')"), 0);
+}
+
+#[test]
 fn tables_that_share_a_budget_share_its_verdict() {
     let mut bed = Bed::new(&format!("{SIX} CREATE TABLE u AS SELECT * FROM t;"));
     bed.policy("tables => '{public.*}', max_rows => 7");

@@ -12,7 +12,7 @@ use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
 use super::memory::{Locked, Phase};
-use super::queue;
+use super::{queue, throttle};
 use crate::raise::{guarded, log_line};
 
 /// Beside PostgreSQL's own statistics; relative to the data directory, where the postmaster works.
@@ -129,6 +129,7 @@ unsafe extern "C-unwind" fn shutdown(code: i32, _argument: pg_sys::Datum) {
 }
 
 fn save() -> io::Result<()> {
+    throttle::flush_all();
     let lines: Vec<String> = leftover()
         .into_iter()
         .filter_map(|kept| {

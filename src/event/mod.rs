@@ -16,3 +16,4 @@ pub mod record;
 pub mod rounds;
 pub mod serve;
 pub mod store;
+pub mod throttle;

@@ -14,6 +14,8 @@ use crate::words::ascii_json;
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Blocked,
+    Warned,
+    Observed,
     Overridden,
     ExpectationFailed,
     Requested,
@@ -32,6 +34,8 @@ impl Kind {
     fn headline(self) -> &'static str {
         match self {
             Kind::Blocked => "write refused",
+            Kind::Warned => "write past a limit, with a warning",
+            Kind::Observed => "write past a limit, observed",
             Kind::Overridden => "write past a limit on purpose",
             Kind::ExpectationFailed => "write refused, because another number of rows was expected",
             Kind::Requested => "approval requested",
@@ -122,6 +126,13 @@ impl Event {
         }
     }
 
+    /// The event happens now, though its parts were put together before.
+    pub fn happens_now(&mut self) {
+        // SAFETY: reads the clock.
+        self.occurred_at = in_utc(unsafe { pg_sys::GetCurrentTimestamp() });
+        self.xid = top_xid().or_else(|| self.xid.take());
+    }
+
     /// The event as JSON. The strings inside are text, so it cannot fail.
     pub fn json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
@@ -153,7 +164,18 @@ impl Event {
         if let Some(reason) = &self.reason {
             line.push_str(&format!(": {reason}"));
         }
-        log_line(&line, Some(&self.json()));
+        // SAFETY: reads a static.
+        if unsafe { pg_sys::IsTransactionState() } {
+            log_line(&line, Some(&self.json()));
+        } else {
+            // After an error no letters can be converted to the database's encoding.
+            log_line(&ascii_json(&line), Some(&self.ascii_json()));
+        }
+    }
+
+    /// The same event without its statement.
+    pub fn without_statement(&self) -> Self {
+        Self { statement: None, ..self.clone() }
     }
 
     /// The same event with a statement text of at most `bytes`; the log has the whole text.

@@ -33,8 +33,12 @@ impl Binding {
     /// A relation whose rows `rows` counts, with the budgets of each operation in the order of [`Operation::ALL`].
     pub fn new(relation: RelationName, rows: MeterId, mut charges: [Vec<Charge>; Operation::ALL.len()]) -> Self {
         for charges in &mut charges {
-            // The smallest limit is the one to name in the error.
-            charges.sort_by_key(|charge| charge.policy.policy.max_rows.unwrap_or(u64::MAX));
+            // Those that only look on come first, to have counted a row that another one refuses; then the smallest limit,
+            // which is the one to name in the error.
+            charges.sort_by_key(|charge| {
+                let policy = &charge.policy.policy;
+                (policy.mode.refuses(), policy.max_rows.unwrap_or(u64::MAX))
+            });
         }
         let wants_where = Operation::ALL
             .into_iter()
@@ -59,6 +63,11 @@ impl Binding {
     #[inline]
     pub fn wants_any_where(&self) -> bool {
         self.wants_where != 0
+    }
+
+    /// Whether a policy that applies to the operation refuses anything; others only look on.
+    pub fn refuses(&self, operation: Operation) -> bool {
+        self.charges(operation).iter().any(|charge| charge.policy.policy.mode.refuses())
     }
 
     /// The policies that apply to any operation; one that applies to several comes several times.

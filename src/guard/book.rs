@@ -10,6 +10,7 @@ use super::binding::{Binding, Charge};
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::decide::{self, Attempt};
 use super::further::{Charged, Further};
+use super::observe::{self, Counted};
 use super::{capture, concern, lift, rate, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
@@ -142,7 +143,7 @@ fn settle_rows() {
 }
 
 fn goes_on(statement: Serial) -> bool {
-    statement::may_resume(statement) || lift::has_lift(statement)
+    statement::may_resume(statement) || lift::has_lift(statement) || observe::waits(statement)
 }
 
 /// Forgets answers that may be stale. Invalidations must have been accepted.
@@ -288,6 +289,11 @@ pub fn left(charge: &Charge, statement: Serial) -> u64 {
     charge.more.as_ref().map_or(left, |more| more.left(ledger, charge.meter, left, statement))
 }
 
+/// Whether a statement went past a limit of a charge's policy, which only looks on.
+pub fn is_noted(charge: &Charge, statement: Serial) -> bool {
+    ledger().is_noted(charge.meter, statement)
+}
+
 /// The policy behind a charge is lifted for a statement: it spends nothing of its rate.
 pub fn lifted(meter: MeterId, statement: Serial) {
     let book = book();
@@ -336,7 +342,7 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
 
 #[cold]
 fn switched_off(binding: &Binding, operation: Operation, place: Place) -> *mut Raise {
-    if decide::knows_disabled(place.statement) {
+    if lift::is_rehearsing() || decide::knows_disabled(place.statement) {
         return core::ptr::null_mut();
     }
     guarded(|| {
@@ -356,6 +362,9 @@ fn past_limit(
     place: Place,
     estimate: Option<u64>,
 ) -> *mut Raise {
+    if !charge.policy.policy.mode.refuses() {
+        return look_on(binding, operation, charge, past, rows, place, estimate);
+    }
     guarded(|| {
         let past = match (past, &charge.more) {
             (None, Some(more)) => {
@@ -421,10 +430,64 @@ pub fn check_grant(attempt: &Attempt<'_>) -> Result<(), Failure> {
     decide::check_grant(attempt, &rows)
 }
 
+/// The same for a policy that only looks on: it takes note, once per statement.
+#[cold]
+fn look_on(
+    binding: &Binding,
+    operation: Operation,
+    charge: &Charge,
+    past: Option<Past>,
+    rows: u64,
+    place: Place,
+    estimate: Option<u64>,
+) -> *mut Raise {
+    guarded(|| {
+        let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+        let further = charge.more.as_ref().and_then(|more| more.observe(ledger(), &charged, goes_on));
+        let own =
+            past.map(|past| (past, if past == Past::Transaction { Counted::Transaction } else { Counted::Statement }));
+        let Some((past, counted)) = own.or(further) else { return Ok(()) };
+        let (meter, policy) = (charge.meter, &charge.policy);
+        let attempt = Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate };
+        note(&attempt, counted, None);
+        Ok(())
+    })
+}
+
+/// Takes note of a statement of which no policy that only looks on can know the rows.
+pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) {
+    if lift::is_rehearsing() || !settings::enabled() {
+        return;
+    }
+    // SAFETY: called while the client's command is about to run, or runs.
+    unsafe {
+        statement::about_to_run(|place| {
+            let limited = binding.charges(operation).iter().filter(|charge| charge.policy.policy.is_limited());
+            for Charge { meter, policy, .. } in limited {
+                let (meter, past) = (*meter, Past::Statement);
+                let attempt =
+                    Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate: None };
+                note(&attempt, Counted::Unknown, Some(format!("Nothing is known of its rows: {reason}.")));
+            }
+        });
+    }
+}
+
+/// Takes note of a statement that went past a limit of a policy that only looks on, once. `reason`: what else there is to
+/// say.
+pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
+    let (meter, statement) = (attempt.meter, attempt.place.statement);
+    if !ledger().is_noted(meter, statement) {
+        decide::look_on(ledger(), attempt, counted, reason);
+        ledger().note(meter, statement, goes_on);
+    }
+}
+
 #[cold]
 fn past_review(binding: &Binding, operation: Operation, place: Place, estimate: Option<u64>) -> *mut Raise {
     guarded(|| {
-        let Some(charge) = binding.charges(operation).first() else {
+        let charges = binding.charges(operation);
+        let Some(charge) = charges.iter().find(|charge| charge.policy.policy.mode.refuses()).or(charges.first()) else {
             return Ok(());
         };
         let attempt = Attempt {

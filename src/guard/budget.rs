@@ -37,6 +37,8 @@ struct Meter {
     in_transaction: u64,
     per_statement: u64,
     per_transaction: u64,
+    /// The statement of this transaction whose way past the limits is known and let pass; 0: none.
+    noted: Serial,
     /// Open subtransactions that charged something, the innermost last.
     frames: Vec<Frame>,
 }
@@ -88,6 +90,7 @@ impl Ledger {
             in_transaction: 0,
             per_statement: per_statement.unwrap_or(u64::MAX),
             per_transaction: per_transaction.unwrap_or(u64::MAX),
+            noted: 0,
             frames: Vec::new(),
         });
         self.meters.len() - 1
@@ -115,12 +118,18 @@ impl Ledger {
     /// on later.
     #[inline]
     pub fn charge(&mut self, id: MeterId, rows: u64, place: Place, suspended: impl Fn(Serial) -> bool) -> Option<Past> {
-        let transaction = self.transaction;
-        let meter = self.meters.get_mut(id)?;
-        if meter.transaction != transaction || meter.statement != place.statement {
+        let mut meter = self.meters.get_mut(id)?;
+        if meter.transaction != self.transaction && self.suspended.is_empty() {
+            // The first rows in a transaction.
+            meter.transaction = self.transaction;
+            meter.statement = place.statement;
+            meter.in_statement = 0;
+            meter.in_transaction = 0;
+            meter.noted = 0;
+        } else if meter.transaction != self.transaction || meter.statement != place.statement {
             self.enter(id, place.statement, &suspended);
+            meter = self.meters.get_mut(id)?;
         }
-        let meter = self.meters.get_mut(id)?;
         meter.in_statement += rows;
         meter.in_transaction += rows;
         if place.level > 1 {
@@ -130,12 +139,27 @@ impl Ledger {
             meter.remember(rows, place, &suspended);
         }
         if meter.in_statement > meter.per_statement {
-            Some(Past::Statement)
+            meter.unless_noted(Past::Statement)
         } else if meter.in_transaction > meter.per_transaction {
-            Some(Past::Transaction)
+            meter.unless_noted(Past::Transaction)
         } else {
             None
         }
+    }
+
+    /// That a statement went past a limit is known, and it goes on: nothing is told of its further rows.
+    pub fn note(&mut self, id: MeterId, statement: Serial, suspended: impl Fn(Serial) -> bool) {
+        let transaction = self.transaction;
+        let Some(meter) = self.meters.get(id) else { return };
+        if meter.transaction != transaction || meter.statement != statement {
+            self.enter(id, statement, &suspended);
+        }
+        self.meters[id].noted = statement;
+    }
+
+    /// Whether [`Ledger::note`] was called for that statement in this transaction.
+    pub fn is_noted(&self, id: MeterId, statement: Serial) -> bool {
+        self.meters.get(id).is_some_and(|meter| meter.transaction == self.transaction && meter.noted == statement)
     }
 
     /// Makes the meter count for another statement or transaction.
@@ -145,6 +169,7 @@ impl Ledger {
         if meter.transaction != self.transaction {
             meter.transaction = self.transaction;
             meter.in_transaction = 0;
+            meter.noted = 0;
         } else if meter.in_statement > 0 && suspended(meter.statement) {
             self.suspended.push((meter.statement, id, meter.in_statement));
         }
@@ -188,6 +213,9 @@ impl Ledger {
     /// How many more rows the meter takes in this statement before a limit is passed.
     pub fn left(&self, id: MeterId, statement: Serial) -> u64 {
         self.meters.get(id).map_or(u64::MAX, |meter| {
+            if meter.transaction == self.transaction && meter.noted == statement {
+                return u64::MAX;
+            }
             let of_statement = meter.per_statement.saturating_sub(self.in_statement(id, statement));
             of_statement.min(meter.per_transaction.saturating_sub(self.in_transaction(id)))
         })
@@ -237,6 +265,11 @@ impl Ledger {
 }
 
 impl Meter {
+    #[cold]
+    fn unless_noted(&self, past: Past) -> Option<Past> {
+        (self.noted != self.statement).then_some(past)
+    }
+
     #[inline]
     fn remember(&mut self, rows: u64, place: Place, suspended: &impl Fn(Serial) -> bool) {
         if let Some(frame) = self.frames.last_mut()
@@ -333,6 +366,24 @@ mod tests {
         ledger.charge(meter, 3, place(2, 2), NEVER);
         ledger.roll_back(2);
         assert_eq!((ledger.in_statement(meter, 2), ledger.in_transaction(meter)), (0, 0));
+    }
+
+    #[test]
+    fn what_is_known_is_told_once_per_statement_and_transaction() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(1), Some(2));
+        assert_eq!(ledger.charge(meter, 2, place(1, 1), NEVER), Some(Past::Statement));
+        ledger.note(meter, 1, NEVER);
+        assert_eq!(ledger.left(meter, 1), u64::MAX);
+        assert_eq!(ledger.charge(meter, 5, place(1, 1), NEVER), None);
+        assert_eq!(ledger.charge(meter, 1, place(2, 1), NEVER), Some(Past::Transaction));
+        ledger.end_transaction();
+        // A procedure that commits goes on in the same statement.
+        assert!(!ledger.is_noted(meter, 1));
+        assert_eq!(ledger.charge(meter, 2, place(1, 1), NEVER), Some(Past::Statement));
+        // Before the first row.
+        ledger.note(meter, 3, NEVER);
+        assert_eq!(ledger.charge(meter, 9, place(3, 1), NEVER), None);
     }
 
     #[test]

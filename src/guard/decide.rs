@@ -4,9 +4,10 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::budget::{MeterId, Past, Place, Serial};
+use super::budget::{Ledger, MeterId, Past, Place, Serial};
+use super::observe::{self, Counted, Noted};
 use super::{lift, statement};
-use crate::error::{Error, WayOut, request_call};
+use crate::error::{Error, LetPass, Over, WayOut, request_call};
 use crate::event::at_commit::record_at_commit;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
@@ -19,7 +20,7 @@ use crate::token::claims::SIGN_AGAIN;
 use crate::token::grant::{Grant, Source};
 use crate::token::statement::statement_hash;
 use crate::token::{check, demand};
-use crate::words::{Operation, Override, RelationName, Scope, count, duration};
+use crate::words::{Mode, Operation, Override, RelationName, Scope, count, duration};
 
 /// A write that went past a limit.
 pub struct Attempt<'a> {
@@ -135,7 +136,7 @@ fn demand(request: i64, attempt: &Attempt<'_>) -> Result<(), Failure> {
 fn describe(event: &mut Event, attempt: &Attempt<'_>) {
     let (scope, limit) = limit_of(attempt);
     event.policy = Some(attempt.policy.policy.name.clone());
-    event.mode = Some("enforce".into());
+    event.mode = Some(attempt.policy.policy.mode.word().into());
     event.operation = Some(attempt.operation.word().into());
     event.relation = Some(attempt.relation.to_sql());
     event.scope = Some(scope.to_string());
@@ -177,6 +178,28 @@ fn explain(attempt: &Attempt<'_>) -> (String, Option<String>) {
             ("statement".into(), Some(note))
         }
     }
+}
+
+/// A write went past a limit of a policy that only looks on: it goes on, and is recorded when its statement is over.
+/// `counted`: by what its rows are. `reason`: what else there is to say.
+pub fn look_on(ledger: &Ledger, attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
+    let policy = &attempt.policy.policy;
+    let mut event = Event::new(if policy.mode == Mode::Warn { Kind::Warned } else { Kind::Observed });
+    describe(&mut event, attempt);
+    event.reason = reason;
+    let (per, _) = explain(attempt);
+    let over = match (attempt.past, event.row_limit) {
+        (Past::Block, _) => Over::Block,
+        (_, Some(limit)) => Over::Limit { limit, per },
+        (_, None) => Over::Where,
+    };
+    let warning =
+        LetPass { operation: attempt.operation, relation: attempt.relation.clone(), policy: policy.name.clone(), over };
+    let Attempt { meter, place, .. } = *attempt;
+    observe::note(
+        ledger,
+        Noted { statement: place.statement, meter, mode: policy.mode, counted, highest: 0, event, warning },
+    );
 }
 
 /// Whether one approval by somebody outside, who is a member of no role here, is all that a policy asks for.

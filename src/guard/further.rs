@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use super::block;
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
 use super::gcra::Rate;
+use super::observe::Counted;
 use super::rate::{self, BucketId};
 use super::rate_memory::Owner;
 use crate::error::Error;
@@ -182,6 +183,40 @@ impl More {
         }
         let spent = self.rate.is_some_and(|bucket| rate::left(bucket) < in_statement);
         policy.policy.rate.filter(|_| spent).map(|rate| rate.rows)
+    }
+
+    /// Charges rows to these limits for a policy that only looks on: to all of them, whatever they say. Gives the first
+    /// that went past, and how its rows are counted. What a rate has no more of is not taken.
+    pub fn observe(
+        &self,
+        ledger: &mut Ledger,
+        charged: &Charged<'_>,
+        suspended: impl Fn(Serial) -> bool + Copy,
+    ) -> Option<(Past, Counted)> {
+        let Charged { meter, policy, rows, place } = *charged;
+        let in_statement = ledger.in_statement(meter, place.statement);
+        let mut past = None;
+        if self.wants_block() && in_statement > 1 {
+            past = Some((Past::Block, Counted::Statement));
+        }
+        if let Some(fraction) = &self.fraction {
+            let (limit, held) = fraction.of_statement(place.statement);
+            ledger.charge(fraction.meter, rows, place, suspended);
+            if ledger.in_statement(fraction.meter, place.statement) > limit {
+                past = past.or(Some((Past::Fraction(limit, held), Counted::Table(fraction.meter))));
+            }
+        }
+        if let Some(bucket) = self.rate {
+            // Without room for the rate nothing can be said about it; that is counted where the room is.
+            let taken = rate::take_what_there_is(bucket, rows).unwrap_or(rows);
+            ledger.charge(rate::meter(bucket), taken, place, suspended);
+            if taken < rows {
+                let limit = policy.policy.rate.map_or(0, |rate| rate.rows);
+                let before = in_statement.saturating_sub(rows - taken);
+                past = past.or(Some((Past::Rate(None), Counted::Beyond { limit, before })));
+            }
+        }
+        past
     }
 
     /// How many more rows these limits take in a statement, where the policy's own meter takes `left`; a missing block

@@ -34,6 +34,12 @@ impl Rate {
         if missing == 0 { Ok(then) } else { Err(Some(missing)) }
     }
 
+    /// Takes as many of `rows` as there are. Gives when the bucket is full then, and how many were taken.
+    pub fn take_up_to(self, full_at: u64, now: u64, rows: u64) -> (u64, u64) {
+        let taken = rows.min(self.left(full_at, now));
+        (full_at.max(now).saturating_add(taken.saturating_mul(self.cost)), taken)
+    }
+
     /// Puts rows back that were taken at `taken_at`. What was refilled of them since is in the bucket already; where it
     /// was refilled for others' rows, too little comes back rather than too much.
     pub fn put_back(self, full_at: u64, now: u64, rows: u64, taken_at: u64) -> u64 {
@@ -82,6 +88,16 @@ mod tests {
         assert!(rate.take(full_at, 60 * SECOND, 1).is_ok());
         assert_eq!(rate.wait_for(full_at, 0, 10), Some(600 * SECOND));
         assert_eq!(rate.left(full_at, 7_200 * SECOND), 60);
+    }
+
+    #[test]
+    fn what_there_is_can_be_taken_whatever_was_asked_for() {
+        let rate = Rate::new(10, SECOND);
+        let (full_at, taken) = rate.take_up_to(0, 5, 7);
+        assert_eq!((taken, rate.left(full_at, 5)), (7, 3));
+        let (full_at, taken) = rate.take_up_to(full_at, 5, u64::MAX);
+        assert_eq!((taken, rate.left(full_at, 5)), (3, 0));
+        assert_eq!(rate.take_up_to(full_at, 5, 1), (full_at, 0));
     }
 
     #[test]

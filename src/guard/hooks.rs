@@ -11,12 +11,14 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use super::statement::Frame;
-use super::{block, book, capture, count, ddl, decide, expect, lift, rate_memory, statement, tally, watch, write};
-use crate::event::{at_commit, keep, memory, queue, store};
+use super::{
+    block, book, capture, count, ddl, decide, expect, lift, observe, rate_memory, statement, tally, watch, write,
+};
+use crate::event::{at_commit, keep, memory, queue, store, throttle};
 use crate::expectation;
 use crate::ffi::{self, Backend};
 use crate::policy::catalog;
-use crate::raise::{guarded, raise};
+use crate::raise::{Raise, guarded, raise};
 use crate::session;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
@@ -146,7 +148,7 @@ unsafe extern "C-unwind" fn executor_run(
     unsafe {
         let frame = statement::enter();
         (next().run)(query_desc, direction, count, execute_once);
-        after_run(query_desc, frame);
+        after_run(query_desc, frame, count);
     }
 }
 
@@ -160,7 +162,7 @@ unsafe extern "C-unwind" fn executor_run(
     unsafe {
         let frame = statement::enter();
         (next().run)(query_desc, direction, count);
-        after_run(query_desc, frame);
+        after_run(query_desc, frame, count);
     }
 }
 
@@ -170,13 +172,32 @@ unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) 
         let frame = statement::enter();
         (next().finish)(query_desc);
         if frame == Frame::Outermost {
-            statement::leave();
+            leave((*query_desc).plannedstmt, false);
         }
     }
 }
 
+/// The outermost frame returns; `returns` and `ran_out` as for [`statement::is_over`].
 #[inline(always)]
-unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, frame: Frame) {
+unsafe fn leave(returns: *const pg_sys::PlannedStmt, ran_out: bool) {
+    // SAFETY: plain old frame.
+    unsafe {
+        if observe::any() {
+            raise(look_back(returns, ran_out));
+        }
+    }
+    statement::leave();
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn look_back(returns: *const pg_sys::PlannedStmt, ran_out: bool) -> *mut Raise {
+    // SAFETY: called from the outermost frame.
+    observe::left(book::ledger(), unsafe { statement::is_over(returns, ran_out) })
+}
+
+#[inline(always)]
+unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, frame: Frame, count: u64) {
     // SAFETY: plain old frame.
     unsafe {
         if watch::any() {
@@ -186,7 +207,7 @@ unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, frame: Frame) {
             raise(expect::after_run(query_desc));
         }
         if frame == Frame::Outermost {
-            statement::leave();
+            leave(ptr::null(), count == 0 || (*(*query_desc).estate).es_processed < count);
         }
     }
 }
@@ -236,7 +257,7 @@ unsafe extern "C-unwind" fn process_utility(
             raise(expect::after_execute((*pstmt).utilityStmt.cast(), qc, expected));
         }
         if frame == Frame::Outermost {
-            statement::leave();
+            leave(pstmt, false);
         }
         if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED && catalog::may_be_installed() {
             // Its events may have left notifications to send.
@@ -271,6 +292,7 @@ unsafe extern "C-unwind" fn shmem_request() {
         }
         memory::request();
         rate_memory::request();
+        throttle::request();
     }
 }
 
@@ -281,6 +303,7 @@ unsafe extern "C-unwind" fn shmem_startup() {
             next();
         }
         rate_memory::startup();
+        throttle::startup();
         if memory::startup() && !pg_sys::IsUnderPostmaster {
             keep::startup();
         }
@@ -292,6 +315,9 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
             // SAFETY: plain old frame; an error here still aborts the transaction.
             unsafe {
+                if observe::any() {
+                    raise(observe::before_commit(book::ledger()));
+                }
                 if lift::has_lifts() {
                     raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
                 }
@@ -314,6 +340,9 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             statement::rolled_back();
             ddl::roll_back(0);
+            if observe::any() {
+                observe::died(book::ledger());
+            }
             end_transaction(Ending::RolledBack);
         }
         _ => {}
@@ -360,7 +389,13 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             ddl::roll_back(level);
             expect::roll_back(level);
             at_commit::roll_back(level);
+            if observe::any() {
+                observe::rolling_back(book::ledger());
+            }
             book::roll_back(level);
+            if observe::any() && statement::nothing_runs() {
+                observe::died(book::ledger());
+            }
             lift::roll_back(level);
             tally::roll_back(level);
         }

@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use super::binding::Binding;
 use super::book;
 use super::budget::Place;
-use super::{capture, lift, statement};
+use super::{capture, lift, observe, statement};
 use crate::error::Error;
 use crate::ffi;
 use crate::raise::Failure;
@@ -66,6 +66,10 @@ unsafe fn charge_rows(
         let mut scan = match (*(*table).rd_rel).relkind as u8 {
             pg_sys::RELKIND_PARTITIONED_TABLE => return Ok(()),
             pg_sys::RELKIND_FOREIGN_TABLE if operation == Operation::Drop => return Ok(()),
+            pg_sys::RELKIND_FOREIGN_TABLE if !binding.refuses(operation) => {
+                book::note_uncounted(binding, operation, "those of a foreign table cannot be counted before TRUNCATE");
+                return Ok(());
+            }
             pg_sys::RELKIND_FOREIGN_TABLE => {
                 return Err(Failure::Ours(Error::Undecided {
                     reason: "the rows of a foreign table cannot be counted before TRUNCATE".into(),
@@ -77,19 +81,33 @@ unsafe fn charge_rows(
         };
         let estimate = (*(*table).rd_rel).reltuples;
         let estimate = (estimate >= 0.0).then_some(estimate as u64);
-        let mut result = Ok(());
+        let (mut result, mut ended) = (Ok(()), false);
+        let mut counted = 0;
         let captures = operation == Operation::Truncate && capture::may_want();
-        while let Some(most) = worth_counting(binding, operation, place) {
-            let shows = captures && capture::shows_truncated(binding, (*table).rd_id)?;
+        while let Some(most) = worth_counting(binding, operation, place, counted) {
+            let shows = match captures {
+                true => match capture::shows_truncated(binding, (*table).rd_id) {
+                    Ok(shows) => shows,
+                    Err(failure) => {
+                        result = Err(failure);
+                        break;
+                    }
+                },
+                false => false,
+            };
             let most = if shows { 1 } else { most };
             let rows = match scan.count(most) {
-                Ok(0) => break,
+                Ok(0) => {
+                    ended = true;
+                    break;
+                }
                 Ok(rows) => rows,
                 Err(error) => {
                     result = Err(Failure::Foreign(error));
                     break;
                 }
             };
+            counted += rows;
             let raise = book::charge(binding, operation, rows, place, estimate);
             if !raise.is_null() {
                 result = Err(Failure::Ready(raise));
@@ -105,6 +123,11 @@ unsafe fn charge_rows(
             }
         }
         scan.end();
+        if !ended && counted >= MOST_OBSERVED {
+            for charge in binding.charges(operation) {
+                observe::explain(place.statement, charge.meter, "At least; no more rows than these were counted.");
+            }
+        }
         result
     }
 }
@@ -138,13 +161,17 @@ unsafe fn capture_rows(
         captured
     }
 }
+/// Rows of one table that are counted for a policy that only looks on and whose limit they are past already: a scan to
+/// the end of a large table would hold its lock for long.
+const MOST_OBSERVED: u64 = 1_000_000;
 
 /// Rows that are counted at a time where the number itself matters: under a token, and when a TRUNCATE is rehearsed.
 const CHUNK: u64 = 10_000;
 
 /// How many more rows could change the verdict: one past the smallest budget that has a limit and is not lifted; under a
-/// token all of them, because the reviewed number must hold. None: no more.
-fn worth_counting(binding: &Binding, operation: Operation, place: Place) -> Option<u64> {
+/// token all of them, because the reviewed number must hold; past the limit of a policy that only looks on, as many as it
+/// takes to tell their number. None: no more. `counted` were counted already.
+fn worth_counting(binding: &Binding, operation: Operation, place: Place, counted: u64) -> Option<u64> {
     if !settings::enabled() {
         return Some(1);
     }
@@ -155,7 +182,12 @@ fn worth_counting(binding: &Binding, operation: Operation, place: Place) -> Opti
         .charges(operation)
         .iter()
         .filter(|charge| charge.policy.policy.is_limited() && !lift::is_lifted(charge.meter, place.statement))
-        .map(|charge| book::left(charge, place.statement).saturating_add(1))
+        .filter_map(|charge| {
+            if book::is_noted(charge, place.statement) {
+                return MOST_OBSERVED.checked_sub(counted).filter(|left| *left > 0).map(|left| left.min(CHUNK));
+            }
+            Some(book::left(charge, place.statement).saturating_add(1))
+        })
         .min()
 }
 

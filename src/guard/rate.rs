@@ -3,6 +3,8 @@
 //! Rows are taken one by one as they are written, all sessions of a login from the same bucket. What is rolled back, was
 //! refused or turns out to be lifted goes back; what commits is spent.
 
+use core::cell::Cell;
+
 use super::budget::{Ledger, MeterId, Serial};
 use super::gcra::Rate;
 use super::rate_memory::{self, Known, Owner, Pinned};
@@ -87,6 +89,25 @@ pub fn take(id: BucketId, rows: u64) -> Result<bool, NoRoom> {
         held.rows += rows;
     }
     Ok(taken)
+}
+
+/// Takes rows as far as there are any, for a policy that only looks on. Gives how many.
+///
+/// # Errors
+/// When there is no room for the bucket itself.
+pub fn take_what_there_is(id: BucketId, rows: u64) -> Result<u64, NoRoom> {
+    let Some(bucket) = buckets().get_mut(id) else { return Ok(rows) };
+    let rate = bucket.rate;
+    let held = hold(bucket)?;
+    let now = rate_memory::now();
+    let taken = Cell::new(0);
+    let Ok(()) = held.pinned.change(|full_at| {
+        let (then, rows) = rate.take_up_to(full_at, now, rows);
+        taken.set(rows);
+        Ok::<u64, core::convert::Infallible>(then)
+    });
+    held.rows += taken.get();
+    Ok(taken.get())
 }
 
 /// The meter that counts what [`take`] took; the caller charges it.

@@ -17,7 +17,7 @@ use core::ptr;
 
 use pgrx::pg_sys;
 
-use super::budget::Serial;
+use super::budget::{Place, Serial};
 use crate::ffi::{self, Backend, Opaque};
 
 /// The outermost command now running, as the hooks saw it.
@@ -93,6 +93,48 @@ pub unsafe fn clients_portal() -> pg_sys::Portal {
     }
 }
 
+/// Whether nothing of the outermost command follows what returns now: the last of its portal's statements, or, `ran_out`,
+/// a query that gave all of its rows.
+///
+/// # Safety
+/// Called from the outermost frame, before [`leave`].
+pub unsafe fn is_over(returns: *const pg_sys::PlannedStmt, ran_out: bool) -> bool {
+    // SAFETY: the outermost portal is alive while it runs, and so is its list.
+    unsafe {
+        let portal = (*OUTERMOST.get()).portal;
+        if portal.is_null() {
+            return false;
+        }
+        if (*portal).strategy == pg_sys::PortalStrategy::PORTAL_ONE_SELECT {
+            return ran_out;
+        }
+        let list = (*portal).stmts;
+        let last = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
+        last > 0 && ptr::addr_eq((*(*list).elements.add(last - 1)).ptr_value, returns)
+    }
+}
+
+/// Runs `body` for the client's command of which something is about to be run, with the place that its rows will be
+/// charged to.
+///
+/// # Safety
+/// Called inside the executor's start, which has no frame of its own.
+pub unsafe fn about_to_run<T>(body: impl FnOnce(Place) -> T) -> T {
+    // SAFETY: reads statics.
+    let (frame, level) = unsafe { (enter(), ffi::GetCurrentTransactionNestLevel()) };
+    let result = body(Place { statement: current(), level });
+    if frame == Frame::Outermost {
+        leave();
+    }
+    result
+}
+
+/// Whether nothing of the client's is active: after a rollback, that an error took the outermost command with it.
+pub fn nothing_runs() -> bool {
+    // SAFETY: a static of this process.
+    unsafe { pg_sys::ActivePortal.is_null() }
+}
+
 /// The outermost command returned.
 #[inline(always)]
 pub fn leave() {
@@ -106,11 +148,8 @@ pub fn leave() {
 /// A (sub)transaction was rolled back. When nothing of the client's is active any more, an error took the outermost
 /// command with it.
 pub fn rolled_back() {
-    // SAFETY: statics of this thread.
-    unsafe {
-        if pg_sys::ActivePortal.is_null() {
-            leave();
-        }
+    if nothing_runs() {
+        leave();
     }
 }
 
@@ -300,6 +339,12 @@ unsafe fn keep_text(statement: &mut Statement, source: *const c_char, location: 
 unsafe extern "C-unwind" fn portal_gone(argument: Opaque) {
     // SAFETY: the argument is the boxed statement that registered this; it is never freed.
     unsafe { (*argument.cast::<Statement>()).portal = ptr::null_mut() }
+}
+
+/// The current statement, where there is one; opens none.
+pub fn running() -> Option<Serial> {
+    let state = state();
+    state.current.map(|current| state.all[current].serial)
 }
 
 /// Whether a statement may go on later.

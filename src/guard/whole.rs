@@ -7,13 +7,14 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::binding::Binding;
+use super::binding::{Binding, Charge};
 use super::book;
 use super::budget::{Past, Place};
 use super::decide::{self, Attempt};
+use super::observe::Counted;
 use super::path::Step;
 use super::{concern, lift, narrow, statement};
-use crate::ffi::{self, Backend};
+use crate::ffi::Backend;
 use crate::raise::Failure;
 use crate::words::Operation;
 use crate::{session, settings};
@@ -90,40 +91,52 @@ unsafe fn look_for_whole_scans(
 /// Refuses a write that would scan a whole table, unless each policy that wants a condition is lifted. It belongs to the
 /// client's command that is about to run.
 fn refuse_whole(binding: &Binding, operation: Operation, estimate: Option<u64>) -> Result<(), Failure> {
+    let wanting = || binding.charges(operation).iter().filter(|charge| charge.policy.policy.require_where);
     if lift::is_rehearsing() {
-        lift::note_refused_without_rows();
-        for charge in binding.charges(operation).iter().filter(|charge| charge.policy.policy.require_where) {
+        for charge in wanting() {
             concern::note(&charge.policy, &binding.relation, operation, true, None);
+        }
+        if wanting().any(|charge| charge.policy.policy.mode.refuses()) {
+            lift::note_refused_without_rows();
         }
         return Ok(());
     }
     session::use_armed();
-    // SAFETY: called inside the executor's start; reads a static.
-    let (frame, level) = unsafe { (statement::enter(), ffi::GetCurrentTransactionNestLevel()) };
-    let place = Place { statement: statement::current(), level };
-    let wanting = binding.charges(operation).iter().filter(|charge| charge.policy.policy.require_where);
-    let mut decided = wanting.map(|charge| {
-        if !settings::enabled() {
-            if !decide::knows_disabled(place.statement) {
-                decide::record_disabled(&binding.relation, operation, place.statement);
-            }
-            return Ok(());
-        }
-        let attempt = Attempt {
-            relation: &binding.relation,
-            operation,
-            policy: &charge.policy,
-            meter: charge.meter,
-            past: Past::Unnarrowed,
-            place,
-            estimate,
-        };
-        decide::decide(&attempt)?;
-        book::check_grant(&attempt)
-    });
-    let decided = decided.try_for_each(|decided| decided);
-    if frame == statement::Frame::Outermost {
-        statement::leave();
+    // SAFETY: called inside the executor's start.
+    unsafe {
+        statement::about_to_run(|place| {
+            wanting().try_for_each(|charge| decide_whole(binding, operation, charge, place, estimate))
+        })
     }
-    decided
+}
+
+/// Decides about it for one policy.
+fn decide_whole(
+    binding: &Binding,
+    operation: Operation,
+    charge: &Charge,
+    place: Place,
+    estimate: Option<u64>,
+) -> Result<(), Failure> {
+    if !settings::enabled() {
+        if !decide::knows_disabled(place.statement) {
+            decide::record_disabled(&binding.relation, operation, place.statement);
+        }
+        return Ok(());
+    }
+    let attempt = Attempt {
+        relation: &binding.relation,
+        operation,
+        policy: &charge.policy,
+        meter: charge.meter,
+        past: Past::Unnarrowed,
+        place,
+        estimate,
+    };
+    if !charge.policy.policy.mode.refuses() {
+        book::note(&attempt, Counted::Statement, None);
+        return Ok(());
+    }
+    decide::decide(&attempt)?;
+    book::check_grant(&attempt)
 }

@@ -145,7 +145,13 @@ unsafe fn watch_node(
         }
         let child = (*node).ps.lefttree;
         let Some(child_exec) = (!child.is_null()).then(|| (*child).ExecProcNodeReal).flatten() else {
-            return Err(undecided("its plan has no rows to count", relation(0)));
+            let all = (0..relations).zip(&bindings);
+            let mut all = all.filter_map(|(index, binding)| Some((index, binding.as_ref()?)));
+            let reason = "its plan has no rows to count";
+            let counted =
+                all.try_for_each(|(index, binding)| cannot_count(binding, operations, reason, relation(index)));
+            *BINDINGS.get() = bindings;
+            return counted;
         };
         if !matches!(kind, Kind::Conflict | Kind::Insert) {
             require_where(estate, node, operations, &bindings)?;
@@ -162,10 +168,11 @@ unsafe fn watch_node(
                         // Pruned when the executor started: it does not run.
                         continue;
                     }
-                    return Err(undecided(
-                        "rows that a foreign server changes cannot be counted here",
-                        relation(index),
-                    ));
+                    let reason = "rows that a foreign server changes cannot be counted here";
+                    if let Some(Some(binding)) = watch.bindings.get(index) {
+                        cannot_count(binding, operations, reason, relation(index))?;
+                    }
+                    continue;
                 }
                 if (*scan).instrument.is_null() {
                     (*scan).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
@@ -258,8 +265,11 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         if binding.as_ref().is_none_or(|binding| !book::is_counted(binding, &[operation])) {
             return Ok(());
         }
-        if binding.as_ref().is_some_and(|binding| binding.wants_where(operation)) {
-            return Err(undecided("its plan does not show whether a condition narrows it", (*entry).relid));
+        if let Some(binding) = binding.as_ref().filter(|binding| binding.wants_where(operation)) {
+            let wanting = binding.only(operation, |policy| policy.policy.require_where);
+            if wanting.refuses(operation) {
+                return Err(undecided("its plan does not show whether a condition narrows it", (*entry).relid));
+            }
         }
         let mut watch = watch::fresh(Kind::Whole(operation), (*query_desc).estate, actor);
         watch.bindings.push(binding);
@@ -268,6 +278,23 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         watch::activate(watch);
         Ok(())
     }
+}
+
+/// Rows of a covered relation cannot be counted: that is refused where a policy would refuse anything, and recorded where
+/// policies only look on.
+fn cannot_count(
+    binding: &Binding,
+    operations: &[Operation],
+    reason: &str,
+    relation: pg_sys::Oid,
+) -> Result<(), Failure> {
+    if operations.iter().any(|operation| binding.refuses(*operation)) {
+        return Err(undecided(reason, relation));
+    }
+    for operation in operations {
+        book::note_uncounted(binding, *operation, reason);
+    }
+    Ok(())
 }
 
 fn undecided(reason: &str, relation: pg_sys::Oid) -> Failure {

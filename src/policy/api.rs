@@ -241,7 +241,7 @@ fn explain(arguments: &Arguments) -> Returns {
                 "max_fraction": policy.max_fraction,
                 "require_where": policy.require_where,
                 "require_transaction": policy.require_transaction,
-                "mode": "enforce",
+                "mode": policy.mode.word(),
                 "override": policy.override_.word(),
             })
         })

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::pattern::Pattern;
 use super::schedule::Schedule;
 use crate::error::Error;
-use crate::words::{Operation, Override};
+use crate::words::{Mode, Operation, Override};
 
 /// One row of `writeguard.policy`, as a caller gives it: nothing is checked yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,6 +89,7 @@ pub struct Policy {
     pub max_fraction: Option<f64>,
     pub require_transaction: bool,
     pub require_where: bool,
+    pub mode: Mode,
     pub override_: Override,
     /// The role whose members may approve; none: whoever may call `approve`.
     pub approvers: Option<String>,
@@ -167,19 +168,10 @@ impl Document {
                 )),
             })
             .try_fold(0, |bits, bit| bit.map(|bit| bits | bit))?;
-        let mode = self.mode.as_deref().unwrap_or_default();
-        match mode {
-            "enforce" => {}
-            "observe" | "warn" => {
-                return Err(Error::NotYet {
-                    column: "mode",
-                    only: format!("This version knows the mode enforce; {mode} comes later."),
-                });
-            }
-            other => {
-                return Err(Error::invalid(format!("unknown mode \"{other}\""), "mode => 'enforce'"));
-            }
-        }
+        let word = self.mode.as_deref().unwrap_or_default();
+        let mode = Mode::parse(word).ok_or_else(|| {
+            Error::invalid(format!("unknown mode \"{word}\""), "mode => 'enforce' (or 'warn', or 'observe')")
+        })?;
         let override_ = match self.override_.as_deref().unwrap_or_default() {
             "never" => Override::Never,
             "flag" => Override::Flag,
@@ -205,6 +197,7 @@ impl Document {
             max_fraction: self.fraction()?,
             require_transaction: self.require_transaction,
             require_where: self.require_where,
+            mode,
             override_,
             approvers: self.approvers(override_)?,
             min_approvals: self.min_approvals(override_)?,
@@ -331,7 +324,7 @@ mod tests {
         assert_eq!(policy.operations, all);
         assert_eq!((policy.max_rows, policy.max_rows_per_transaction), (None, None));
         assert!(!policy.require_where);
-        assert_eq!(policy.override_, Override::Token);
+        assert_eq!((policy.mode, policy.override_), (Mode::Enforce, Override::Token));
         assert_eq!((policy.approvers, policy.min_approvals), (None, 1));
     }
 
@@ -342,7 +335,6 @@ mod tests {
             (r#"{"name": "p", "max_rows": -1}"#, "WG007", "-1"),
             (r#"{"name": "p", "mode": "strict"}"#, "WG007", "strict"),
             (r#"{"name": "p", "mode": null}"#, "WG007", "mode"),
-            (r#"{"name": "p", "mode": "warn"}"#, "0A000", "mode"),
             (r#"{"name": "p", "override": "perhaps"}"#, "WG007", "perhaps"),
             (r#"{"name": "p", "operations": ["insert"]}"#, "WG007", "insert"),
             (r#"{"name": "p", "operations": []}"#, "WG007", "operations"),

@@ -164,7 +164,7 @@ mod tests {
 
     use super::super::pattern::Pattern;
     use super::*;
-    use crate::words::Override;
+    use crate::words::{Mode, Override};
 
     fn policy(table: &str, role: &str) -> Policy {
         Policy {
@@ -181,6 +181,7 @@ mod tests {
             max_fraction: None,
             require_transaction: false,
             require_where: false,
+            mode: Mode::Enforce,
             override_: Override::Token,
             approvers: None,
             min_approvals: 1,

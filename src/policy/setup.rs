@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::pattern::Pattern;
 use super::relation::{coverable_tables, never_covered, relation_of};
+use super::resolve::{self, Actor, Target};
 use super::table::{self, Place, Policies};
 use crate::event::{memory, queue};
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::raise::Failure;
-use crate::words::RelationName;
+use crate::words::{Operation, RelationName};
 
 sql_function!(
     /// `setup_facts() → jsonb`: the first row of `check_setup`'s query.
@@ -26,7 +27,46 @@ fn setup_facts(_arguments: &Arguments) -> Returns {
         "in_log_only": in_log_only,
         "waiting_since": queue::waiting_since(),
         "policies": defects()?,
+        "looking_on": set_asides()?,
     })))
+}
+
+/// Policies that refuse and are set aside, for some table, by one that only looks on: both names, the mode and a table.
+fn set_asides() -> Result<Vec<Value>, Failure> {
+    let Place::Table(oid) = table::find() else { return Ok(Vec::new()) };
+    let Some(policies) = Policies::read(oid, None)? else { return Ok(Vec::new()) };
+    let all = || policies.loaded.iter().map(|loaded| &loaded.policy);
+    if all().all(|policy| policy.mode.refuses()) || !all().any(|policy| policy.mode.refuses()) {
+        return Ok(Vec::new());
+    }
+    let mut found: Vec<(usize, usize, RelationName)> = Vec::new();
+    for name in coverable_tables() {
+        pgrx::check_for_interrupts!();
+        let target = Target { name, ancestors: Vec::new() };
+        let places = policies.naming(&target);
+        let looks_on = |place: &usize| !policies.loaded[*place].policy.mode.refuses();
+        for looking in places.iter().copied().filter(looks_on) {
+            // As the roles that it names are limited.
+            let actor = Actor { itself: policies.loaded[looking].policy.roles.clone(), member_of: Vec::new() };
+            for operation in Operation::ALL {
+                for candidate in resolve::candidates(&policies.loaded, &places, &target, &actor, operation) {
+                    let Some(by) = candidate.set_aside_by.filter(|by| looks_on(by) && !looks_on(&candidate.policy))
+                    else {
+                        continue;
+                    };
+                    if !found.iter().any(|(aside, known, _)| (*aside, *known) == (candidate.policy, by)) {
+                        found.push((candidate.policy, by, target.name.clone()));
+                    }
+                }
+            }
+        }
+    }
+    let name = |place: usize| &policies.loaded[place].policy.name;
+    let described = found.iter().map(|(aside, by, table)| {
+        let mode = policies.loaded[*by].policy.mode.word();
+        json!({"policy": name(*by), "mode": mode, "aside": name(*aside), "relation": table.to_sql()})
+    });
+    Ok(described.collect())
 }
 
 /// Policies that do not do what they say: policy, defect (`unreadable`, `broken`, `table`, `pattern`), the element of

@@ -12,6 +12,7 @@ use crate::guard::concern::Concern;
 use crate::guard::tally::{Line, Wanted};
 use crate::policy::model::Policy;
 use crate::settings;
+use crate::words::Mode;
 
 sql_function!(
     /// `preview(statement text, sample integer) → setof …`: a row for each table and operation.
@@ -64,13 +65,23 @@ struct Said<'a> {
 /// The policy that would refuse, with the limit that is passed; where none would, the one with the smallest limit. Tables
 /// that share a budget share its verdict.
 fn verdict<'a>(line: &'a Line, concerns: &'a [Concern]) -> Said<'a> {
-    let refusing = concerns
+    let strictness = |concern: &Concern| match concern.policy.policy.mode {
+        Mode::Enforce => 0,
+        Mode::Warn => 1,
+        Mode::Observe => 2,
+    };
+    let passed = concerns
         .iter()
         .filter(|concern| concern.refuses)
         .filter(|concern| line.policies.iter().any(|policy| policy.revision == concern.policy.revision))
-        .min_by_key(|concern| concern.limit.unwrap_or(0));
-    if let Some(concern) = refusing {
-        return Said { verdict: "refuse", policy: Some(&concern.policy.policy.name), limit: concern.limit };
+        .min_by_key(|concern| (strictness(concern), concern.limit.unwrap_or(0)));
+    if let Some(concern) = passed {
+        let verdict = match concern.policy.policy.mode {
+            Mode::Enforce => "refuse",
+            Mode::Warn => "warn",
+            Mode::Observe => "observe",
+        };
+        return Said { verdict, policy: Some(&concern.policy.policy.name), limit: concern.limit };
     }
     let limit = |policy: &Policy| {
         policy.max_rows.or(policy.max_rows_per_transaction).or_else(|| policy.rate.map(|rate| rate.rows))

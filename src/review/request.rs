@@ -10,7 +10,7 @@ use super::{rehearse, run};
 use crate::error::Error;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
-use crate::event::store;
+use crate::event::{store, throttle};
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::guard::concern::Concern;
 use crate::guard::tally::{Line, Wanted};
@@ -48,7 +48,8 @@ fn login(_arguments: &Arguments) -> Returns {
 }
 
 fn queue_counters(_arguments: &Arguments) -> Returns {
-    value(queue::counters().map(|count| i64::try_from(count).unwrap_or(i64::MAX)).to_vec())
+    let counters = queue::counters().into_iter().chain([throttle::left_out()]);
+    value(counters.map(|count| i64::try_from(count).unwrap_or(i64::MAX)).collect::<Vec<_>>())
 }
 
 fn hash(arguments: &Arguments) -> Returns {
@@ -131,6 +132,8 @@ const SAMPLE: usize = 5;
 /// # Errors
 /// WG007 where no approval helps, or none is needed.
 fn to_be_lifted(concerns: &[Concern], statement: &str) -> Result<Vec<String>, Error> {
+    // A policy that only looks on refuses nothing, whatever its limits say.
+    let concerns: Vec<&Concern> = concerns.iter().filter(|concern| concern.policy.policy.mode.refuses()).collect();
     let refusing = |override_: Override| {
         concerns.iter().find(move |concern| concern.refuses && concern.policy.policy.override_ == override_)
     };

@@ -1,0 +1,146 @@
+//! Statements that went past a limit of a policy that only looks on (`mode` observe or warn).
+//!
+//! Noted when the limit is passed, while names can still be looked up, and recorded when the client's statement is over, with
+//! the number that it came to by then; where it died, with the number so far. In a transaction block that is the end of the
+//! command, otherwise the commit, because deferred triggers are a part of the statement. Nothing waits for the record.
+
+use super::budget::{Ledger, MeterId, Serial};
+use super::statement;
+use crate::error::LetPass;
+use crate::event::record::Event;
+use crate::event::throttle;
+use crate::ffi::{self, Backend};
+use crate::raise::{Raise, guarded, warn};
+use crate::words::Mode;
+
+/// What the rows of an event are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// The statement's rows in the policy's budget.
+    Statement,
+    /// The transaction's.
+    Transaction,
+    /// The statement's rows in one table or tree of partitions.
+    Table(MeterId),
+    /// A rate was used up when the statement had charged `before` rows; what it charged after that comes on top.
+    Beyond { limit: u64, before: u64 },
+    /// They cannot be.
+    Unknown,
+}
+
+/// A statement and a policy whose limit it went past.
+pub struct Noted {
+    pub statement: Serial,
+    /// The policy's.
+    pub meter: MeterId,
+    pub mode: Mode,
+    pub counted: Counted,
+    /// The highest number so far, where a rollback inside the statement took rows back.
+    pub highest: u64,
+    /// All but its time and its rows.
+    pub event: Event,
+    pub warning: LetPass,
+}
+
+impl Noted {
+    fn rows(&self, ledger: &Ledger) -> Option<u64> {
+        let in_statement = |meter| ledger.in_statement(meter, self.statement);
+        let rows = match self.counted {
+            Counted::Statement => in_statement(self.meter),
+            Counted::Transaction => ledger.in_transaction(self.meter),
+            Counted::Table(meter) => in_statement(meter),
+            Counted::Beyond { limit, before } => limit + in_statement(self.meter).saturating_sub(before),
+            Counted::Unknown => return None,
+        };
+        Some(rows.max(self.highest))
+    }
+}
+
+static NOTED: Backend<Vec<Noted>> = Backend::new(Vec::new());
+
+fn noted() -> &'static mut Vec<Noted> {
+    // SAFETY: single-threaded; no reference is kept across a call that may come back here.
+    unsafe { &mut *NOTED.get() }
+}
+
+/// Whether anything waits to be recorded.
+#[inline(always)]
+pub fn any() -> bool {
+    !noted().is_empty()
+}
+
+/// Whether a statement has something to be recorded, so that its counts are still needed.
+pub fn waits(statement: Serial) -> bool {
+    noted().iter().any(|noted| noted.statement == statement)
+}
+
+/// Notes that a statement went past a policy's limit; once is enough.
+pub fn note(ledger: &Ledger, new: Noted) {
+    if noted().iter().any(|noted| (noted.statement, noted.meter) == (new.statement, new.meter)) {
+        return;
+    }
+    // In a pipeline statements follow each other before anything commits.
+    record(ledger, true, |noted| noted.statement != new.statement && !statement::may_resume(noted.statement));
+    noted().push(new);
+}
+
+/// Adds a sentence to what will be recorded of a statement and a policy.
+pub fn explain(statement: Serial, meter: MeterId, sentence: &str) {
+    let of = |noted: &&mut Noted| (noted.statement, noted.meter) == (statement, meter);
+    if let Some(noted) = noted().iter_mut().find(of) {
+        noted.event.reason = Some(sentence.to_owned());
+    }
+}
+
+/// The outermost frame of a command returns. `is_over`: nothing of that command follows.
+pub fn left(ledger: &Ledger, is_over: bool) -> *mut Raise {
+    // SAFETY: reads the transaction's state.
+    if !is_over || !unsafe { ffi::IsTransactionBlock() } {
+        return core::ptr::null_mut();
+    }
+    guarded(|| {
+        if let Some(over) = statement::running() {
+            record(ledger, true, |noted| noted.statement == over);
+        }
+        Ok(())
+    })
+}
+
+/// Before a commit: nothing is charged to this transaction's statements any more.
+pub fn before_commit(ledger: &Ledger) -> *mut Raise {
+    guarded(|| {
+        record(ledger, true, |_| true);
+        Ok(())
+    })
+}
+
+/// Before a subtransaction's rows are taken back: the attempt is what counts.
+pub fn rolling_back(ledger: &Ledger) {
+    for noted in noted().iter_mut() {
+        noted.highest = noted.rows(ledger).unwrap_or(0);
+    }
+}
+
+/// An error took the client's command with it. The client has its error; a warning would say nothing more.
+pub fn died(ledger: &Ledger) {
+    let _nothing_to_raise = guarded(|| {
+        record(ledger, false, |_| true);
+        Ok(())
+    });
+}
+
+/// Records what is noted of some statements. `tell`: the client as well, where the mode is warn.
+fn record(ledger: &Ledger, tell: bool, of: impl Fn(&Noted) -> bool) {
+    while let Some(place) = noted().iter().position(&of) {
+        let one = noted().remove(place);
+        let rows = one.rows(ledger);
+        let mut event = one.event;
+        event.rows = rows;
+        event.happens_now();
+        throttle::record(&event);
+        if tell && one.mode == Mode::Warn {
+            // SAFETY: reads the transaction's state.
+            warn(&one.warning, rows, unsafe { ffi::IsTransactionBlock() });
+        }
+    }
+}
