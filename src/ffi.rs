@@ -195,8 +195,8 @@ pub unsafe fn set_for_level(name: &CStr, value: *const c_char) {
     }
 }
 
-/// Values print, until the level of nesting ends that this begins, in the one way that every session reads alike, as
-/// postgres_fdw and pg_dump have them. Gives the level.
+/// Values print, until the level of nesting ends that this begins, in the one way that every session reads alike
+/// whatever its settings are, as postgres_fdw and pg_dump have them. Gives the level.
 ///
 /// # Safety
 /// As for [`set_for_level`].

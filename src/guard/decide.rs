@@ -60,10 +60,11 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
     }
     let policy = &attempt.policy.policy;
     let flag = session::flag();
+    let executed = lift::executed_by(statement);
     match policy.override_ {
         Override::Never => refuse(attempt),
-        Override::Flag if flag || lift::executed_by(statement).is_some() => {
-            lift(attempt, lift::executed_by(statement).as_ref());
+        Override::Flag if flag || executed.is_some() => {
+            lift(attempt, executed.as_ref());
             Ok(())
         }
         Override::Flag => refuse(attempt),

@@ -155,8 +155,6 @@ impl<'a> Run<'a> {
             }
             let datums = ffi::palloc(size_of::<pg_sys::Datum>() * (self.wanted + 1)).cast::<pg_sys::Datum>();
             let nulls = ffi::palloc(self.wanted + 1).cast::<c_char>();
-            // What a rehearsal printed is read as it was printed.
-            let plainly = if purpose == Purpose::Execution { ffi::print_plainly() } else { 0 };
             for index in 0..self.wanted {
                 let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
                 ffi::getTypeInputInfo(*types.add(index), &mut input, &mut parameter);
@@ -168,9 +166,7 @@ impl<'a> Run<'a> {
                 *nulls.add(index) = b' ' as c_char;
                 *datums.add(index) = ffi::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, -1);
             }
-            if purpose == Purpose::Execution {
-                ffi::AtEOXact_GUC(true, plainly);
-            } else {
+            if purpose == Purpose::Rehearsal {
                 self.print(types, datums, nulls);
             }
             let plan = ffi::SPI_prepare(self.text.as_ptr(), count, types);
