@@ -1245,7 +1245,7 @@ fn nothing_that_has_the_names_of_our_sql_is_taken_for_it() {
     assert_eq!(number(&mut client, "SELECT pg_catalog.count(*) FROM writeguard.my_requests"), 2);
     assert_eq!(number(&mut client, "SELECT pg_catalog.length(writeguard.statement_hash('x'))"), 64);
     assert_eq!(stage.text("SELECT coalesce(string_agg(what || ' as ' || who, ', '), '') FROM public.caught"), "");
-    let within = "SELECT count(*) FROM writeguard.request WHERE expires_at < now() + interval '1 day'";
+    let within = "SELECT count(*) FROM writeguard.request WHERE expires_at < now() + interval '1 hour'";
     assert_eq!(stage.number(within), 1);
 }
 
