@@ -393,23 +393,7 @@ fn past_limit(
 #[cold]
 fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -> *mut Raise {
     guarded(|| {
-        for charge in binding.charges(operation) {
-            if concern::refuses(&charge.policy) {
-                continue;
-            }
-            let (ledger, policy) = (ledger(), &charge.policy.policy);
-            let past = |limit: Option<u64>, rows: u64| limit.filter(|limit| rows > *limit);
-            let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
-            let limit = past(policy.max_rows, ledger.in_statement(charge.meter, place.statement))
-                .or_else(|| past(policy.max_rows_per_transaction, ledger.in_transaction(charge.meter)));
-            let further = match (&charge.more, limit) {
-                (Some(more), None) => more.would_refuse(ledger, &charged, goes_on),
-                _ => None,
-            };
-            let refuses = limit.is_some() || further.is_some();
-            let limit = limit.or(further);
-            concern::note(&charge.policy, &binding.relation, operation, refuses, limit);
-        }
+        concern::met(ledger(), binding, operation, rows, place, goes_on);
         Ok(())
     })
 }

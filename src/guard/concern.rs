@@ -3,6 +3,9 @@
 
 use std::rc::Rc;
 
+use super::binding::Binding;
+use super::budget::{Ledger, Place, Serial};
+use super::further::Charged;
 use crate::ffi::Backend;
 use crate::policy::table::Loaded;
 use crate::words::{Operation, RelationName};
@@ -36,8 +39,29 @@ pub fn end(outer: Vec<Concern>) -> Vec<Concern> {
     core::mem::replace(concerns(), outer)
 }
 
+/// Notes what the policies of rows that a rehearsal has just charged say to them. `suspended` tells whether another statement
+/// may go on later.
+pub fn met(
+    ledger: &mut Ledger,
+    binding: &Binding,
+    operation: Operation,
+    rows: u64,
+    place: Place,
+    suspended: impl Fn(Serial) -> bool + Copy,
+) {
+    let past = |limit: Option<u64>, rows: u64| limit.filter(|limit| rows > *limit);
+    for charge in binding.charges(operation).iter().filter(|charge| !refuses(&charge.policy)) {
+        let policy = &charge.policy.policy;
+        let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+        let limit = past(policy.max_rows, ledger.in_statement(charge.meter, place.statement))
+            .or_else(|| past(policy.max_rows_per_transaction, ledger.in_transaction(charge.meter)))
+            .or_else(|| charge.more.as_ref()?.would_refuse(ledger, &charged, suspended));
+        note(&charge.policy, &binding.relation, operation, limit.is_some(), limit);
+    }
+}
+
 /// Whether the rehearsal has met this policy as one that would refuse.
-pub fn refuses(policy: &Loaded) -> bool {
+fn refuses(policy: &Loaded) -> bool {
     concerns().iter().any(|known| known.refuses && known.policy.revision == policy.revision)
 }
 
