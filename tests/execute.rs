@@ -557,11 +557,12 @@ fn what_stops_it_halfway_leaves_nothing_of_it() {
     refused(&mut client, &swallowed, "WG001");
     passes(&mut client, "RESET statement_timeout");
     let pid = pid(&mut client);
-    let run = thread::spawn(move || client.batch_execute(&call(id)).map_err(|error| Refusal::of(&error).sqlstate));
+    // Whether the message or the end of the connection comes first is chance.
+    let run = thread::spawn(move || client.batch_execute(&call(id)).is_err());
     let sleeps = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
     common::wait_until(20, || stage.number(&sleeps) == 1);
     passes(&mut stage.admin, &format!("SELECT pg_terminate_backend({pid}, 20000)"));
-    assert_eq!(run.join().unwrap(), Err("57P01".to_owned()));
+    assert!(run.join().unwrap());
     assert_eq!((stage.changed(), stage.state(id).as_str()), (0, "approved"));
     passes(&mut stage.admin, "DROP TRIGGER slow ON t");
     execute(&mut stage.requester(), id);
