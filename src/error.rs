@@ -125,9 +125,6 @@ pub enum Error {
     /// WG007 for what is no public key. It may be a secret, so nothing repeats it.
     #[error("{message}")]
     UnfitKey { message: String, detail: Option<String>, hint: String },
-    /// 0A000: a part of the contract that this version does not have.
-    #[error("policy column \"{column}\" is not supported by this version")]
-    NotYet { column: &'static str, only: String },
     /// WG008: the guard cannot decide, so it refuses.
     #[error("cannot decide about this write: {reason}")]
     Undecided { reason: String, hint: String, relation: Option<RelationName> },
@@ -220,7 +217,6 @@ impl Error {
             Error::TokenRefused { .. } | Error::ExecutionRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } | Error::UnfitKey { .. } => "WG007",
             Error::Undecided { .. } | Error::Unrecorded => "WG008",
-            Error::NotYet { .. } => "0A000",
             Error::NotPreloaded { .. } => "55000",
             Error::Stopped { .. } => "57014",
         }
@@ -268,7 +264,6 @@ impl Error {
             | Error::ApprovalRefused { detail, .. }
             | Error::Invalid { detail, .. }
             | Error::UnfitKey { detail, .. } => detail.clone(),
-            Error::NotYet { only, .. } => Some(only.clone()),
             Error::Unrecorded => Some("There is no token, and no request.".into()),
             Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
         }
@@ -297,7 +292,6 @@ impl Error {
             | Error::Undecided { hint, .. }
             | Error::NotPreloaded { hint } => hint.clone(),
             Error::Unrecorded => "SELECT * FROM writeguard.check_setup();".to_owned(),
-            Error::NotYet { column, .. } => format!("Leave out the argument {column}."),
         })
     }
 

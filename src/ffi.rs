@@ -166,6 +166,7 @@ unsafe extern "C-unwind" {
         buffer: *mut pg_sys::Buffer,
         keep_buffer: bool,
     ) -> bool;
+    pub fn datum_image_eq(one: pg_sys::Datum, other: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
     pub fn heap_copytuple(tuple: pg_sys::HeapTuple) -> pg_sys::HeapTuple;
     pub fn ReleaseBuffer(buffer: pg_sys::Buffer);
     pub fn MakeTransitionCaptureState(
@@ -300,6 +301,23 @@ pub unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut 
     unsafe {
         let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
         (0..length).map(move |index| (*(*list).elements.add(index)).ptr_value.cast())
+    }
+}
+
+/// A column of a descriptor.
+///
+/// # Safety
+/// `index` is below the descriptor's `natts`.
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_sys::FormData_pg_attribute {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: the caller's index is below `natts`.
+    unsafe {
+        (*descriptor).attrs.as_mut_ptr().add(index)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: the caller's index is below `natts`.
+    unsafe {
+        pg_sys::TupleDescAttr(descriptor, index as i32)
     }
 }
 

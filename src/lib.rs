@@ -23,6 +23,7 @@ mod review;
 mod session;
 mod settings;
 mod token;
+mod undo;
 mod words;
 mod worker;
 
@@ -37,6 +38,7 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/documents.sql", name = "documents", requires = ["keys"]);
 ::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents"]);
 ::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["functions"]);
+::pgrx::extension_sql_file!("../sql/undo.sql", name = "undo", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
 /// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend

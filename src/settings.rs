@@ -18,6 +18,7 @@ static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60 * 
 static JWT_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(60 * 60);
 static BREAK_GLASS_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(5 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
+static CAPTURE_UNDO: GucSetting<bool> = GucSetting::<bool>::new(false);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static OBSERVED_PER_MINUTE: GucSetting<i32> = GucSetting::<i32>::new(60);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
@@ -60,6 +61,11 @@ pub fn request_lifetime() -> i32 {
 /// How long events and finished requests are kept, in seconds; none: for ever.
 pub fn event_retention() -> Option<i32> {
     Some(EVENT_RETENTION.get()).filter(|seconds| *seconds > 0)
+}
+
+/// Whether rows are kept also of writes that need no override.
+pub fn capture_undo() -> bool {
+    CAPTURE_UNDO.get()
 }
 
 /// Rows after which a preview ends.
@@ -138,6 +144,14 @@ pub fn register(arming: Arming, expecting: Expecting) {
         7 * 24 * 60 * 60,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"writeguard.capture_undo",
+        c"Keeps rows as they were before every covered write of the session, where a policy has undo.",
+        c"Otherwise before overridden writes only.",
+        &CAPTURE_UNDO,
+        GucContext::Userset,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"writeguard.preview_max_rows",

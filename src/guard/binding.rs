@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::budget::MeterId;
 use super::further::More;
+use crate::policy::model::Keep;
 use crate::policy::table::Loaded;
 use crate::words::{Operation, RelationName};
 
@@ -25,6 +26,8 @@ pub struct Binding {
     pub rows: MeterId,
     /// Bits of [`Operation::bit`]: the operations for which a policy wants a condition.
     wants_where: u8,
+    /// The same for those whose changed rows a policy wants kept.
+    keeps: u8,
     /// By operation, in the order of [`Operation::ALL`].
     charges: [Vec<Charge>; Operation::ALL.len()],
 }
@@ -44,7 +47,12 @@ impl Binding {
             .into_iter()
             .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.require_where))
             .fold(0, |bits, operation| bits | operation.bit());
-        Self { name: relation.to_sql(), relation, rows, wants_where, charges }
+        let keeps = Operation::ALL
+            .into_iter()
+            .filter(|operation| *operation != Operation::Drop)
+            .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.undo.is_some()))
+            .fold(0, |bits, operation| bits | operation.bit());
+        Self { name: relation.to_sql(), relation, rows, wants_where, keeps, charges }
     }
 
     /// The budgets of an operation.
@@ -70,6 +78,17 @@ impl Binding {
         self.charges(operation).iter().any(|charge| charge.policy.policy.mode.refuses())
     }
 
+    /// Whether a policy wants rows kept that one of these operations changes.
+    #[inline]
+    pub fn keeps_any(&self, operations: &[Operation]) -> bool {
+        self.keeps != 0 && operations.iter().any(|operation| self.keeps & operation.bit() != 0)
+    }
+
+    /// How long rows are kept that an overridden operation changes; none: not at all.
+    pub fn kept(&self, operation: Operation) -> Option<&Keep> {
+        self.charges(operation).iter().filter_map(|charge| charge.policy.policy.undo.as_ref()).max()
+    }
+
     /// The policies that apply to any operation; one that applies to several comes several times.
     pub fn policies(&self) -> impl Iterator<Item = &Loaded> {
         self.charges.iter().flatten().map(|charge| &*charge.policy)
@@ -81,6 +100,6 @@ impl Binding {
         charges[operation as usize] =
             self.charges(operation).iter().filter(|charge| chosen(&charge.policy)).cloned().collect();
         let (relation, name) = (self.relation.clone(), self.name.clone());
-        Binding { relation, name, rows: self.rows, wants_where: self.wants_where, charges }
+        Binding { relation, name, rows: self.rows, wants_where: self.wants_where, keeps: self.keeps, charges }
     }
 }

@@ -1,14 +1,18 @@
 //! Who wants to see the rows that a statement changes, one by one, and showing them.
 //!
-//! Nobody, mostly: then a row costs nothing here. A rehearsal does, for its account.
+//! Nobody, mostly: then a row costs nothing here. A rehearsal does, for its account; and what keeps rows for undo, in a
+//! statement that may be overridden.
 
 use pgrx::pg_sys;
 
 use super::binding::Binding;
-use super::image;
+use super::budget::Serial;
+use super::image::{self, Versions};
 use super::tally;
 use super::watch::{Kind, Watch};
+use crate::ffi::Foreign;
 use crate::raise::Failure;
+use crate::undo::keep::{self, Reason};
 use crate::words::Operation;
 
 /// Whether rows of every table are to be seen, covered or not.
@@ -18,13 +22,20 @@ pub fn wants_everything() -> bool {
 }
 
 /// Whether changed rows of a covered relation are to be seen.
-pub fn wants(_binding: &Binding, _operations: &[Operation]) -> bool {
-    may_want()
+pub fn wants(binding: &Binding, operations: &[Operation]) -> bool {
+    tally::is_open() || binding.keeps_any(operations) && keep::is_wanted()
 }
 
-/// Whether those of some covered relation are.
+/// Whether those of some covered relation may be.
 pub fn may_want() -> bool {
-    tally::is_open()
+    tally::is_open() || keep::is_wanted()
+}
+
+/// Rows of a relation are about to be changed unseen.
+pub fn missed(binding: &Binding, operation: Operation, statement: Serial) {
+    if binding.keeps_any(&[operation]) && !tally::is_open() {
+        keep::lose(statement, &binding.relation, Reason::Late);
+    }
 }
 
 /// Rows of a relation were changed and charged; of more than one, or without a node, the versions are not known.
@@ -36,24 +47,42 @@ pub fn may_want() -> bool {
 /// What reading or printing a row may raise, and the end of a rehearsal that has seen enough.
 pub unsafe fn changed(watch: &Watch, binding: &Binding, operation: Operation, rows: u64) -> Result<(), Failure> {
     let (name, info) = (&binding.relation, watch.changed);
-    if info.is_null() || watch.node.is_null() || rows != 1 {
+    let known = !info.is_null() && !watch.node.is_null() && rows == 1;
+    if !tally::is_open() {
+        // SAFETY: the caller's promise.
+        return unsafe {
+            let versions = if known { versions_of(watch, info)? } else { None };
+            let kept = keep::row(binding, operation, versions.as_ref(), image::per_row(watch));
+            if known {
+                image::wipe(watch, info);
+            }
+            kept
+        };
+    }
+    if !known {
         return tally::note(binding, operation.word(), binding.charges(operation), rows, (None, None));
     }
     // SAFETY: the caller's promise.
     unsafe {
         let mut shown = (None, None);
-        if tally::has_room((*(*info).ri_RelationDesc).rd_id, name, operation.word())? {
-            let versions = match watch.kind {
-                Kind::Conflict => image::of_conflict(watch, info)?,
-                _ => image::of_last_row(watch, info)?,
-            };
-            if let Some(versions) = versions {
-                shown.0 = show(watch, versions.relation, versions.old)?;
-                shown.1 = show(watch, versions.new_relation, versions.new)?;
-            }
+        if tally::has_room((*(*info).ri_RelationDesc).rd_id, name, operation.word())?
+            && let Some(versions) = versions_of(watch, info)?
+        {
+            shown.0 = show(watch, versions.relation, versions.old)?;
+            shown.1 = show(watch, versions.new_relation, versions.new)?;
         }
         image::wipe(watch, info);
         tally::note(binding, operation.word(), binding.charges(operation), rows, shown)
+    }
+}
+
+unsafe fn versions_of(watch: &Watch, info: *mut pg_sys::ResultRelInfo) -> Result<Option<Versions>, Foreign> {
+    // SAFETY: as for `changed`.
+    unsafe {
+        match watch.kind {
+            Kind::Conflict => image::of_conflict(watch, info),
+            _ => image::of_last_row(watch, info),
+        }
     }
 }
 
@@ -100,10 +129,21 @@ pub unsafe fn truncated(
     rows: u64,
     context: pg_sys::MemoryContext,
 ) -> Result<(), Failure> {
+    if !tally::is_open() {
+        let (old, new_relation, new) = (row, core::ptr::null_mut(), core::ptr::null_mut());
+        let versions = Versions { relation, old, new_relation, new, moved: false };
+        // SAFETY: the caller's promise.
+        return unsafe { keep::row(binding, Operation::Truncate, (!row.is_null()).then_some(&versions), context) };
+    }
     // SAFETY: the caller's promise.
     let before = unsafe { tally::show((*relation).rd_id, relation, row, context) }?;
     let operation = Operation::Truncate;
     tally::note(binding, operation.word(), binding.charges(operation), rows, (before, None))
+}
+
+/// Whether all rows that are about to be truncated are kept.
+pub fn keeps_truncated(binding: &Binding) -> bool {
+    !tally::is_open() && binding.keeps_any(&[Operation::Truncate]) && keep::is_wanted()
 }
 
 /// Whether a row that is about to be truncated would be shown.

@@ -384,7 +384,11 @@ fn charge(watch: &mut Watch, index: usize, operation: Operation, rows: u64) -> *
             session::use_armed();
             // SAFETY: reads a static. A node runs within one subtransaction, whatever happens between its rows.
             let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-            *watch.place.insert(Place { statement: statement::current(), level })
+            let place = *watch.place.insert(Place { statement: statement::current(), level });
+            if !watch.captures {
+                capture::missed(binding, operation, place.statement);
+            }
+            place
         }
     };
     let raise = book::charge(binding, operation, rows, place, watch.estimate);

@@ -20,6 +20,7 @@ use crate::token::claims::SIGN_AGAIN;
 use crate::token::grant::{Grant, Source};
 use crate::token::statement::statement_hash;
 use crate::token::{check, demand};
+use crate::undo::keep;
 use crate::words::{Mode, Operation, Override, RelationName, Scope, count, duration};
 
 /// A write that went past a limit.
@@ -63,16 +64,12 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
     let executed = lift::executed_by(statement);
     match policy.override_ {
         Override::Never => refuse(attempt),
-        Override::Flag if flag || executed.is_some() => {
-            lift(attempt, executed.as_ref());
-            Ok(())
-        }
+        Override::Flag if flag || executed.is_some() => lift(attempt, executed.as_ref()),
         Override::Flag => refuse(attempt),
         Override::Token => {
             if let Some(source) = lift::granted_by(statement) {
                 check_source(&source, attempt)?;
-                lift(attempt, Some(&source));
-                return Ok(());
+                return lift(attempt, Some(&source));
             }
             match session::token() {
                 Some(token) if flag => {
@@ -80,8 +77,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
                     let source = grant.source.clone();
                     check_source(&source, attempt)?;
                     lift::accept(grant, statement, attempt.place.level);
-                    lift(attempt, Some(&source));
-                    Ok(())
+                    lift(attempt, Some(&source))
                 }
                 _ => refuse(attempt),
             }
@@ -231,12 +227,14 @@ fn check_source(source: &Source, attempt: &Attempt<'_>) -> Result<(), Failure> {
     refuse_token(attempt, error)
 }
 
-fn lift(attempt: &Attempt<'_>, source: Option<&Source>) {
+fn lift(attempt: &Attempt<'_>, source: Option<&Source>) -> Result<(), Failure> {
+    keep::check(attempt.place.statement)?;
     let mut event = Event::new(Kind::Overridden);
     describe(&mut event, attempt);
     event.approval = source.and_then(Source::request);
     event.reason = source.and_then(Source::reason);
     lift::lift(attempt.meter, attempt.place.statement, attempt.place.level, event);
+    Ok(())
 }
 
 fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {

@@ -20,6 +20,7 @@ use crate::ffi::{self, Backend};
 use crate::policy::catalog;
 use crate::raise::{Raise, guarded, raise};
 use crate::session;
+use crate::undo;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
 #[cfg(not(feature = "pg18"))]
@@ -318,7 +319,7 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
                 if observe::any() {
                     raise(observe::before_commit(book::ledger()));
                 }
-                if lift::has_lifts() {
+                if lift::has_lifts() || undo::keep::any() {
                     raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
                 }
                 if event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE && at_commit::any() {
@@ -364,6 +365,7 @@ fn end_transaction(ending: Ending) {
     if statement::take_touched() {
         decide::end_transaction();
         lift::end_transaction();
+        undo::keep::end_transaction();
         book::end_transaction(ending != Ending::RolledBack);
         statement::end_transaction();
         expect::roll_back(0);
@@ -398,11 +400,13 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             }
             lift::roll_back(level);
             tally::roll_back(level);
+            undo::keep::roll_back(level);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
             book::ledger().release(level, statement::may_resume);
             lift::release(level);
             tally::release(level);
+            undo::keep::release(level);
             at_commit::release(level);
         }
         _ => {}

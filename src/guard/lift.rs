@@ -7,10 +7,12 @@
 use super::budget::{Ledger, MeterId, Serial};
 use crate::error::Error;
 use crate::event::record::{Event, top_xid};
-use crate::event::store;
+use crate::event::store::{at_the_end, insert};
 use crate::ffi::{self, Backend};
 use crate::session;
 use crate::token::grant::{Grant, Source};
+use crate::undo;
+use crate::undo::store::Overridden;
 
 struct Lift {
     meter: MeterId,
@@ -223,12 +225,19 @@ pub fn release(level: i32) {
 /// WG008 when the event cannot be written; the transaction then does not commit.
 pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
     let lifts = core::mem::take(&mut state().lifts);
-    store::at_the_end(|| {
+    let overridden: Vec<Overridden> =
+        lifts.iter().map(|lift| Overridden { statement: lift.statement, approval: lift.event.approval }).collect();
+    at_the_end(|| {
+        let changes = undo::store::before_commit(&overridden)?;
         for lift in lifts {
             let mut event = lift.event;
             event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
             event.xid = top_xid();
-            store::insert(&event)?;
+            if let Some((_, change)) = changes.iter().find(|(statement, _)| *statement == lift.statement) {
+                let change = format!("change {change}");
+                event.reason = Some(event.reason.map_or(change.clone(), |reason| format!("{reason}; {change}")));
+            }
+            insert(&event)?;
         }
         Ok(())
     })

@@ -83,9 +83,13 @@ unsafe fn charge_rows(
         let estimate = (estimate >= 0.0).then_some(estimate as u64);
         let (mut result, mut ended) = (Ok(()), false);
         let mut counted = 0;
-        let captures = operation == Operation::Truncate && capture::may_want();
-        while let Some(most) = worth_counting(binding, operation, place, counted) {
-            let shows = match captures {
+        let keeps = operation == Operation::Truncate && capture::keeps_truncated(binding);
+        let captures = keeps || operation == Operation::Truncate && lift::is_rehearsing();
+        if !captures && operation == Operation::Truncate {
+            capture::missed(binding, operation, place.statement);
+        }
+        while let Some(most) = if keeps { Some(1) } else { worth_counting(binding, operation, place, counted) } {
+            let shows = match captures && !keeps {
                 true => match capture::shows_truncated(binding, (*table).rd_id) {
                     Ok(shows) => shows,
                     Err(failure) => {
@@ -93,7 +97,7 @@ unsafe fn charge_rows(
                         break;
                     }
                 },
-                false => false,
+                false => keeps,
             };
             let most = if shows { 1 } else { most };
             let rows = match scan.count(most) {

@@ -225,7 +225,7 @@ unsafe fn json(
     unsafe {
         let descriptor = (*relation).rd_att;
         let count = usize::try_from((*descriptor).natts).unwrap_or(0);
-        let attributes = |index: usize| &*attribute(descriptor, index);
+        let attributes = |index: usize| &*ffi::attribute(descriptor, index);
         let Some(readable) = readable_columns(reader, named, relation) else { return Ok(None) };
         let mut values = vec![pg_sys::Datum::from(0); count];
         let mut nulls = vec![true; count];
@@ -283,19 +283,6 @@ unsafe fn json(
     }
 }
 
-unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_sys::FormData_pg_attribute {
-    #[cfg(not(feature = "pg18"))]
-    // SAFETY: the caller's index is below `natts`.
-    unsafe {
-        (*descriptor).attrs.as_mut_ptr().add(index)
-    }
-    #[cfg(feature = "pg18")]
-    // SAFETY: the caller's index is below `natts`.
-    unsafe {
-        pg_sys::TupleDescAttr(descriptor, index as i32)
-    }
-}
-
 enum Readable {
     All,
     Only(Vec<usize>),
@@ -328,7 +315,7 @@ fn readable_columns(reader: pg_sys::Oid, named: pg_sys::Oid, relation: pg_sys::R
         let count = usize::try_from((*(*relation).rd_att).natts).unwrap_or(0);
         let columns: Vec<usize> = (0..count)
             .filter(|index| {
-                let column = &*attribute((*relation).rd_att, *index);
+                let column = &*ffi::attribute((*relation).rd_att, *index);
                 let name = column.attname.data.as_ptr();
                 !column.attisdropped
                     && through.iter().any(|table| {

@@ -51,7 +51,7 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
        require_where = EXCLUDED.require_where, \
        require_transaction = EXCLUDED.require_transaction, mode = EXCLUDED.mode, \
        \"override\" = EXCLUDED.\"override\", approvers = EXCLUDED.approvers, \
-       min_approvals = EXCLUDED.min_approvals, comment = EXCLUDED.comment, \
+       min_approvals = EXCLUDED.min_approvals, undo = EXCLUDED.undo, comment = EXCLUDED.comment, \
        samples = EXCLUDED.samples \
      WHERE p.* IS DISTINCT FROM EXCLUDED.* \
      RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END";
@@ -59,9 +59,10 @@ const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
 /// The arguments in the order of `sql/functions.sql`, which is that of the table's columns.
 fn set_policy(arguments: &Arguments) -> Returns {
     let texts = |index| arguments.get::<Vec<Option<String>>>(index).unwrap_or_default();
-    let given = |index: usize| (!arguments.is_null(index)).then(|| "given".to_owned());
-    // SAFETY: the argument is declared as an interval.
-    let rate_interval = unsafe { Span::of(arguments.get(10).unwrap_or(pg_sys::Datum::null()), arguments.is_null(10)) };
+    // SAFETY: these arguments are declared as intervals.
+    let span =
+        |index| unsafe { Span::of(arguments.get(index).unwrap_or(pg_sys::Datum::null()), arguments.is_null(index)) };
+    let (rate_interval, undo) = (span(10), span(18));
     store_policy(Document {
         name: arguments.get(0),
         tables: texts(1),
@@ -82,7 +83,8 @@ fn set_policy(arguments: &Arguments) -> Returns {
         override_: arguments.get(15),
         approvers: arguments.get(16),
         min_approvals: arguments.get(17),
-        undo: given(18),
+        undo_microseconds: undo.as_ref().map(|span| span.microseconds),
+        undo: undo.map(|span| span.text),
         comment: arguments.get(19),
         samples: arguments.get(20).unwrap_or(true),
     })
@@ -102,6 +104,9 @@ pub fn settle(document: &mut Document) -> Result<Policy, Error> {
     if document.rate_microseconds.is_none() {
         let rate_interval = document.rate_interval.as_deref().and_then(Span::read);
         document.rate_microseconds = rate_interval.map(|span| span.microseconds);
+    }
+    if document.undo_microseconds.is_none() {
+        document.undo_microseconds = document.undo.as_deref().and_then(Span::read).map(|span| span.microseconds);
     }
     for element in document.tables.iter_mut().flatten() {
         if let Element::Unqualified(name) = parse_element(element)? {
@@ -178,8 +183,24 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
                 "tables => '{public.orders}' (a table, a partitioned table or a foreign table; of a view, the tables behind it)",
             ));
         }
+        if policy.undo.is_some() && !has_primary_key(relation)? {
+            return Err(Error::Invalid {
+                message: format!("table \"{name}\" has no primary key, and its rows cannot be put back without one"),
+                detail: Some(format!("Policy \"{}\" asks for undo.", policy.name)),
+                hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…); (or leave undo out)", name.to_sql()),
+            });
+        }
     }
     Ok(())
+}
+
+/// Whether a table's rows can be told apart: a partition's by the primary key at the top of its tree.
+fn has_primary_key(relation: pg_sys::Oid) -> Result<bool, Error> {
+    const PRIMARY_KEY: &str = "SELECT 'there' FROM pg_catalog.pg_index WHERE indisprimary AND indisvalid AND indrelid \
+         OPERATOR(pg_catalog.=) COALESCE(pg_catalog.pg_partition_root($1::pg_catalog.int8::pg_catalog.oid)::pg_catalog.oid, \
+           $1::pg_catalog.int8::pg_catalog.oid)";
+    let found = owner::connect(|client| owner::rows(client, PRIMARY_KEY, &[i64::from(u32::from(relation)).into()]))?;
+    Ok(!found.is_empty())
 }
 
 fn check_role(role: &str, column: &str, everybody: &str) -> Result<(), Error> {

@@ -198,7 +198,6 @@ fn blame(given: &Given, title: &str, error: Error) -> Error {
         (None, Error::Invalid { message, detail, hint }) => {
             Error::Invalid { message: format!("{title}: {message}"), detail, hint }
         }
-        (_, Error::NotYet { column, only }) => Error::NotYet { column, only: format!("{only} It is in {title}.") },
         (_, other) => other,
     }
 }

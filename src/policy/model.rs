@@ -41,6 +41,9 @@ pub struct Document {
     #[serde(default = "one")]
     pub min_approvals: Option<i32>,
     pub undo: Option<String>,
+    /// The same in microseconds; whoever makes the document asks PostgreSQL.
+    #[serde(skip)]
+    pub undo_microseconds: Option<i64>,
     pub comment: Option<String>,
     #[serde(default = "yes")]
     pub samples: bool,
@@ -96,8 +99,18 @@ pub struct Policy {
     /// Distinct people who must approve; at least 1.
     pub min_approvals: u32,
     pub comment: Option<String>,
+    /// How long rows are kept as they were before an overridden write; none: not at all.
+    pub undo: Option<Keep>,
     /// Whether a request shows some rows of its tables, before and after.
     pub samples: bool,
+}
+
+/// How long something is kept.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Keep {
+    pub microseconds: i64,
+    /// As PostgreSQL prints the interval.
+    pub text: String,
 }
 
 /// The interval that `rate_interval` has when nobody says otherwise, as PostgreSQL prints it.
@@ -137,9 +150,8 @@ impl Document {
     /// Checks everything that can be checked without a catalog.
     ///
     /// # Errors
-    /// WG007 for a value that is wrong by itself, 0A000 for a column that this version does not have yet.
+    /// WG007 for a value that is wrong by itself.
     pub fn check(&self) -> Result<Policy, Error> {
-        self.refuse_later_columns()?;
         let name = self.name.as_deref().unwrap_or_default();
         if name.trim().is_empty() {
             return Err(Error::invalid(
@@ -202,6 +214,7 @@ impl Document {
             approvers: self.approvers(override_)?,
             min_approvals: self.min_approvals(override_)?,
             comment: self.comment.clone(),
+            undo: self.undo()?,
             samples: self.samples,
         })
     }
@@ -246,15 +259,13 @@ impl Document {
         }
     }
 
-    /// A column that is stored but not obeyed would be worse than one that is missing.
-    fn refuse_later_columns(&self) -> Result<(), Error> {
-        let later = [("undo", self.undo.is_some())];
-        match later.into_iter().find(|(_, given)| *given) {
-            Some((column, _)) => {
-                Err(Error::NotYet { column, only: "It is part of the design and comes later.".into() })
-            }
-            None => Ok(()),
+    fn undo(&self) -> Result<Option<Keep>, Error> {
+        let Some(text) = self.undo.clone() else { return Ok(None) };
+        let microseconds = self.undo_microseconds.unwrap_or(0);
+        if microseconds <= 0 {
+            return Err(Error::invalid("undo must be longer than nothing", "undo => '7 days'"));
         }
+        Ok(Some(Keep { microseconds, text }))
     }
 }
 

@@ -186,6 +186,7 @@ mod tests {
             approvers: None,
             min_approvals: 1,
             comment: None,
+            undo: None,
             samples: true,
         }
     }

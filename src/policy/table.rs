@@ -261,11 +261,6 @@ impl Row<'_> {
         Some(ffi::decode(text))
     }
 
-    /// NULL or not is all that matters of a column that this version does not obey.
-    fn given(&self, column: &str) -> Option<String> {
-        self.columns.get(column).filter(|index| !self.nulls[**index]).map(|_| "given".to_owned())
-    }
-
     fn span(&self, column: &str) -> Option<Span> {
         let index = *self.columns.get(column)?;
         // SAFETY: the column is an interval.
@@ -274,6 +269,7 @@ impl Row<'_> {
 
     fn document(&self) -> Document {
         let rate_interval = self.span("rate_interval");
+        let undo = self.span("undo");
         Document {
             name: self.get("name"),
             tables: self.get("tables").unwrap_or_default(),
@@ -294,7 +290,8 @@ impl Row<'_> {
             override_: self.get("override"),
             approvers: self.get("approvers"),
             min_approvals: self.get("min_approvals"),
-            undo: self.given("undo"),
+            undo_microseconds: undo.as_ref().map(|span| span.microseconds),
+            undo: undo.map(|span| span.text),
             comment: self.get("comment"),
             samples: self.get("samples").unwrap_or(true),
         }

@@ -1,0 +1,374 @@
+//! Keeps each row that a statement changes as it was, as long as the statement may turn out to be overridden.
+//!
+//! Whether it will be is known at the row past the limit, and the rows before that one are wanted as well; so the keeping
+//! begins with the statement, when the override is armed (or `writeguard.capture_undo` is on) and a policy with `undo` applies.
+//! What is kept lies in a tuplestore, which goes to disk past `work_mem`, until the commit stores it or drops it. Rows of a
+//! subtransaction that is rolled back are left out by their numbers: a tuplestore forgets nothing.
+//!
+//! A row that could not be kept is remembered as such: the override is then refused rather than left without its rows.
+
+use core::ptr;
+
+use pgrx::{IntoDatum, pg_sys};
+
+use super::print::Printer;
+use crate::error::Error;
+use crate::ffi::{self, Backend};
+use crate::guard::binding::Binding;
+use crate::guard::budget::Serial;
+use crate::guard::image::Versions;
+use crate::guard::{lift, statement};
+use crate::policy::model::Keep;
+use crate::raise::Failure;
+use crate::words::{Operation, RelationName};
+use crate::{session, settings};
+
+/// Rows that were kept one after the other in a statement and a subtransaction.
+pub struct Span {
+    pub statement: Serial,
+    level: i32,
+    /// The first one's number.
+    pub from: i64,
+    /// The number after the last one's.
+    pub to: i64,
+}
+
+/// A statement that has kept rows.
+pub struct Kept {
+    pub serial: Serial,
+    pub text: String,
+    /// The longest time that a policy wants them kept.
+    pub keep: Keep,
+}
+
+/// A statement that changed rows which were not kept although a policy asks for it.
+struct Lost {
+    statement: Serial,
+    level: i32,
+    relation: RelationName,
+    reason: Reason,
+}
+
+/// Why a row was not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The override was armed when it was changed already, or about to be.
+    Late,
+    /// It has no primary key.
+    NoKey,
+    /// Its storage keeps no versions that can be read, or another server has them.
+    NoVersions,
+}
+
+struct State {
+    /// NULL: nothing was kept in this transaction.
+    store: *mut pg_sys::Tuplestorestate,
+    descriptor: pg_sys::TupleDesc,
+    next: i64,
+    spans: Vec<Span>,
+    statements: Vec<Kept>,
+    lost: Vec<Lost>,
+    printers: Vec<(Serial, Printer)>,
+}
+
+static STATE: Backend<State> = Backend::new(State {
+    store: ptr::null_mut(),
+    descriptor: ptr::null_mut(),
+    next: 0,
+    spans: Vec::new(),
+    statements: Vec::new(),
+    lost: Vec::new(),
+    printers: Vec::new(),
+});
+
+fn state() -> &'static mut State {
+    // SAFETY: single-threaded; no reference is kept across SPI or other people's code.
+    unsafe { &mut *STATE.get() }
+}
+
+/// Whether a statement that starts now may turn out to be overridden, or keeps its rows anyway.
+pub fn is_wanted() -> bool {
+    !lift::is_rehearsing() && (session::flag() || statement::is_executing() || settings::capture_undo())
+}
+
+/// Whether a transaction has kept rows.
+pub fn any() -> bool {
+    !state().store.is_null()
+}
+
+/// Whether a statement may still turn out to be overridden, or was.
+fn may_matter(statement: Serial) -> bool {
+    statement::may_resume(statement) || lift::has_lift(statement)
+}
+
+/// Rows of a relation that a policy wants kept are changed without being kept.
+pub fn lose(statement: Serial, relation: &RelationName, reason: Reason) {
+    // SAFETY: reads a static.
+    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    let lost = &mut state().lost;
+    lost.retain(|lost| lost.statement == statement || may_matter(lost.statement));
+    let known = |one: &Lost| one.statement == statement && one.level == level && one.relation == *relation;
+    if !lost.iter().any(known) {
+        lost.push(Lost { statement, level, relation: relation.clone(), reason });
+    }
+}
+
+/// Refuses to override a statement of which rows were not kept that a policy wants kept.
+///
+/// # Errors
+/// WG008 with the reason.
+pub fn check(statement: Serial) -> Result<(), Error> {
+    let Some(lost) = state().lost.iter().find(|lost| lost.statement == statement) else { return Ok(()) };
+    let name = lost.relation.to_sql();
+    let (reason, hint) = match lost.reason {
+        Reason::Late => (
+            "its rows were not kept from the first one on, as the policy's undo asks",
+            "SET writeguard.override = on; (then the statement again)".to_owned(),
+        ),
+        Reason::NoKey => (
+            "it has no primary key, so its rows cannot be kept as the policy's undo asks",
+            format!("ALTER TABLE {name} ADD PRIMARY KEY (…);"),
+        ),
+        Reason::NoVersions => (
+            "its storage does not show rows as they were, so they cannot be kept as the policy's undo asks",
+            format!(
+                "SELECT policy FROM writeguard.effective({}, CURRENT_USER, 'update');",
+                crate::words::literal(&name)
+            ),
+        ),
+    };
+    Err(Error::Undecided { reason: reason.into(), hint, relation: Some(lost.relation.clone()) })
+}
+
+/// Keeps a changed row as it was.
+///
+/// # Safety
+/// Called between two rows of a node, or while a table is scanned; the versions are the changed row's, and `context` is
+/// freed before long.
+///
+/// # Errors
+/// What printing the row may raise.
+pub unsafe fn row(
+    binding: &Binding,
+    operation: Operation,
+    versions: Option<&Versions>,
+    context: pg_sys::MemoryContext,
+) -> Result<(), Failure> {
+    let Some(keep) = binding.kept(operation) else { return Ok(()) };
+    let serial = statement::current();
+    let Some(versions) = versions else {
+        lose(serial, &binding.relation, Reason::NoVersions);
+        return Ok(());
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let before = pg_sys::MemoryContextSwitchTo(context);
+        let kept = print(serial, binding, operation, versions);
+        let put = kept.map(|kept| {
+            if let Some((root, word, was, is)) = kept {
+                put(serial, keep, root, word, &was, is.as_deref());
+            }
+        });
+        pg_sys::MemoryContextSwitchTo(before);
+        put
+    }
+}
+
+/// The table at the top, what was done, the row before and after.
+type Printed = (pg_sys::Oid, &'static str, String, Option<String>);
+
+unsafe fn print(
+    serial: Serial,
+    binding: &Binding,
+    operation: Operation,
+    versions: &Versions,
+) -> Result<Option<Printed>, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(from) = printer(serial, versions.relation)? else {
+            lose(serial, &binding.relation, Reason::NoKey);
+            return Ok(None);
+        };
+        if versions.new.is_null() {
+            let word = if operation == Operation::Truncate { operation.word() } else { Operation::Delete.word() };
+            return Ok(Some((from.root, word, from.whole(versions.relation, versions.old)?, None)));
+        }
+        let (old, new) = ((versions.relation, versions.old), (versions.new_relation, versions.new));
+        let to = if ptr::eq(versions.relation, versions.new_relation) {
+            from
+        } else {
+            match printer(serial, versions.new_relation)? {
+                Some(to) => to,
+                None => return Ok(None),
+            }
+        };
+        let (was, is) = from.changed(old, to, new)?;
+        Ok(Some((from.root, Operation::Update.word(), was, Some(is))))
+    }
+}
+
+/// The relation's printer for this statement; none where it has no primary key.
+unsafe fn printer(serial: Serial, relation: pg_sys::Relation) -> Result<Option<&'static Printer>, Error> {
+    // SAFETY: the relation is open.
+    let oid = unsafe { (*relation).rd_id };
+    let known = |state: &'static State| {
+        let mut printers = state.printers.iter();
+        printers.find(|(of, printer)| *of == serial && printer.relation == oid).map(|(_, printer)| printer)
+    };
+    if let Some(printer) = known(state()) {
+        return Ok(Some(printer));
+    }
+    // SAFETY: as above.
+    if let Some(printer) = unsafe { Printer::of(relation) }? {
+        let printers = &mut state().printers;
+        printers.retain(|(of, _)| *of == serial || statement::may_resume(*of));
+        printers.push((serial, printer));
+    }
+    Ok(known(state()))
+}
+
+unsafe fn put(serial: Serial, keep: &Keep, root: pg_sys::Oid, word: &str, was: &str, is: Option<&str>) {
+    let state = state();
+    match state.statements.iter_mut().rev().find(|kept| kept.serial == serial) {
+        Some(kept) if kept.keep < *keep => kept.keep = keep.clone(),
+        Some(_) => {}
+        None => {
+            forget(state);
+            let text = session::without_token(statement::text());
+            state.statements.push(Kept { serial, text, keep: keep.clone() });
+        }
+    }
+    // SAFETY: the store lives as long as the transaction, and copies what it is given.
+    unsafe {
+        if state.store.is_null() {
+            begin(state);
+        }
+        let number = state.next;
+        let mut values = [number.into_datum(), root.into_datum(), word.into_datum(), was.into_datum(), is.into_datum()];
+        let mut nulls = values.map(|value| value.is_none());
+        let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
+        values.fill(None);
+        pg_sys::tuplestore_putvalues(state.store, state.descriptor, datums.as_mut_ptr(), nulls.as_mut_ptr());
+        state.next += 1;
+        let level = ffi::GetCurrentTransactionNestLevel();
+        match state.spans.last_mut() {
+            Some(span) if span.statement == serial && span.level == level && span.to == number => span.to += 1,
+            _ => state.spans.push(Span { statement: serial, level, from: number, to: number + 1 }),
+        }
+    }
+}
+
+/// Lets go of what statements have kept that are over and were not overridden.
+fn forget(state: &mut State) {
+    if settings::capture_undo() {
+        return;
+    }
+    state.statements.retain(|kept| may_matter(kept.serial));
+    let kept = |span: &Span| state.statements.iter().any(|kept| kept.serial == span.statement);
+    state.spans.retain(kept);
+    if state.spans.is_empty() && !state.store.is_null() {
+        // SAFETY: the transaction's own, and nobody reads it now.
+        unsafe { pg_sys::tuplestore_clear(state.store) };
+        state.next = 0;
+    }
+}
+
+/// Names and types of what is kept.
+const COLUMNS: [(&core::ffi::CStr, pg_sys::Oid); 5] = [
+    (c"number", pg_sys::INT8OID),
+    (c"relation", pg_sys::OIDOID),
+    (c"operation", pg_sys::TEXTOID),
+    (c"before", pg_sys::TEXTOID),
+    (c"after", pg_sys::TEXTOID),
+];
+
+/// A tuplestore for rows of these columns, with its descriptor; it lives until the transaction ends.
+///
+/// # Safety
+/// In a transaction.
+pub unsafe fn new_store(
+    columns: &[(&core::ffi::CStr, pg_sys::Oid)],
+) -> (*mut pg_sys::Tuplestorestate, pg_sys::TupleDesc) {
+    // SAFETY: allocations and files that belong to the transaction.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::CurrentMemoryContext = pg_sys::TopTransactionContext;
+        pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
+        let descriptor = pg_sys::CreateTemplateTupleDesc(columns.len() as i32);
+        for (number, (name, type_oid)) in (1..).zip(columns) {
+            pg_sys::TupleDescInitEntry(descriptor, number, name.as_ptr(), *type_oid, -1, 0);
+        }
+        let store = pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem);
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+        (store, descriptor)
+    }
+}
+
+unsafe fn begin(state: &mut State) {
+    // SAFETY: in a transaction, which rows are changed in.
+    (state.store, state.descriptor) = unsafe { new_store(&COLUMNS) };
+}
+
+/// The statements that have rows left.
+pub fn statements() -> impl Iterator<Item = &'static Kept> {
+    let state = state();
+    state.statements.iter().filter(|kept| state.spans.iter().any(|span| span.statement == kept.serial))
+}
+
+/// Visits the rows that are left, in their order, each with its statement. Only once.
+///
+/// # Safety
+/// Before the transaction commits; nothing is kept meanwhile.
+pub unsafe fn for_each_row(mut visit: impl FnMut(Serial, *mut pg_sys::TupleTableSlot)) {
+    // SAFETY: the store and its descriptor belong together.
+    unsafe {
+        let state = state();
+        let slot = pg_sys::MakeSingleTupleTableSlot(state.descriptor, &raw const pg_sys::TTSOpsMinimalTuple);
+        let mut spans = state.spans.iter().peekable();
+        let mut number = 0;
+        while pg_sys::tuplestore_gettupleslot(state.store, true, false, slot) {
+            while spans.peek().is_some_and(|span| span.to <= number) {
+                spans.next();
+            }
+            match spans.peek() {
+                Some(span) if span.from <= number => visit(span.statement, slot),
+                Some(_) => {}
+                None => break,
+            }
+            number += 1;
+        }
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+    }
+}
+
+/// The name of a table at the top of which rows were kept.
+pub fn name_of(root: pg_sys::Oid) -> Option<String> {
+    state().printers.iter().find(|(_, printer)| printer.root == root).map(|(_, printer)| printer.name.to_sql())
+}
+
+/// A subtransaction of this level was rolled back.
+pub fn roll_back(level: i32) {
+    let state = state();
+    state.spans.retain(|span| span.level < level);
+    state.lost.retain(|lost| lost.level < level);
+}
+
+/// A subtransaction of this level was released.
+pub fn release(level: i32) {
+    let state = state();
+    state.spans.iter_mut().filter(|span| span.level >= level).for_each(|span| span.level = level - 1);
+    state.lost.iter_mut().filter(|lost| lost.level >= level).for_each(|lost| lost.level = level - 1);
+}
+
+/// The transaction is over, and its memory goes.
+pub fn end_transaction() {
+    let state = state();
+    state.store = ptr::null_mut();
+    state.descriptor = ptr::null_mut();
+    state.next = 0;
+    state.spans.clear();
+    state.statements.clear();
+    state.lost.clear();
+    state.printers.clear();
+}

@@ -1,0 +1,191 @@
+//! Stores what was kept, in the commit of the statements that changed it.
+
+use core::ffi::CStr;
+
+use pgrx::spi::SpiClient;
+use pgrx::{FromDatum, IntoDatum, pg_sys};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use super::keep::{self, Kept};
+use crate::error::Error;
+use crate::event::record::{Event, Kind, top_xid};
+use crate::event::store;
+use crate::function::{Arguments, Returns, sql_function};
+use crate::guard::budget::Serial;
+use crate::owner;
+use crate::session::{Actor, role_name};
+use crate::settings;
+use crate::words::ascii_json;
+
+sql_function!(
+    /// `discard(change bigint)`.
+    writeguard_discard, pg_finfo_writeguard_discard, discard
+);
+
+/// What the statement's override says of it.
+pub struct Overridden {
+    pub statement: Serial,
+    pub approval: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct New<'a> {
+    xid: Option<String>,
+    login: String,
+    role: String,
+    statement: &'a str,
+    approval: Option<i64>,
+    keep: &'a str,
+}
+
+const STATEMENT: &str = "INSERT INTO writeguard.change_statement \
+     (changed_at, xid, login, role, statement, approval, kept_until) \
+     SELECT pg_catalog.clock_timestamp(), n.xid, n.login, n.role, n.statement, n.approval, \
+       pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) n.keep \
+     FROM pg_catalog.jsonb_to_record($1::pg_catalog.jsonb) AS n (xid pg_catalog.xid8, login pg_catalog.text, \
+       role pg_catalog.text, statement pg_catalog.text, approval pg_catalog.int8, keep pg_catalog.interval) \
+     RETURNING id::pg_catalog.text";
+
+#[derive(Serialize)]
+struct Table {
+    change: i64,
+    relation: u32,
+    name: String,
+    operation: String,
+    rows: u64,
+    bytes: u64,
+}
+
+const TABLES: &str = "INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes) \
+     SELECT n.change, n.relation, n.name, n.operation, n.rows, n.bytes \
+     FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.change_relation, $1::pg_catalog.jsonb) AS n";
+
+const IMAGES: &str = "INSERT INTO writeguard.image (change, number, relation, operation, before, after) \
+     SELECT k.change, k.number, k.relation, k.operation, k.before::pg_catalog.jsonb, k.after::pg_catalog.jsonb FROM kept AS k";
+
+/// Columns of the rows that are on their way into the table.
+const ROWS: [(&CStr, pg_sys::Oid); 6] = [
+    (c"change", pg_sys::INT8OID),
+    (c"number", pg_sys::INT8OID),
+    (c"relation", pg_sys::OIDOID),
+    (c"operation", pg_sys::TEXTOID),
+    (c"before", pg_sys::TEXTOID),
+    (c"after", pg_sys::TEXTOID),
+];
+
+/// The rows of the statements that were overridden, or of all where the session keeps them anyway, become a change each.
+/// Gives the changes' numbers by statement.
+///
+/// # Errors
+/// WG008 where a policy wants rows kept that were not, or the extension's tables are missing.
+pub fn before_commit(overridden: &[Overridden]) -> Result<Vec<(Serial, i64)>, Error> {
+    for one in overridden {
+        keep::check(one.statement)?;
+    }
+    if !keep::any() {
+        return Ok(Vec::new());
+    }
+    owner::connect(|client| {
+        let mut changes: Vec<(Serial, i64)> = Vec::new();
+        for kept in keep::statements() {
+            let lifted = overridden.iter().find(|one| one.statement == kept.serial);
+            if lifted.is_some() || settings::capture_undo() {
+                changes.push((kept.serial, new_change(client, kept, lifted.and_then(|one| one.approval))?));
+            }
+        }
+        if !changes.is_empty() {
+            store_rows(client, &changes)?;
+        }
+        Ok(changes)
+    })
+}
+
+fn new_change(client: &mut SpiClient<'_>, kept: &Kept, approval: Option<i64>) -> Result<i64, Error> {
+    let actor = Actor::current();
+    let new = New {
+        xid: top_xid(),
+        login: role_name(actor.login),
+        role: role_name(actor.role()),
+        statement: &kept.text,
+        approval,
+        keep: &kept.keep.text,
+    };
+    let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
+    let id = owner::rows(client, STATEMENT, &[json.as_str().into()])?;
+    Ok(id.first().and_then(|id| id.parse().ok()).unwrap_or_default())
+}
+
+/// Copies the rows of these statements into their table, without holding them in memory.
+fn store_rows(client: &mut SpiClient<'_>, changes: &[(Serial, i64)]) -> Result<(), Error> {
+    let mut tables: FxHashMap<(i64, u32, String), Table> = FxHashMap::default();
+    // SAFETY: a tuplestore of this transaction, which SPI reads under a name while it is connected; slots hold rows of
+    // the types that `keep` has put there.
+    unsafe {
+        let (store, descriptor) = keep::new_store(&ROWS);
+        keep::for_each_row(|serial, slot| {
+            let Some((_, change)) = changes.iter().find(|(of, _)| *of == serial) else { return };
+            pg_sys::slot_getsomeattrs_int(slot, 5);
+            let value = |index: usize| *(*slot).tts_values.add(index);
+            let is_null = |index: usize| *(*slot).tts_isnull.add(index);
+            let relation = u32::from_datum(value(1), is_null(1)).unwrap_or_default();
+            let operation = String::from_datum(value(2), is_null(2)).unwrap_or_default();
+            let bytes = [3, 4]
+                .into_iter()
+                .filter(|index| !is_null(*index))
+                .map(|index| u64::try_from(pg_sys::toast_raw_datum_size(value(index))).unwrap_or(0));
+            let bytes: u64 = bytes.sum();
+            let table = tables.entry((*change, relation, operation.clone())).or_insert_with(|| Table {
+                change: *change,
+                relation,
+                name: keep::name_of(pg_sys::Oid::from_u32(relation)).unwrap_or_else(|| relation.to_string()),
+                operation,
+                rows: 0,
+                bytes: 0,
+            });
+            table.rows += 1;
+            table.bytes += bytes;
+            let mut values = [
+                change.into_datum().unwrap_or(pg_sys::Datum::null()),
+                value(0),
+                value(1),
+                value(2),
+                value(3),
+                value(4),
+            ];
+            let mut nulls = [false, is_null(0), is_null(1), is_null(2), is_null(3), is_null(4)];
+            pg_sys::tuplestore_putvalues(store, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+        });
+        let mut named: pg_sys::EphemeralNamedRelationData = core::mem::zeroed();
+        named.md.name = c"kept".as_ptr().cast_mut();
+        named.md.tupdesc = descriptor;
+        named.md.enrtype = pg_sys::EphemeralNameRelationType::ENR_NAMED_TUPLESTORE;
+        named.md.enrtuples = tables.values().map(|table| table.rows as f64).sum();
+        named.reldata = store.cast();
+        pg_sys::SPI_register_relation(&mut named);
+        let stored = owner::rows(client, IMAGES, &[]);
+        pg_sys::SPI_unregister_relation(named.md.name);
+        pg_sys::tuplestore_end(store);
+        stored?;
+    }
+    let tables: Vec<&Table> = tables.values().collect();
+    let json = ascii_json(&serde_json::to_string(&tables).unwrap_or_default());
+    owner::rows(client, TABLES, &[json.as_str().into()])?;
+    Ok(())
+}
+
+const DISCARD: &str = "WITH images AS (DELETE FROM writeguard.image WHERE change OPERATOR(pg_catalog.=) $1::pg_catalog.int8), \
+     tables AS (DELETE FROM writeguard.change_relation WHERE change OPERATOR(pg_catalog.=) $1::pg_catalog.int8) \
+     DELETE FROM writeguard.change_statement WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING id::pg_catalog.text";
+
+fn discard(arguments: &Arguments) -> Returns {
+    let list = "SELECT id, changed_at, statement FROM writeguard.change;";
+    let id: i64 = arguments.get(0).ok_or_else(|| Error::invalid("change must not be NULL", list))?;
+    if owner::connect(|client| owner::rows(client, DISCARD, &[id.into()]))?.is_empty() {
+        return Err(Error::invalid(format!("change {id} does not exist"), list).into());
+    }
+    let mut event = Event::new(Kind::PolicyChanged);
+    event.reason = Some(format!("change {id} was discarded"));
+    store::insert(&event)?;
+    Ok(None)
+}
