@@ -16,7 +16,7 @@ use pgrx::spi::SpiClient;
 use pgrx::{PgLogLevel, ereport};
 
 use crate::event::serve::{self, Taken};
-use crate::event::{keep, queue, store, throttle};
+use crate::event::{keep, prune, queue, store, throttle};
 use crate::ffi;
 use crate::process::{connect, exists, handle_signals, start};
 use crate::pruner::Sender;
@@ -134,8 +134,11 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
             idle_since = Instant::now();
         } else if idle_since.elapsed() < LINGER {
             wait(LINGER.saturating_sub(idle_since.elapsed()));
-        } else if serve::retire() {
-            return;
+        } else {
+            prune::expire();
+            if serve::retire() {
+                return;
+            }
         }
     }
 }

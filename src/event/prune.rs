@@ -29,17 +29,33 @@ struct Chore {
     sql: &'static str,
 }
 
+/// Notes what expired: it stays so, whatever becomes of the clock.
+const EXPIRE: Chore = Chore {
+    what: None,
+    tables: &[c"request"],
+    retained: false,
+    sql: "UPDATE writeguard.request SET state = 'expired' WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+          SELECT r.id FROM writeguard.request AS r WHERE r.state IN ('pending', 'approved') \
+            AND r.expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() \
+          ORDER BY r.id LIMIT $1 FOR UPDATE SKIP LOCKED))",
+};
+
 /// In this order. A chore whose tables are not there is left out.
-const CHORES: [Chore; 4] = [
-    // What expired stays so, whatever becomes of the clock.
+const CHORES: [Chore; 5] = [
+    EXPIRE,
     Chore {
-        what: None,
-        tables: &[c"request"],
+        what: Some("changes"),
+        tables: &[c"change_statement", c"change_relation", c"image"],
         retained: false,
-        sql: "UPDATE writeguard.request SET state = 'expired' WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
-              SELECT r.id FROM writeguard.request AS r WHERE r.state IN ('pending', 'approved') \
-                AND r.expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() \
-              ORDER BY r.id LIMIT $1 FOR UPDATE SKIP LOCKED))",
+        sql: "WITH images AS (DELETE FROM writeguard.image WHERE (change, number) IN ( \
+                SELECT i.change, i.number FROM writeguard.change_statement AS s \
+                  JOIN writeguard.image AS i ON i.change OPERATOR(pg_catalog.=) s.id \
+                WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() ORDER BY s.kept_until LIMIT $1) \
+                RETURNING 1), \
+              empty AS (DELETE FROM writeguard.change_statement AS s \
+                WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() AND NOT EXISTS ( \
+                  SELECT FROM writeguard.image AS i WHERE i.change OPERATOR(pg_catalog.=) s.id) RETURNING 1) \
+              SELECT 1 FROM images UNION ALL SELECT 1 FROM empty",
     },
     Chore {
         what: Some("requests"),
@@ -79,6 +95,12 @@ enum Batch {
     /// Somebody holds a lock, or the tables are not there.
     NotNow,
     NotThere,
+}
+
+/// Notes which requests have expired, in the database that this process is connected to. For the worker, before it leaves:
+/// it may have stored that a token was refused for that.
+pub fn expire() {
+    run(&EXPIRE, 0);
 }
 
 /// Tidies up the database that this process is connected to.

@@ -29,13 +29,9 @@ struct Approved {
     expires_at: String,
 }
 
-/// A token that was refused as expired stays expired, also where the clock is set back.
 const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
      SELECT id, state, database, login, actor, acting_as, statement_sha256, relations, max_rows, \
-       expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() \
-         OR EXISTS (SELECT FROM writeguard.event AS e WHERE e.approval OPERATOR(pg_catalog.=) request.id \
-           AND e.kind OPERATOR(pg_catalog.=) 'token_refused' \
-           AND e.occurred_at OPERATOR(pg_catalog.>=) request.expires_at) AS expired, \
+       expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired, \
        expires_at::pg_catalog.text AS expires_at \
      FROM writeguard.request WHERE token_sha256 OPERATOR(pg_catalog.=) $1 FOR UPDATE) AS r";
 
