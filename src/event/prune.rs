@@ -41,21 +41,25 @@ const EXPIRE: Chore = Chore {
 };
 
 /// In this order. A chore whose tables are not there is left out.
-const CHORES: [Chore; 5] = [
+const CHORES: [Chore; 6] = [
     EXPIRE,
     Chore {
-        what: Some("changes"),
+        what: Some("kept rows"),
+        tables: &[c"change_statement", c"image"],
+        retained: false,
+        sql: "DELETE FROM writeguard.image WHERE (change, number) IN ( \
+              SELECT i.change, i.number FROM writeguard.change_statement AS s \
+                JOIN writeguard.image AS i ON i.change OPERATOR(pg_catalog.=) s.id \
+              WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() LIMIT $1)",
+    },
+    Chore {
+        what: None,
         tables: &[c"change_statement", c"change_relation", c"image"],
         retained: false,
-        sql: "WITH images AS (DELETE FROM writeguard.image WHERE (change, number) IN ( \
-                SELECT i.change, i.number FROM writeguard.change_statement AS s \
-                  JOIN writeguard.image AS i ON i.change OPERATOR(pg_catalog.=) s.id \
-                WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() ORDER BY s.kept_until LIMIT $1) \
-                RETURNING 1), \
-              empty AS (DELETE FROM writeguard.change_statement AS s \
-                WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() AND NOT EXISTS ( \
-                  SELECT FROM writeguard.image AS i WHERE i.change OPERATOR(pg_catalog.=) s.id) RETURNING 1) \
-              SELECT 1 FROM images UNION ALL SELECT 1 FROM empty",
+        sql: "DELETE FROM writeguard.change_statement WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
+              SELECT s.id FROM writeguard.change_statement AS s \
+              WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() AND NOT EXISTS ( \
+                SELECT FROM writeguard.image AS i WHERE i.change OPERATOR(pg_catalog.=) s.id) LIMIT $1))",
     },
     Chore {
         what: Some("requests"),
@@ -139,7 +143,7 @@ pub fn visit() -> Visit {
     }
     if !deleted.is_empty() {
         let what = deleted.join(" and ");
-        log_line(&format!("pg_writeguard: deleted {what} that were older than writeguard.event_retention"), None);
+        log_line(&format!("pg_writeguard: deleted {what} whose time was over"), None);
     }
     visit
 }
