@@ -21,6 +21,8 @@ GRANT EXECUTE ON FUNCTION
     TO PUBLIC;
 GRANT SELECT ON writeguard.my_events, writeguard.my_requests TO PUBLIC;
 GRANT SELECT ON writeguard.event, writeguard.event_queue, writeguard.rate_slots TO pg_monitor;
+GRANT SELECT ON writeguard.stat, writeguard.stat_slots TO pg_monitor;
+GRANT EXECUTE ON FUNCTION writeguard.stat_numbers(), writeguard.stat_counters() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION writeguard.queue_counters(), writeguard.rate_counters() TO pg_monitor;
 -- Last, because it tells sessions that found no extension here to look again.
 GRANT USAGE ON SCHEMA writeguard TO PUBLIC;

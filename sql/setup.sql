@@ -12,7 +12,7 @@ CREATE FUNCTION writeguard.check_setup()
             SELECT f.*, pg_catalog.pg_is_in_recovery() AS standby
             FROM pg_catalog.jsonb_to_record(writeguard.setup_facts())
                  AS f (preloaded boolean, library text, late bigint, in_log_only bigint, waiting_since timestamptz,
-                       policies jsonb, looking_on jsonb)
+                       policies jsonb, looking_on jsonb, stat_evicted bigint, stat_behind bigint)
         ),
         settings AS MATERIALIZED (
             SELECT s.name, s.setting, s.reset_val, s.source, s.pending_restart FROM pg_catalog.pg_settings AS s
@@ -99,6 +99,20 @@ CREATE FUNCTION writeguard.check_setup()
                    pg_catalog.format('%s refusals since the server started went out before their event was stored', f.late),
                    'SELECT * FROM writeguard.event_queue; -- and see writeguard.event_timeout'
             FROM facts AS f WHERE f.late > 0
+        UNION ALL
+            SELECT 'warning', 'writeguard.stat_entries',
+                   pg_catalog.format('%s statistics since the server started lost their numbers, because there is no room for all of them',
+                                     f.stat_evicted),
+                   pg_catalog.format('ALTER SYSTEM SET writeguard.stat_entries = %s; -- and restart the server',
+                                     2 * s.setting::pg_catalog.int8)
+            FROM facts AS f CROSS JOIN settings AS s
+            WHERE f.stat_evicted > 0 AND s.name = 'writeguard.stat_entries'
+        UNION ALL
+            SELECT 'warning', 'statistics',
+                   pg_catalog.format('they were last written to disk %s minutes ago; the server log says why', f.stat_behind / 60),
+                   'SELECT pid, wait_event FROM pg_catalog.pg_stat_activity WHERE backend_type = ''pg_writeguard launcher'';'
+            FROM facts AS f
+            WHERE f.stat_behind > 300 AND NOT f.standby
         UNION ALL
             SELECT 'warning', 'writeguard.event_queue_size',
                    pg_catalog.format('not all of %s sessions can have an event in the queue at the same time', m.setting),

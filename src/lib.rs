@@ -1,7 +1,7 @@
 //! pg_writeguard: refuses UPDATE, DELETE and TRUNCATE past the row limits set per table or role.
 //!
 //! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps
-//! the record, `review` is the people's side, `worker` stores what must survive a rollback.
+//! the record, `stat` what statements change, `review` is the people's side, `worker` stores what must survive a rollback.
 
 // Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
 #![allow(clippy::missing_safety_doc)]
@@ -22,6 +22,7 @@ mod raise;
 mod review;
 mod session;
 mod settings;
+mod stat;
 mod token;
 mod undo;
 mod words;
@@ -36,7 +37,8 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/execute.sql", name = "execute", requires = ["review"]);
 ::pgrx::extension_sql_file!("../sql/keys.sql", name = "keys", requires = ["execute"]);
 ::pgrx::extension_sql_file!("../sql/documents.sql", name = "documents", requires = ["keys"]);
-::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents"]);
+::pgrx::extension_sql_file!("../sql/stat.sql", name = "stat", requires = ["documents"]);
+::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents", "stat"]);
 ::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/undo.sql", name = "undo", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", finalize);

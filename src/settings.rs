@@ -21,6 +21,7 @@ static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
 static CAPTURE_UNDO: GucSetting<bool> = GucSetting::<bool>::new(false);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static OBSERVED_PER_MINUTE: GucSetting<i32> = GucSetting::<i32>::new(60);
+static STAT_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(2_048);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 const NOTHING_MORE: &CStr = c"";
@@ -91,6 +92,11 @@ pub fn event_queue_bytes() -> usize {
 /// Events of one policy that only looks on which are stored one by one in a minute.
 pub fn observed_per_minute() -> u64 {
     u64::try_from(OBSERVED_PER_MINUTE.get()).unwrap_or(0)
+}
+
+/// Statistics that the shared memory has room for, one for each table, role and operation.
+pub fn stat_entries() -> usize {
+    usize::try_from(STAT_ENTRIES.get()).unwrap_or(0)
 }
 
 /// Rates that the shared memory has room for, one for each policy and login.
@@ -231,6 +237,16 @@ pub fn register(arming: Arming, expecting: Expecting) {
         0,
         1_000_000,
         GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.stat_entries",
+        c"Sets the number of statistics that the shared memory has room for; 0 is none at all.",
+        c"There is one for each database, table, role and operation, of about 650 bytes.",
+        &STAT_ENTRIES,
+        0,
+        1_048_576,
+        GucContext::Postmaster,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(

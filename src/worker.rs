@@ -17,9 +17,9 @@ use pgrx::{PgLogLevel, ereport};
 
 use crate::event::serve::{self, Taken};
 use crate::event::{keep, prune, queue, store, throttle};
-use crate::ffi;
 use crate::process::{connect, exists, handle_signals, start};
 use crate::pruner::Sender;
+use crate::{ffi, stat};
 
 /// How long a worker without work stays connected. DROP DATABASE waits five seconds for others to leave.
 const LINGER: Duration = Duration::from_millis(500);
@@ -79,6 +79,7 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     loop {
         serve::sweep(alive);
         throttle::flush_minutes_that_are_over();
+        stat::store::write_every_minute(exists);
         serve::unserved(alive, &mut unserved);
         let mut pause = LOOK.min(sender.send());
         for database in &unserved {

@@ -225,7 +225,7 @@ fn values_are_kept_as_text_that_means_the_same_in_every_session() {
          CREATE TABLE t (id int PRIMARY KEY, d date, f float8, b bytea, n numeric, j jsonb, j2 jsonb, a text[], c pair,
                          s short, ts timestamptz, i interval, g int GENERATED ALWAYS AS (id * 2) STORED, big text, m money);
          INSERT INTO t (id, d, f, b, n, j, j2, a, c, s, ts, i, big, m)
-         SELECT n, '2026-02-03', 0.1 + 0.2, '\\x00ff', 'NaN', 'null', NULL, '{a,NULL,\"b,c\"}', (1, 'x y'), 'abc',
+         SELECT n, '2026-02-03', 0.1::float8 + 0.2::float8, '\\x00ff', 'NaN', 'null', NULL, '{a,NULL,\"b,c\"}', ROW(1, 'x y')::pair, 'abc',
                               'infinity', '1 mon 2 days', repeat('x', 100000), 12.34
          FROM generate_series(1, 3) AS n;",
     );

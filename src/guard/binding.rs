@@ -6,6 +6,7 @@ use super::budget::MeterId;
 use super::further::More;
 use crate::policy::model::Keep;
 use crate::policy::table::Loaded;
+use crate::stat::counters::StatId;
 use crate::words::{Operation, RelationName};
 
 /// A policy's budget that a relation's rows are charged to.
@@ -24,6 +25,8 @@ pub struct Binding {
     pub name: String,
     /// Counts the relation's own rows.
     pub rows: MeterId,
+    /// Where its statements are counted for the acting role.
+    pub stat: StatId,
     /// Bits of [`Operation::bit`]: the operations for which a policy wants a condition.
     wants_where: u8,
     /// The same for those whose changed rows a policy wants kept.
@@ -33,8 +36,13 @@ pub struct Binding {
 }
 
 impl Binding {
-    /// A relation whose rows `rows` counts, with the budgets of each operation in the order of [`Operation::ALL`].
-    pub fn new(relation: RelationName, rows: MeterId, mut charges: [Vec<Charge>; Operation::ALL.len()]) -> Self {
+    /// A relation whose rows `rows` counts and whose statements `stat`, with the budgets of each operation in the order of [`Operation::ALL`].
+    pub fn new(
+        relation: RelationName,
+        rows: MeterId,
+        stat: StatId,
+        mut charges: [Vec<Charge>; Operation::ALL.len()],
+    ) -> Self {
         for charges in &mut charges {
             // Those that only look on come first, to have counted a row that another one refuses; then the smallest limit,
             // which is the one to name in the error.
@@ -52,7 +60,7 @@ impl Binding {
             .filter(|operation| *operation != Operation::Drop)
             .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.undo.is_some()))
             .fold(0, |bits, operation| bits | operation.bit());
-        Self { name: relation.to_sql(), relation, rows, wants_where, keeps, charges }
+        Self { name: relation.to_sql(), relation, rows, stat, wants_where, keeps, charges }
     }
 
     /// The budgets of an operation.
@@ -100,6 +108,14 @@ impl Binding {
         charges[operation as usize] =
             self.charges(operation).iter().filter(|charge| chosen(&charge.policy)).cloned().collect();
         let (relation, name) = (self.relation.clone(), self.name.clone());
-        Binding { relation, name, rows: self.rows, wants_where: self.wants_where, keeps: self.keeps, charges }
+        Binding {
+            relation,
+            name,
+            rows: self.rows,
+            stat: self.stat,
+            wants_where: self.wants_where,
+            keeps: self.keeps,
+            charges,
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::policy::{catalog, size, target};
 use crate::raise::{Failure, Raise, guarded};
 use crate::session::Actor;
 use crate::settings;
+use crate::stat::counters;
 use crate::words::{Operation, RelationName};
 
 /// Past this many relations the answers are thrown away and found again.
@@ -137,6 +138,9 @@ fn settle_rows() {
     let Some(binding) = tab().binding.take() else { return };
     let ledger = &mut book().ledger;
     ledger.charge(binding.rows, rows, place, goes_on);
+    if !lift::is_rehearsing() {
+        counters::count(binding.stat, operation, rows, place.statement);
+    }
     for charge in binding.charges(operation) {
         ledger.charge(charge.meter, rows, place, goes_on);
     }
@@ -229,7 +233,7 @@ fn reviewed(relation: pg_sys::Oid) -> Option<Rc<Binding>> {
 fn counting(name: RelationName) -> Rc<Binding> {
     let book = book();
     let rows = *book.relations.entry(name.to_sql()).or_insert_with(|| book.ledger.add(None, None));
-    Rc::new(Binding::new(name, rows, Default::default()))
+    Rc::new(Binding::new(name, rows, counters::UNCOUNTED, Default::default()))
 }
 
 fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<Binding>>> {
@@ -263,7 +267,10 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
     let binding = covering.map(|covering| {
         let rows = *book.relations.entry(covering.relation.to_sql()).or_insert_with(|| book.ledger.add(None, None));
         let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
-        let root = if fractions { size::root_of_tree(relation) } else { relation };
+        let tree = size::root_of_tree(relation);
+        let root = if fractions { tree } else { relation };
+        let counted = if tree == relation { None } else { relation_name(tree) };
+        let stat = counters::place_of(counted.as_ref().unwrap_or(&covering.relation), actor.role());
         let charges = covering.applying.map(|policies| {
             policies
                 .into_iter()
@@ -276,7 +283,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
                 })
                 .collect::<Vec<_>>()
         });
-        Rc::new(Binding::new(covering.relation, rows, charges))
+        Rc::new(Binding::new(covering.relation, rows, stat, charges))
     });
     book.bindings.entry(u32::from(relation)).or_default().push((actor, binding.clone()));
     Ok(binding)
@@ -320,6 +327,9 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
     }
     let ledger = ledger();
     ledger.charge(binding.rows, rows, place, goes_on);
+    if !lift::is_rehearsing() {
+        counters::count(binding.stat, operation, rows, place.statement);
+    }
     for charge in binding.charges(operation) {
         let past = ledger.charge(charge.meter, rows, place, goes_on);
         if (past.is_some() || charge.more.is_some()) && !lift::is_lifted(charge.meter, place.statement) {
@@ -383,9 +393,9 @@ fn past_limit(
             place,
             estimate,
         };
-        decide::decide(&attempt)?;
+        decided(binding, operation, place.statement, decide::decide(&attempt))?;
         lifted(charge.meter, place.statement);
-        check_grant(&attempt)
+        decided(binding, operation, place.statement, check_grant(&attempt))
     })
 }
 
@@ -483,8 +493,27 @@ fn past_review(binding: &Binding, operation: Operation, place: Place, estimate: 
             place,
             estimate,
         };
-        decide::check_grant(&attempt, &rows_by_table(place.statement))
+        decided(binding, operation, place.statement, decide::check_grant(&attempt, &rows_by_table(place.statement)))
     })
+}
+
+/// Counts what was decided about a statement past a limit: refused, or let pass on purpose.
+///
+/// # Errors
+/// What was decided.
+pub fn decided(
+    binding: &Binding,
+    operation: Operation,
+    statement: Serial,
+    decision: Result<(), Failure>,
+) -> Result<(), Failure> {
+    match &decision {
+        Ok(()) => counters::overridden(binding.stat, operation, statement),
+        Err(Failure::Ours(_)) => counters::refused(binding.stat, operation, statement),
+        // An interrupt, say.
+        Err(_) => {}
+    }
+    decision
 }
 
 /// Runs what may find that nothing can be decided. While the guard is switched off that is no reason to refuse.
@@ -522,5 +551,6 @@ pub fn end_transaction(kept: bool) {
         book.relations.clear();
         book.further.clear();
         book.ledger.clear();
+        counters::clear();
     }
 }

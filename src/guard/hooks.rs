@@ -20,6 +20,7 @@ use crate::ffi::{self, Backend};
 use crate::policy::catalog;
 use crate::raise::{Raise, guarded, raise};
 use crate::session;
+use crate::stat::{self, counters};
 use crate::undo;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
@@ -294,6 +295,7 @@ unsafe extern "C-unwind" fn shmem_request() {
         memory::request();
         rate_memory::request();
         throttle::request();
+        stat::memory::request();
     }
 }
 
@@ -305,6 +307,9 @@ unsafe extern "C-unwind" fn shmem_startup() {
         }
         rate_memory::startup();
         throttle::startup();
+        if stat::memory::startup() && !pg_sys::IsUnderPostmaster {
+            stat::store::startup();
+        }
         if memory::startup() && !pg_sys::IsUnderPostmaster {
             keep::startup();
         }
@@ -367,7 +372,9 @@ fn end_transaction(ending: Ending) {
         lift::end_transaction();
         undo::keep::end_transaction();
         book::end_transaction(ending != Ending::RolledBack);
-        statement::end_transaction();
+        if statement::end_transaction() {
+            counters::forget_statements();
+        }
         expect::roll_back(0);
         session::end_transaction();
         // SAFETY: reads the transaction's state, which is still that of what committed.

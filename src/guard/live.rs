@@ -9,7 +9,9 @@ use super::budget::Place;
 use super::{capture, lift, observe, statement};
 use crate::error::Error;
 use crate::ffi;
+use crate::policy::size;
 use crate::raise::Failure;
+use crate::stat::counters;
 use crate::words::Operation;
 use crate::{session, settings};
 
@@ -127,6 +129,10 @@ unsafe fn charge_rows(
             }
         }
         scan.end();
+        if counted == 0 && !ended && !lift::is_rehearsing() && settings::enabled() {
+            // No policy limits it: about how many rows there are is good enough.
+            counters::count(binding.stat, operation, size::rows((*table).rd_id), place.statement);
+        }
         if !ended && counted >= MOST_OBSERVED {
             for charge in binding.charges(operation) {
                 observe::explain(place.statement, charge.meter, "At least; no more rows than these were counted.");

@@ -407,8 +407,8 @@ pub fn between_commands() {
     state().current = None;
 }
 
-/// The transaction is over; a procedure that commits goes on in the same statement.
-pub fn end_transaction() {
+/// The transaction is over; a procedure that commits goes on in the same statement, which this tells.
+pub fn end_transaction() -> bool {
     let state = state();
     state.executed = None;
     state.all.iter_mut().for_each(|statement| statement.awaits_portal = false);
@@ -417,4 +417,5 @@ pub fn end_transaction() {
     {
         state.current = None;
     }
+    state.current.is_some()
 }

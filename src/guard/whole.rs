@@ -137,6 +137,6 @@ fn decide_whole(
         book::note(&attempt, Counted::Statement, None);
         return Ok(());
     }
-    decide::decide(&attempt)?;
+    book::decided(binding, operation, place.statement, decide::decide(&attempt))?;
     book::check_grant(&attempt)
 }

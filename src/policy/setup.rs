@@ -11,6 +11,7 @@ use super::table::{self, Place, Policies};
 use crate::event::{memory, queue};
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::raise::Failure;
+use crate::stat;
 use crate::words::{Operation, RelationName};
 
 sql_function!(
@@ -20,6 +21,7 @@ sql_function!(
 
 fn setup_facts(_arguments: &Arguments) -> Returns {
     let [_, _, late, in_log_only] = queue::counters();
+    let statistics = stat::memory::slots();
     value(JsonB(json!({
         "preloaded": memory::is_there(),
         "library": env!("CARGO_PKG_VERSION"),
@@ -28,7 +30,15 @@ fn setup_facts(_arguments: &Arguments) -> Returns {
         "waiting_since": queue::waiting_since(),
         "policies": defects()?,
         "looking_on": set_asides()?,
+        "stat_evicted": statistics.evicted,
+        "stat_behind": statistics.stored_at.map(seconds_since),
     })))
+}
+
+/// Seconds since a point in time.
+fn seconds_since(at: pgrx::pg_sys::TimestampTz) -> i64 {
+    // SAFETY: reads the clock.
+    (unsafe { pgrx::pg_sys::GetCurrentTimestamp() } - at) / 1_000_000
 }
 
 /// Policies that refuse and are set aside, for some table, by one that only looks on: both names, the mode and a table.

@@ -1,0 +1,168 @@
+//! A backend's way to the counters: what the guard calls for the rows of covered statements.
+//!
+//! A statement is counted when its first row is charged, as one with that many rows; when more of its rows follow, it is
+//! moved to the bucket that it belongs to by then. So the counters are right at any time, nobody has to tell when a
+//! statement is over, and the commonest one, of a single row, costs a few compares and one atomic addition.
+
+use core::sync::atomic::Ordering;
+
+use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
+
+use super::histogram::bucket_of;
+use super::memory::{self, Entry, Key};
+use crate::ffi::Backend;
+use crate::words::{Operation, RelationName};
+
+/// Place of a table's counters in this session, by role; its operations follow in the order of [`Operation::ALL`].
+pub type StatId = usize;
+
+/// Of a table that no policy covers: a place that there never is.
+pub const UNCOUNTED: StatId = usize::MAX >> 1;
+
+/// A key as this session counts it.
+struct Local {
+    /// The statement that was counted last, and its rows so far.
+    statement: u64,
+    rows: u64,
+    /// Where the counters are, and which use of that place is this key's.
+    entry: &'static Entry,
+    number: u64,
+    /// The last statement that was counted as refused, and as overridden.
+    refused: u64,
+    overridden: u64,
+    key: Key,
+}
+
+static NOWHERE: Entry = Entry::blank();
+
+struct State {
+    locals: Vec<Local>,
+    known: FxHashMap<(RelationName, u32), StatId>,
+}
+
+static STATE: Backend<Option<State>> = Backend::new(None);
+
+fn state() -> &'static mut State {
+    // SAFETY: single-threaded; no reference is kept across a call.
+    unsafe { (*STATE.get()).get_or_insert_with(|| State { locals: Vec::new(), known: FxHashMap::default() }) }
+}
+
+/// The place of a table's counters for a role. Looks nothing up in shared memory yet.
+pub fn place_of(relation: &RelationName, role: pg_sys::Oid) -> StatId {
+    let state = state();
+    if let Some(known) = state.known.get(&(relation.clone(), u32::from(role))) {
+        return *known;
+    }
+    let place = state.locals.len();
+    // SAFETY: a static of this process.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    state.locals.extend(Operation::ALL.map(|operation| Local {
+        statement: 0,
+        rows: 0,
+        entry: &NOWHERE,
+        // Not even the number of a free place.
+        number: u64::MAX,
+        refused: 0,
+        overridden: 0,
+        key: Key::new(database, role, operation, &relation.schema, &relation.name),
+    }));
+    state.known.insert((relation.clone(), u32::from(role)), place);
+    place
+}
+
+/// Forgets all places. Only between transactions, when nobody holds a [`StatId`].
+pub fn clear() {
+    let state = state();
+    state.locals.clear();
+    state.known.clear();
+}
+
+impl Local {
+    #[inline]
+    fn is_current(&self) -> bool {
+        self.entry.number.load(Ordering::Relaxed) == self.number
+    }
+
+    /// Makes sure that the entry is the key's. False when there is none for it.
+    fn settle(&mut self) -> bool {
+        if self.is_current() {
+            return true;
+        }
+        let Some(entry) = memory::find(&self.key) else { return false };
+        self.entry = entry;
+        self.number = entry.number.load(Ordering::Acquire);
+        // What was counted of the running statement was counted elsewhere.
+        self.statement = 0;
+        true
+    }
+}
+
+/// Counts rows that a statement changed. Neither raises nor looks anything up after the first time.
+#[inline]
+pub fn count(place: StatId, operation: Operation, rows: u64, statement: u64) {
+    // SAFETY: single-threaded; no reference is kept across a call.
+    let Some(state) = (unsafe { (*STATE.get()).as_mut() }) else { return };
+    let Some(local) = state.locals.get_mut(place + operation as usize) else { return };
+    if rows == 1 && local.statement != statement && local.is_current() {
+        local.statement = statement;
+        local.rows = 1;
+        local.entry.statements[0].fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    count_more(local, rows, statement);
+}
+
+#[cold]
+fn count_more(local: &mut Local, rows: u64, statement: u64) {
+    let before = if local.statement == statement { local.rows } else { 0 };
+    if rows == 0 || !local.settle() {
+        return;
+    }
+    let now = before.saturating_add(rows);
+    let is_known = local.statement == statement;
+    (local.statement, local.rows) = (statement, now);
+    let entry = local.entry;
+    let (from, to) = (bucket_of(before), bucket_of(now));
+    if !is_known || from != to {
+        entry.statements[to].fetch_add(1, Ordering::Relaxed);
+        if is_known {
+            entry.statements[from].fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    if now > 1 {
+        // Rows of statements with one row are in the first bucket.
+        let counted = if is_known && before > 1 { before } else { 0 };
+        entry.rows_of_more.fetch_add(now - counted, Ordering::Relaxed);
+        entry.largest.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+/// Counts a statement that was refused, once.
+pub fn refused(place: StatId, operation: Operation, statement: u64) {
+    if let Some(local) = state().locals.get_mut(place + operation as usize)
+        && local.refused != statement
+        && local.settle()
+    {
+        local.refused = statement;
+        local.entry.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a statement that went past a limit on purpose, once.
+pub fn overridden(place: StatId, operation: Operation, statement: u64) {
+    if let Some(local) = state().locals.get_mut(place + operation as usize)
+        && local.overridden != statement
+        && local.settle()
+    {
+        local.overridden = statement;
+        local.entry.overridden.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A procedure committed and goes on: what follows counts as another statement.
+pub fn forget_statements() {
+    for local in &mut state().locals {
+        (local.statement, local.refused, local.overridden) = (0, 0, 0);
+    }
+}

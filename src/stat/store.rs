@@ -1,0 +1,190 @@
+//! The counters in a file, so that they are there after a restart, and after a crash as they were a minute before.
+//!
+//! Written by the launcher every minute in which something was counted, and by the postmaster when it is the last process;
+//! read when shared memory is set up.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use serde::{Deserialize, Serialize};
+
+use super::histogram::{BUCKETS, without_empty_end};
+use super::memory::{self, Key, Numbers};
+use crate::ffi::Backend;
+use crate::raise::{guarded, log_line};
+use crate::words::Operation;
+
+/// Beside PostgreSQL's own statistics; relative to the data directory.
+const FILE: &str = "pg_stat/pg_writeguard.stat";
+const UNFINISHED: &str = "pg_stat/pg_writeguard.stat.tmp";
+
+/// How often the launcher writes it.
+const PAUSE: Duration = Duration::from_secs(55);
+
+/// One line of the file.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    database: u32,
+    role: u32,
+    operation: Operation,
+    schema: String,
+    table: String,
+    statements: Vec<u64>,
+    rows_of_more: u64,
+    largest: u64,
+    refused: u64,
+    overridden: u64,
+}
+
+impl Line {
+    fn of(numbers: &Numbers) -> Option<Self> {
+        let (schema, table) = numbers.key.relation();
+        Some(Self {
+            database: u32::from(numbers.key.database),
+            role: u32::from(numbers.key.role),
+            operation: numbers.operation()?,
+            schema,
+            table,
+            statements: without_empty_end(&numbers.statements).to_vec(),
+            rows_of_more: numbers.rows_of_more,
+            largest: numbers.largest,
+            refused: numbers.refused,
+            overridden: numbers.overridden,
+        })
+    }
+
+    fn numbers(&self) -> Numbers {
+        let mut statements = [0; BUCKETS];
+        statements.iter_mut().zip(&self.statements).for_each(|(to, from)| *to = *from);
+        let (database, role) = (pg_sys::Oid::from_u32(self.database), pg_sys::Oid::from_u32(self.role));
+        Numbers {
+            key: Key::new(database, role, self.operation, &self.schema, &self.table),
+            statements,
+            rows_of_more: self.rows_of_more,
+            largest: self.largest,
+            refused: self.refused,
+            overridden: self.overridden,
+        }
+    }
+}
+
+impl Numbers {
+    /// The operation that they are of.
+    pub fn operation(&self) -> Option<Operation> {
+        Operation::ALL.into_iter().find(|operation| *operation as u32 == self.key.operation)
+    }
+}
+
+/// Called when shared memory was set up afresh: puts back what was stored, and arranges for the next shutdown.
+///
+/// # Safety
+/// In the postmaster (or the single-user backend), from a plain old frame.
+pub unsafe fn startup() {
+    let _nothing_to_raise = guarded(|| {
+        restore();
+        Ok(())
+    });
+    // SAFETY: the callback lives as long as the process.
+    unsafe { pg_sys::on_shmem_exit(Some(shutdown), pg_sys::Datum::from(0)) };
+}
+
+fn restore() {
+    let bytes = match fs::read(FILE) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => {
+            log_line(&format!("pg_writeguard: could not read \"{FILE}\": {error}"), None);
+            return;
+        }
+    };
+    let (mut unreadable, mut without_room) = (0, 0);
+    for line in bytes.split(|letter| *letter == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice::<Line>(line) {
+            Ok(line) => without_room += u64::from(!memory::put_back(&line.numbers())),
+            Err(_) => unreadable += 1,
+        }
+    }
+    if unreadable > 0 {
+        log_line(&format!("pg_writeguard: {unreadable} lines of \"{FILE}\" cannot be read"), None);
+    }
+    if without_room > 0 {
+        log_line(
+            &format!("pg_writeguard: no room for {without_room} stored statistics; raise writeguard.stat_entries"),
+            None,
+        );
+    }
+}
+
+unsafe extern "C-unwind" fn shutdown(code: i32, _argument: pg_sys::Datum) {
+    // After a crash the memory cannot be trusted.
+    if code == 0 {
+        let _nothing_to_raise = guarded(|| {
+            write(&memory::numbers_without_lock());
+            Ok(())
+        });
+    }
+}
+
+/// Writes the file. False, and a line in the server log, when that fails.
+fn write(numbers: &[Numbers]) -> bool {
+    let written = try_write(numbers);
+    if let Err(error) = &written {
+        log_line(&format!("pg_writeguard: could not write \"{FILE}\": {error}"), None);
+    }
+    written.is_ok()
+}
+
+fn try_write(numbers: &[Numbers]) -> io::Result<()> {
+    if numbers.is_empty() && !Path::new(FILE).exists() {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    for line in numbers.iter().filter_map(Line::of) {
+        serde_json::to_writer(&mut text, &line)?;
+        text.push(b'\n');
+    }
+    let mut file = fs::File::create(UNFINISHED)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(UNFINISHED, FILE)?;
+    fs::File::open(Path::new(FILE).parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+struct Written {
+    at: Option<Instant>,
+    /// Sums of all counters, to tell whether anything was counted since.
+    sums: (usize, u64, u64, u64),
+}
+
+static WRITTEN: Backend<Written> = Backend::new(Written { at: None, sums: (0, 0, 0, 0) });
+
+/// Writes the file when it is time; for the launcher. `exists` tells of a database.
+pub fn write_every_minute(exists: impl Fn(pg_sys::Oid) -> bool) {
+    // SAFETY: single-threaded; the reference is not kept.
+    let written = unsafe { &mut *WRITTEN.get() };
+    if written.at.is_some_and(|at| at.elapsed() < PAUSE) {
+        return;
+    }
+    written.at = Some(Instant::now());
+    let mut numbers = memory::numbers(|_| true);
+    let mut databases: Vec<pg_sys::Oid> = numbers.iter().map(|numbers| numbers.key.database).collect();
+    databases.sort_unstable_by_key(|database| u32::from(*database));
+    databases.dedup();
+    for gone in databases.into_iter().filter(|database| !exists(*database)) {
+        memory::forget(|key| key.database == gone);
+        numbers.retain(|numbers| numbers.key.database != gone);
+    }
+    let sums = numbers.iter().fold((numbers.len(), 0u64, 0u64, 0u64), |(count, statements, rows, others), one| {
+        let total = one.statements.iter().fold(statements, |sum, statements| sum.wrapping_add(*statements));
+        let others = others.wrapping_add(one.refused).wrapping_add(one.overridden).wrapping_add(one.largest);
+        (count, total, rows.wrapping_add(one.rows_of_more), others)
+    });
+    if sums == written.sums || write(&numbers) {
+        written.sums = sums;
+        // SAFETY: reads the clock.
+        memory::note_stored(unsafe { pg_sys::GetCurrentTimestamp() });
+    }
+}
