@@ -38,3 +38,20 @@ COMMENT ON FUNCTION writeguard.stat_counters IS 'the row of writeguard.stat_slot
 CREATE VIEW writeguard.stat_slots AS
     SELECT c.slots, c.used, c.evicted, c.stored_at FROM writeguard.stat_counters() AS c;
 COMMENT ON VIEW writeguard.stat_slots IS 'in all databases: statistics there is room for, those in use, those that lost their numbers to others since the server started, and when they were last written to disk';
+
+CREATE FUNCTION writeguard.suggest_policies(headroom double precision DEFAULT 2)
+    RETURNS TABLE (
+        relation   text,
+        role       text,
+        operation  text,
+        statements bigint,
+        largest    bigint,
+        max_rows   bigint,
+        refused    bigint,
+        chart      text,
+        note       text,
+        document   jsonb
+    )
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'writeguard_suggest_policies';
+COMMENT ON FUNCTION writeguard.suggest_policies IS 'limits that fit what was seen: for all but one in a thousand statements, times headroom; document is for import_policies, refused how many statements it would have refused';

@@ -369,6 +369,12 @@ pub fn shows_all_letters() -> bool {
 
 const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
 
+/// Whether the database's encoding is UTF-8, which has letters for everything.
+pub fn is_utf8() -> bool {
+    // SAFETY: reads a static.
+    unsafe { pg_sys::GetDatabaseEncoding() == UTF8 }
+}
+
 /// Whether the database has an encoding that UTF-8 can be converted from and to.
 fn needs_conversion() -> bool {
     // SAFETY: reads a static.

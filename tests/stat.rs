@@ -301,7 +301,7 @@ fn it_can_be_switched_off() {
     stage.pass("UPDATE t SET v = 1 WHERE id = 1; UPDATE t SET v = 1");
     assert!(stage.stat().is_empty());
     assert_eq!(number(&mut stage.admin, "SELECT slots + used + evicted FROM writeguard.stat_slots"), 0);
-    pass(&mut stage.admin, "SELECT writeguard.stat_reset()");
+    pass(&mut stage.admin, "SELECT writeguard.stat_reset(); SELECT * FROM writeguard.suggest_policies()");
 }
 
 #[test]
@@ -314,6 +314,7 @@ fn only_the_owner_resets_and_only_who_monitors_reads() {
         "SELECT * FROM writeguard.stat_slots",
         "SELECT writeguard.stat_reset()",
         "SELECT writeguard.stat_numbers()",
+        "SELECT * FROM writeguard.suggest_policies()",
     ] {
         assert_eq!(expect_refusal(stage.writer.batch_execute(sql)).sqlstate, "42501", "{sql}");
     }
@@ -326,4 +327,105 @@ fn only_the_owner_resets_and_only_who_monitors_reads() {
     assert!(other.stat().is_empty());
     pass(&mut other.admin, "SELECT writeguard.stat_reset()");
     assert_eq!(stage.stat().len(), 1);
+}
+
+/// What is suggested for one table and operation.
+fn suggested(
+    admin: &mut Client,
+    relation: &str,
+    operation: &str,
+    headroom: &str,
+) -> (Option<i64>, Option<i64>, String, String, Option<serde_json::Value>) {
+    let sql = format!(
+        "SELECT max_rows, refused, chart, note, document FROM writeguard.suggest_policies({headroom}) WHERE relation = $1 AND operation = $2"
+    );
+    let row = admin.query_one(&sql, &[&relation, &operation]).expect("a suggestion");
+    (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))
+}
+
+#[test]
+fn limits_are_suggested_from_what_was_seen() {
+    let mut stage = Stage::new();
+    stage.pass("UPDATE t SET v = 1 WHERE id <= 90");
+    for n in 0..9 {
+        stage.pass(&format!("UPDATE t SET v = 1 WHERE id = {n} + 1"));
+    }
+    let (limit, refused, chart, note, document) = suggested(&mut stage.admin, "public.t", "update", "");
+    assert_eq!((limit, refused, document), (None, None, None));
+    assert_eq!((chart.as_str(), note.as_str()), ("█     ▂", "too little seen: 10 of 100 statements"));
+    for n in 0..1990 {
+        stage.writer.execute("UPDATE t SET v = 1 WHERE id = $1", &[&(n % 1000 + 1)]).unwrap();
+    }
+    // One of two thousand may be an exception.
+    let (limit, refused, chart, note, document) = suggested(&mut stage.admin, "public.t", "update", "");
+    assert_eq!((limit, refused), (Some(10), Some(1)));
+    assert_eq!(chart, "█   |  ▁");
+    assert_eq!(note, "at most 1 of 2000 would have been refused, the largest of 90 rows");
+    assert_eq!(
+        document.unwrap(),
+        serde_json::json!({
+            "name": format!("public.t update {}", stage.role), "tables": ["public.t"], "roles": [stage.role],
+            "operations": ["update"], "max_rows": 10,
+            "comment": "suggested after 2000 statements, the largest of 90 rows"
+        })
+    );
+    stage.pass("UPDATE t SET v = 1 WHERE id <= 80; UPDATE t SET v = 1 WHERE id <= 70");
+    let (limit, refused, _, note, _) = suggested(&mut stage.admin, "public.t", "update", "1.5");
+    assert_eq!((limit, refused, note.as_str()), (Some(140), Some(0), "all of them would have passed"));
+    let mistakes = ["0.5", "'NaN'", "'Infinity'", "NULL", "-1"];
+    for headroom in mistakes {
+        let sql = format!("SELECT * FROM writeguard.suggest_policies({headroom})");
+        assert_eq!(expect_refusal(stage.admin.batch_execute(&sql)).sqlstate, "WG007", "{headroom}");
+    }
+}
+
+#[test]
+fn suggestions_are_imported_as_they_are() {
+    let mut stage = Stage::new();
+    stage.pass("CREATE TABLE \"T b\" (\"Ü\" int); INSERT INTO \"T b\" SELECT generate_series(1, 300); CREATE TABLE gone (id int)");
+    pass(&mut stage.admin, "INSERT INTO gone VALUES (1)");
+    for n in 0..150 {
+        stage.pass(&format!("UPDATE \"T b\" SET \"Ü\" = 0 WHERE \"Ü\" = {n} + 1; DELETE FROM t WHERE id BETWEEN {n} * 5 + 1 AND {n} * 5 + 5"));
+        pass(&mut stage.admin, "UPDATE gone SET id = id + 1");
+    }
+    stage.pass("DROP TABLE gone");
+    let import = "SELECT name, action FROM writeguard.import_policies(
+        (SELECT jsonb_agg(document) FROM writeguard.suggest_policies(3) WHERE document IS NOT NULL))";
+    let rows: Vec<(String, String)> =
+        stage.admin.query(import, &[]).unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+    let role = stage.role.clone();
+    assert_eq!(
+        rows,
+        [
+            (format!("public.\"T b\" update {role}"), "created".into()),
+            (format!("public.t delete {role}"), "created".into())
+        ]
+    );
+    // As long as nothing else is seen they stay what they are.
+    let again: Vec<String> = stage.admin.query(import, &[]).unwrap().iter().map(|row| row.get(1)).collect();
+    assert_eq!(again, ["unchanged", "unchanged"]);
+    // Of the eight rows that the bucket of five ends at, times three.
+    stage.pass("DELETE FROM t WHERE id BETWEEN 801 AND 815");
+    refuse(&mut stage.writer, "DELETE FROM t WHERE id BETWEEN 816 AND 831");
+    // Another operation is not limited by it.
+    stage.pass("UPDATE t SET v = 2");
+    assert_eq!(number(&mut stage.admin, "SELECT refused FROM writeguard.stat WHERE operation = 'delete'"), 1);
+}
+
+#[test]
+fn names_in_another_encoding_are_told() {
+    let server = Server::shared();
+    let mut admin = server.postgres();
+    pass(&mut admin, "CREATE DATABASE stat_latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+    let sql = "CREATE EXTENSION pg_writeguard; SELECT writeguard.set_policy('learn', mode => 'observe');
+        CREATE TABLE \"Größe\" (v int); INSERT INTO \"Größe\" VALUES (1); CREATE TABLE t AS TABLE \"Größe\";
+        SELECT format('UPDATE %I SET v = v + 1; UPDATE t SET v = v + 1', 'Größe') FROM generate_series(1, 120) \\gexec
+        \\t on
+        SELECT relation, statements FROM writeguard.stat;
+        SELECT document ->> 'name', chart FROM writeguard.suggest_policies();";
+    let output = server.psql("stat_latin", "postgres", sql);
+    assert!(output.contains("public.\"Größe\" |        120"), "{output}");
+    // Policies have ASCII letters only there, and charts too.
+    assert!(output.contains("public.t update postgres | @   |"), "{output}");
+    pass(&mut admin, "DROP DATABASE stat_latin WITH (FORCE)");
 }

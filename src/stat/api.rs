@@ -1,13 +1,20 @@
-//! What SQL calls: the rows of the views `stat` and `stat_slots`, and `stat_reset()`.
+//! What SQL calls: the rows of the views `stat` and `stat_slots`, `stat_reset()` and `suggest_policies()`.
+
+use std::ffi::CString;
 
 use pgrx::datum::TimestampWithTimeZone;
-use pgrx::{IntoDatum, pg_sys};
+use pgrx::{IntoDatum, direct_function_call_as_datum, pg_sys};
+use serde_json::json;
 
 use super::histogram::without_empty_end;
 use super::memory::{self, Numbers};
+use super::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
+use crate::error::Error;
+use crate::ffi;
 use crate::function::{Arguments, Returns, sql_function};
+use crate::policy::relation::{never_covered, relation_of, role_oid};
 use crate::session::role_name;
-use crate::words::RelationName;
+use crate::words::{RelationName, ascii_json, count};
 
 sql_function!(
     /// `stat_numbers() → setof record`: the rows of the view `stat`.
@@ -22,6 +29,11 @@ sql_function!(
     writeguard_stat_reset, pg_finfo_writeguard_stat_reset, stat_reset
 );
 
+sql_function!(
+    /// `suggest_policies(headroom float8) → setof record`: a row for each table, role and operation that was seen.
+    writeguard_suggest_policies, pg_finfo_writeguard_suggest_policies, suggest_policies
+);
+
 /// The numbers of this database.
 pub fn of_this_database() -> Vec<Numbers> {
     // SAFETY: a static of this process.
@@ -34,15 +46,28 @@ pub fn bigint(number: u64) -> Option<pg_sys::Datum> {
     i64::try_from(number).unwrap_or(i64::MAX).into_datum()
 }
 
+/// Text as SQL has it, in the database's encoding.
+fn text(text: &str) -> Option<pg_sys::Datum> {
+    // SAFETY: a C string, which is copied.
+    Some(pg_sys::Datum::from(unsafe { pg_sys::cstring_to_text(ffi::encode(text)) }))
+}
+
+/// JSON as SQL has it, whatever the database's encoding is.
+fn jsonb(value: &serde_json::Value) -> Option<pg_sys::Datum> {
+    let json = CString::new(ascii_json(&value.to_string())).ok()?;
+    // SAFETY: core's own input function with a C string.
+    unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[json.as_c_str().into_datum()]) }
+}
+
 fn stat_numbers(arguments: &Arguments) -> Returns {
     arguments.give_rows(of_this_database().iter().map(|numbers| {
         let (schema, table) = numbers.key.relation();
         let buckets = without_empty_end(&numbers.statements);
         let histogram: Vec<i64> = buckets.iter().map(|count| i64::try_from(*count).unwrap_or(i64::MAX)).collect();
         [
-            RelationName::new(schema, table).to_sql().into_datum(),
-            role_name(numbers.key.role).into_datum(),
-            numbers.operation().map(|operation| operation.word()).into_datum(),
+            text(&RelationName::new(schema, table).to_sql()),
+            text(&role_name(numbers.key.role)),
+            numbers.operation().and_then(|operation| text(operation.word())),
             bigint(buckets.iter().sum()),
             bigint(numbers.rows()),
             bigint(numbers.largest()),
@@ -64,4 +89,63 @@ fn stat_reset(_arguments: &Arguments) -> Returns {
     let database = unsafe { pg_sys::MyDatabaseId };
     memory::forget(|key| key.database == database);
     Ok(None)
+}
+
+fn suggest_policies(arguments: &Arguments) -> Returns {
+    let headroom: f64 = arguments.get(0).unwrap_or(f64::NAN);
+    if !(1.0..=1_000_000.0).contains(&headroom) {
+        let hint = "headroom => 2 (limits twice as high as what was usual)";
+        return Err(Error::invalid("headroom must be between 1 and 1000000", hint).into());
+    }
+    let ascii = !ffi::is_utf8();
+    let mut all: Vec<(String, String, Numbers)> = of_this_database()
+        .into_iter()
+        .filter_map(|numbers| {
+            let (schema, table) = numbers.key.relation();
+            let relation = RelationName::new(schema, table);
+            // What was dropped since is in no policy's way.
+            let is_there = relation_of(&relation).is_some_and(|relation| never_covered(relation).is_none());
+            let role = role_name(numbers.key.role);
+            (is_there && role_oid(&role) == Some(numbers.key.role)).then(|| (relation.to_sql(), role, numbers))
+        })
+        .collect();
+    all.sort_by_key(|(relation, role, numbers)| (relation.clone(), role.clone(), numbers.key.operation));
+    arguments.give_rows(all.into_iter().map(|(relation, role, numbers)| {
+        let word = numbers.operation().map_or("", |operation| operation.word());
+        let statements: u64 = numbers.statements.iter().sum();
+        let largest = numbers.largest();
+        let found = suggest(&numbers.statements, largest, headroom);
+        let limit = found.map(|found| found.max_rows);
+        let note = match found {
+            None => {
+                format!("too little seen: {statements} of {FEWEST_STATEMENTS} statements")
+            }
+            Some(found) if found.refused == 0 => "all of them would have passed".to_owned(),
+            Some(found) => format!(
+                "at most {} of {statements} would have been refused, the largest of {}",
+                found.refused,
+                count(largest)
+            ),
+        };
+        let document = limit.map(|limit| {
+            jsonb(&json!({
+                "name": policy_name(&relation, word, &role),
+                "tables": [relation], "roles": [role], "operations": [word], "max_rows": limit,
+                "comment": format!("suggested after {statements} statements, the largest of {}", count(largest)),
+            }))
+        });
+        let chart = chart(without_empty_end(&numbers.statements), limit, ascii);
+        [
+            text(&relation),
+            text(&role),
+            text(word),
+            bigint(statements),
+            bigint(largest),
+            limit.and_then(bigint),
+            found.and_then(|found| bigint(found.refused)),
+            text(&chart),
+            text(&note),
+            document.flatten(),
+        ]
+    }))
 }

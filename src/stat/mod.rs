@@ -3,7 +3,8 @@
 //!
 //! `histogram` is pure: which statement belongs into which bucket. `memory` keeps the counters of all databases in shared
 //! memory of a fixed size; `counters` is a backend's way to them, and what the guard calls for each statement; `store`
-//! keeps them in a file, so that they are there after a restart; `api` is what SQL calls.
+//! keeps them in a file, so that they are there after a restart. `suggest` (pure) makes limits of them, `api` is what SQL
+//! calls.
 //!
 //! What counts is the attempt: a statement that was rolled back or refused is in here with the rows that it came to. Not
 //! promised: statements that changed no row, and numbers that are exact to the last one when a table of counters that is
@@ -14,3 +15,4 @@ pub mod counters;
 pub mod histogram;
 pub mod memory;
 pub mod store;
+pub mod suggest;
