@@ -606,7 +606,7 @@ fn policy_that_cannot_be_worked_with_refuses_until_it_is_dropped_or_the_guard_is
     let mut client = stage.client();
     pass(&mut client, FIVE);
     pass(&mut client, "UPDATE u SET v = 0");
-    pass(&mut stage.admin, "UPDATE writeguard.policy SET mode = 'observe' WHERE name = 'p'");
+    pass(&mut stage.admin, "UPDATE writeguard.policy SET schedule = 'sometimes' WHERE name = 'p'");
     let mut superuser = stage.db.admin();
     let writes = [
         "UPDATE t SET v = 1 WHERE id = 1",

@@ -368,20 +368,26 @@ fn end_transaction(ending: Ending) {
     let committed = ending == Ending::Committed;
     block::end_transaction(committed);
     if statement::take_touched() {
-        decide::end_transaction();
-        lift::end_transaction();
-        undo::keep::end_transaction();
-        book::end_transaction(ending != Ending::RolledBack);
-        if statement::end_transaction() {
-            counters::forget_statements();
-        }
-        expect::roll_back(0);
-        session::end_transaction();
-        // SAFETY: reads the transaction's state, which is still that of what committed.
-        expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
-        at_commit::end_transaction();
+        end_touched_transaction(ending);
     }
     store::end_transaction(committed);
+}
+
+/// Something was charged in it. Apart, for most transactions only read.
+#[inline(never)]
+fn end_touched_transaction(ending: Ending) {
+    decide::end_transaction();
+    lift::end_transaction();
+    undo::keep::end_transaction();
+    book::end_transaction(ending != Ending::RolledBack);
+    if statement::end_transaction() {
+        counters::forget_statements();
+    }
+    expect::roll_back(0);
+    session::end_transaction();
+    // SAFETY: reads the transaction's state, which is still that of what committed.
+    expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
+    at_commit::end_transaction();
 }
 
 unsafe extern "C-unwind" fn subtransaction_ends(
