@@ -169,6 +169,21 @@ unsafe extern "C-unwind" {
     pub fn datum_image_eq(one: pg_sys::Datum, other: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
     pub fn heap_copytuple(tuple: pg_sys::HeapTuple) -> pg_sys::HeapTuple;
     pub fn ReleaseBuffer(buffer: pg_sys::Buffer);
+    pub fn fmgr_info_cxt(function: pg_sys::Oid, info: *mut pg_sys::FmgrInfo, context: pg_sys::MemoryContext);
+    pub fn OutputFunctionCall(function: *mut pg_sys::FmgrInfo, value: pg_sys::Datum) -> *mut c_char;
+    pub fn makeStringInfo() -> pg_sys::StringInfo;
+    pub fn appendStringInfoChar(text: pg_sys::StringInfo, letter: c_char);
+    pub fn appendBinaryStringInfo(text: pg_sys::StringInfo, data: *const c_void, length: c_int);
+    pub fn escape_json(text: pg_sys::StringInfo, value: *const c_char);
+    pub fn pfree(pointer: *mut c_void);
+    pub fn pnstrdup(text: *const c_char, length: usize) -> *mut c_char;
+    pub fn pg_detoast_datum(value: *mut pg_sys::varlena) -> *mut pg_sys::varlena;
+    pub fn getKeyJsonValueFromContainer(
+        container: *mut pg_sys::JsonbContainer,
+        key: *const c_char,
+        length: c_int,
+        found: *mut pg_sys::JsonbValue,
+    ) -> *mut pg_sys::JsonbValue;
     pub fn MakeTransitionCaptureState(
         triggers: *mut pg_sys::TriggerDesc,
         relation: pg_sys::Oid,
@@ -210,6 +225,12 @@ pub unsafe fn print_plainly() -> c_int {
         set_for_level(c"extra_float_digits", c"3".as_ptr());
         level
     }
+}
+
+// Settings' variables.
+unsafe extern "C" {
+    pub static bytea_output: c_int;
+    pub static locale_monetary: *const c_char;
 }
 
 /// Somebody else's ERROR, whole.
@@ -301,23 +322,6 @@ pub unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut 
     unsafe {
         let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
         (0..length).map(move |index| (*(*list).elements.add(index)).ptr_value.cast())
-    }
-}
-
-/// A column of a descriptor.
-///
-/// # Safety
-/// `index` is below the descriptor's `natts`.
-pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_sys::FormData_pg_attribute {
-    #[cfg(not(feature = "pg18"))]
-    // SAFETY: the caller's index is below `natts`.
-    unsafe {
-        (*descriptor).attrs.as_mut_ptr().add(index)
-    }
-    #[cfg(feature = "pg18")]
-    // SAFETY: the caller's index is below `natts`.
-    unsafe {
-        pg_sys::TupleDescAttr(descriptor, index as i32)
     }
 }
 

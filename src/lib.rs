@@ -1,7 +1,8 @@
 //! pg_writeguard: refuses UPDATE, DELETE and TRUNCATE past the row limits set per table or role.
 //!
 //! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps
-//! the record, `stat` what statements change, `review` is the people's side, `worker` stores what must survive a rollback.
+//! the record, `stat` what statements change, `review` is the people's side, `undo` puts rows back, `worker` stores what
+//! must survive a rollback.
 
 // Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
 #![allow(clippy::missing_safety_doc)]

@@ -18,6 +18,7 @@ use crate::ffi::{self, Backend};
 use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
+use crate::undo::print::attribute;
 use crate::words::RelationName;
 
 /// What a rehearsal wants to know.
@@ -225,7 +226,7 @@ unsafe fn json(
     unsafe {
         let descriptor = (*relation).rd_att;
         let count = usize::try_from((*descriptor).natts).unwrap_or(0);
-        let attributes = |index: usize| &*ffi::attribute(descriptor, index);
+        let attributes = |index: usize| &*attribute(descriptor, index);
         let Some(readable) = readable_columns(reader, named, relation) else { return Ok(None) };
         let mut values = vec![pg_sys::Datum::from(0); count];
         let mut nulls = vec![true; count];
@@ -315,7 +316,7 @@ fn readable_columns(reader: pg_sys::Oid, named: pg_sys::Oid, relation: pg_sys::R
         let count = usize::try_from((*(*relation).rd_att).natts).unwrap_or(0);
         let columns: Vec<usize> = (0..count)
             .filter(|index| {
-                let column = &*ffi::attribute((*relation).rd_att, *index);
+                let column = &*attribute((*relation).rd_att, *index);
                 let name = column.attname.data.as_ptr();
                 !column.attisdropped
                     && through.iter().any(|table| {

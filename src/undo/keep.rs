@@ -11,7 +11,8 @@ use core::ptr;
 
 use pgrx::{IntoDatum, pg_sys};
 
-use super::print::Printer;
+use super::print::Image;
+use super::table::Table;
 use crate::error::Error;
 use crate::ffi::{self, Backend};
 use crate::guard::binding::Binding;
@@ -68,7 +69,7 @@ struct State {
     spans: Vec<Span>,
     statements: Vec<Kept>,
     lost: Vec<Lost>,
-    printers: Vec<(Serial, Printer)>,
+    tables: Vec<(Serial, Table)>,
 }
 
 static STATE: Backend<State> = Backend::new(State {
@@ -78,7 +79,7 @@ static STATE: Backend<State> = Backend::new(State {
     spans: Vec::new(),
     statements: Vec::new(),
     lost: Vec::new(),
-    printers: Vec::new(),
+    tables: Vec::new(),
 });
 
 fn state() -> &'static mut State {
@@ -163,10 +164,10 @@ pub unsafe fn row(
     // SAFETY: the caller's promise.
     unsafe {
         let before = pg_sys::MemoryContextSwitchTo(context);
-        let kept = print(serial, binding, operation, versions);
+        let kept = print(serial, binding, operation, versions, context);
         let put = kept.map(|kept| {
             if let Some((root, word, was, is)) = kept {
-                put(serial, keep, root, word, &was, is.as_deref());
+                put(serial, keep, root, word, was, is);
             }
         });
         pg_sys::MemoryContextSwitchTo(before);
@@ -175,59 +176,60 @@ pub unsafe fn row(
 }
 
 /// The table at the top, what was done, the row before and after.
-type Printed = (pg_sys::Oid, &'static str, String, Option<String>);
+type Printed = (pg_sys::Oid, &'static str, Image, Option<Image>);
 
 unsafe fn print(
     serial: Serial,
     binding: &Binding,
     operation: Operation,
     versions: &Versions,
+    context: pg_sys::MemoryContext,
 ) -> Result<Option<Printed>, Failure> {
     // SAFETY: the caller's promise.
     unsafe {
-        let Some(from) = printer(serial, versions.relation)? else {
+        let Some(from) = table(serial, versions.relation)? else {
             lose(serial, &binding.relation, Reason::NoKey);
             return Ok(None);
         };
         if versions.new.is_null() {
             let word = if operation == Operation::Truncate { operation.word() } else { Operation::Delete.word() };
-            return Ok(Some((from.root, word, from.whole(versions.relation, versions.old)?, None)));
+            return Ok(Some((from.root, word, from.whole((versions.relation, versions.old), context)?, None)));
         }
         let (old, new) = ((versions.relation, versions.old), (versions.new_relation, versions.new));
         let to = if ptr::eq(versions.relation, versions.new_relation) {
             from
         } else {
-            match printer(serial, versions.new_relation)? {
+            match table(serial, versions.new_relation)? {
                 Some(to) => to,
                 None => return Ok(None),
             }
         };
-        let (was, is) = from.changed(old, to, new)?;
+        let (was, is) = from.changed(old, to, new, context)?;
         Ok(Some((from.root, Operation::Update.word(), was, Some(is))))
     }
 }
 
-/// The relation's printer for this statement; none where it has no primary key.
-unsafe fn printer(serial: Serial, relation: pg_sys::Relation) -> Result<Option<&'static Printer>, Error> {
+/// How the relation's rows are kept in this statement; none where it has no primary key.
+unsafe fn table(serial: Serial, relation: pg_sys::Relation) -> Result<Option<&'static Table>, Failure> {
     // SAFETY: the relation is open.
     let oid = unsafe { (*relation).rd_id };
     let known = |state: &'static State| {
-        let mut printers = state.printers.iter();
-        printers.find(|(of, printer)| *of == serial && printer.relation == oid).map(|(_, printer)| printer)
+        let mut tables = state.tables.iter();
+        tables.find(|(of, table)| *of == serial && table.relation == oid).map(|(_, table)| table)
     };
-    if let Some(printer) = known(state()) {
-        return Ok(Some(printer));
+    if let Some(table) = known(state()) {
+        return Ok(Some(table));
     }
     // SAFETY: as above.
-    if let Some(printer) = unsafe { Printer::of(relation) }? {
-        let printers = &mut state().printers;
-        printers.retain(|(of, _)| *of == serial || statement::may_resume(*of));
-        printers.push((serial, printer));
+    if let Some(table) = unsafe { Table::of(relation) }? {
+        let tables = &mut state().tables;
+        tables.retain(|(of, _)| *of == serial || settings::capture_undo() || may_matter(*of));
+        tables.push((serial, table));
     }
     Ok(known(state()))
 }
 
-unsafe fn put(serial: Serial, keep: &Keep, root: pg_sys::Oid, word: &str, was: &str, is: Option<&str>) {
+unsafe fn put(serial: Serial, keep: &Keep, root: pg_sys::Oid, word: &str, was: Image, is: Option<Image>) {
     let state = state();
     match state.statements.iter_mut().rev().find(|kept| kept.serial == serial) {
         Some(kept) if kept.keep < *keep => kept.keep = keep.clone(),
@@ -244,7 +246,8 @@ unsafe fn put(serial: Serial, keep: &Keep, root: pg_sys::Oid, word: &str, was: &
             begin(state);
         }
         let number = state.next;
-        let mut values = [number.into_datum(), root.into_datum(), word.into_datum(), was.into_datum(), is.into_datum()];
+        let mut values =
+            [number.into_datum(), root.into_datum(), word.into_datum(), Some(text_of(was)), is.map(|is| text_of(is))];
         let mut nulls = values.map(|value| value.is_none());
         let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
         values.fill(None);
@@ -256,6 +259,13 @@ unsafe fn put(serial: Serial, keep: &Keep, root: pg_sys::Oid, word: &str, was: &
             _ => state.spans.push(Span { statement: serial, level, from: number, to: number + 1 }),
         }
     }
+}
+
+/// An image as a value of type text, in the current memory context.
+unsafe fn text_of(image: Image) -> pg_sys::Datum {
+    let length = i32::try_from(image.length).unwrap_or(i32::MAX);
+    // SAFETY: an image is as long as it says, and shorter than a text may be.
+    unsafe { pg_sys::Datum::from(pg_sys::cstring_to_text_with_len(image.text, length)) }
 }
 
 /// Lets go of what statements have kept that are over and were not overridden.
@@ -344,7 +354,7 @@ pub unsafe fn for_each_row(mut visit: impl FnMut(Serial, *mut pg_sys::TupleTable
 
 /// The name of a table at the top of which rows were kept.
 pub fn name_of(root: pg_sys::Oid) -> Option<String> {
-    state().printers.iter().find(|(_, printer)| printer.root == root).map(|(_, printer)| printer.name.to_sql())
+    state().tables.iter().find(|(_, table)| table.root == root).map(|(_, table)| table.name.to_sql())
 }
 
 /// A subtransaction of this level was rolled back.
@@ -370,5 +380,5 @@ pub fn end_transaction() {
     state.spans.clear();
     state.statements.clear();
     state.lost.clear();
-    state.printers.clear();
+    state.tables.clear();
 }

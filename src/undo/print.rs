@@ -1,280 +1,334 @@
-//! Rows as text: a JSON object of the columns' names with what their types' output functions print, or null.
+//! A row's columns as an image, and back: a JSON object with each column's name and the text that its type prints, or
+//! null.
 //!
-//! Text and not JSON's own numbers and arrays, because every type reads back what it printed. Printed under settings that
-//! are always the same, whatever the session has.
+//! Printing and reading run functions of types, which anybody may have made: as whoever the current user is, and under
+//! the settings in `modes`. The bytes stay in the server's encoding from end to end.
 
-use core::ffi::{CStr, c_int};
+use core::ffi::{CStr, c_char, c_int};
 use core::ptr;
 
 use pgrx::pg_sys;
-use serde::Deserialize;
 
+use super::modes::{self, Modes};
 use crate::error::Error;
-use crate::ffi;
-use crate::owner;
+use crate::ffi::{self, Foreign};
 use crate::raise::Failure;
-use crate::words::{RelationName, ascii_json};
 
-const SETTINGS: [(&CStr, &CStr); 8] = [
-    (c"search_path", c"pg_catalog, pg_temp"),
-    (c"DateStyle", c"ISO, YMD"),
-    (c"IntervalStyle", c"postgres"),
-    (c"TimeZone", c"UTC"),
-    (c"extra_float_digits", c"3"),
-    (c"bytea_output", c"hex"),
-    (c"lc_monetary", c"C"),
-    (c"xmloption", c"content"),
-];
-
-/// The settings that values are printed and read under, while this is alive; after an error the rollback ends them.
-pub struct Fixed(c_int);
-
-impl Fixed {
-    /// From now on.
-    pub fn settings() -> Self {
-        // SAFETY: core's own way to change settings for a while.
-        unsafe {
-            let level = pg_sys::NewGUCNestLevel();
-            for (name, value) in SETTINGS {
-                pg_sys::set_config_option(
-                    name.as_ptr(),
-                    value.as_ptr(),
-                    pg_sys::GucContext::PGC_USERSET,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                    pg_sys::GucAction::GUC_ACTION_SAVE,
-                    true,
-                    0,
-                    false,
-                );
-            }
-            Self(level)
-        }
-    }
-
-    /// Until now.
-    pub fn release(self) {
-        // SAFETY: the level that was begun above.
-        unsafe { pg_sys::AtEOXact_GUC(true, self.0) };
-    }
-}
-
-/// A column that is not dropped.
-struct Column {
-    /// Its place in the descriptor, from 0.
-    index: usize,
-    name: String,
-    /// The name as a JSON string.
-    quoted: String,
-    output: pg_sys::Oid,
-    key: bool,
-    /// Computed from other columns.
-    generated: bool,
+/// One column that is printed.
+pub struct Column {
+    /// Its place in the row's descriptor, from 0.
+    pub index: usize,
+    /// As the catalog has it, in the server's encoding.
+    pub name: Box<CStr>,
+    /// Computed from the others whenever the row is written.
+    pub is_generated: bool,
     by_value: bool,
     length: i16,
+    /// `"name":`
+    key: pg_sys::StringInfo,
+    output: Box<pg_sys::FmgrInfo>,
 }
 
-/// How rows of a table are printed, and where they are put back: for a partition at the top of its tree.
+/// Prints rows of one descriptor.
 pub struct Printer {
-    pub relation: pg_sys::Oid,
-    pub root: pg_sys::Oid,
-    pub name: RelationName,
-    columns: Vec<Column>,
-    /// What is printed depends on settings.
-    depends: bool,
+    /// Those that are there and are stored.
+    pub columns: Vec<Column>,
+    modes: Modes,
+    width: usize,
 }
 
-/// What the catalog says of the table at the top.
-#[derive(Deserialize)]
-struct Root {
-    oid: u32,
-    schema: String,
-    name: String,
-    key: Option<Vec<String>>,
-}
-
-const ROOT: &str = "SELECT pg_catalog.json_build_object('oid', c.oid::pg_catalog.int8, 'schema', n.nspname, 'name', c.relname, \
-       'key', (SELECT pg_catalog.json_agg(a.attname) FROM pg_catalog.pg_index AS i \
-               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid \
-                 AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey) \
-               WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisprimary AND i.indisvalid))::pg_catalog.text \
-     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-     WHERE c.oid OPERATOR(pg_catalog.=) COALESCE( \
-       pg_catalog.pg_partition_root($1::pg_catalog.int8::pg_catalog.oid)::pg_catalog.oid, $1::pg_catalog.int8::pg_catalog.oid)";
-
-impl Printer {
-    /// Of an open relation; none where it has no primary key to know its rows by.
-    ///
-    /// # Safety
-    /// The relation is open and locked.
-    ///
-    /// # Errors
-    /// WG008 where the catalog cannot be read.
-    pub unsafe fn of(relation: pg_sys::Relation) -> Result<Option<Self>, Error> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let oid = (*relation).rd_id;
-            let found = owner::connect(|client| owner::rows(client, ROOT, &[i64::from(u32::from(oid)).into()]))?;
-            let root = found.first().and_then(|json| serde_json::from_str::<Root>(json).ok());
-            let Some(Root { oid: root, schema, name, key: Some(key) }) = root else { return Ok(None) };
-            let descriptor = (*relation).rd_att;
-            let mut depends = false;
-            let mut columns = Vec::new();
-            for index in 0..usize::try_from((*descriptor).natts).unwrap_or(0) {
-                let attribute = &*ffi::attribute(descriptor, index);
-                if attribute.attisdropped {
-                    continue;
-                }
-                let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
-                pg_sys::getTypeOutputInfo(attribute.atttypid, &mut output, &mut is_varlena);
-                depends |= !prints_the_same_always(attribute.atttypid);
-                let name = ffi::text(attribute.attname.data.as_ptr()).unwrap_or_default();
-                columns.push(Column {
-                    index,
-                    quoted: serde_json::Value::from(name.as_str()).to_string(),
-                    output,
-                    key: key.contains(&name),
-                    generated: attribute.attgenerated != 0,
-                    by_value: attribute.attbyval,
-                    length: attribute.attlen,
-                    name,
-                });
-            }
-            let root = pg_sys::Oid::from_u32(root);
-            Ok(Some(Self { relation: oid, root, name: RelationName::new(schema, name), columns, depends }))
-        }
-    }
-
-    /// All columns of a row.
-    ///
-    /// # Safety
-    /// A row of this relation, which is open; memory of the current context is freed soon.
-    ///
-    /// # Errors
-    /// What the types' output functions raise.
-    pub unsafe fn whole(&self, relation: pg_sys::Relation, row: pg_sys::HeapTuple) -> Result<String, Failure> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let values = Values::of(relation, row);
-            self.under_fixed_settings(|| self.object(&values, |_| true))
-        }
-    }
-
-    /// The primary key and the columns that an update changed, as they were and as they became. `to` is where the row is
-    /// now, which may be another partition.
-    ///
-    /// # Safety
-    /// As for [`Printer::whole`], for both rows.
-    ///
-    /// # Errors
-    /// What the types' output functions raise.
-    pub unsafe fn changed(
-        &self,
-        (relation, old): (pg_sys::Relation, pg_sys::HeapTuple),
-        to: &Printer,
-        (new_relation, new): (pg_sys::Relation, pg_sys::HeapTuple),
-    ) -> Result<(String, String), Failure> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (old, new) = (Values::of(relation, old), Values::of(new_relation, new));
-            let mut names: Vec<&str> = Vec::new();
-            for column in self.columns.iter().filter(|column| !column.generated) {
-                let counterpart = to.columns.iter().find(|other| other.name == column.name);
-                let is = counterpart.and_then(|other| new.get(other));
-                let same = match (old.get(column), is) {
-                    (None, None) => counterpart.is_some(),
-                    (Some(was), Some(is)) => {
-                        let (by_value, length) = (column.by_value, i32::from(column.length));
-                        let mut same = false;
-                        ffi::protect(|| same = ffi::datum_image_eq(was, is, by_value, length))?;
-                        same
-                    }
-                    _ => false,
-                };
-                if column.key || !same {
-                    names.push(&column.name);
-                }
-            }
-            let chosen = |column: &Column| names.contains(&column.name.as_str());
-            self.under_fixed_settings(|| Ok((self.object(&old, chosen)?, to.object(&new, chosen)?)))
-        }
-    }
-
-    fn under_fixed_settings<T>(&self, print: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-        if !self.depends {
-            return print();
-        }
-        let fixed = Fixed::settings();
-        let printed = print();
-        fixed.release();
-        printed
-    }
-
-    unsafe fn object(&self, values: &Values, chosen: impl Fn(&Column) -> bool) -> Result<String, Failure> {
-        let mut object = String::from("{");
-        for column in self.columns.iter().filter(|column| chosen(column)) {
-            if object.len() > 1 {
-                object.push(',');
-            }
-            object.push_str(&column.quoted);
-            object.push(':');
-            match values.get(column) {
-                None => object.push_str("null"),
-                Some(value) => {
-                    let mut printed = ptr::null_mut();
-                    let output = column.output;
-                    // SAFETY: a value of the column's type; nothing but the raw call inside.
-                    unsafe {
-                        ffi::protect(|| printed = ffi::OidOutputFunctionCall(output, value))?;
-                        let text = ffi::text(printed).unwrap_or_default();
-                        object.push_str(&serde_json::Value::from(text).to_string());
-                    }
-                }
-            }
-        }
-        object.push('}');
-        Ok(ascii_json(&object))
-    }
-}
-
-/// A row's values.
-struct Values {
-    values: Vec<pg_sys::Datum>,
-    nulls: Vec<bool>,
+/// A row's values, in the order of its descriptor.
+pub struct Values {
+    pub values: Vec<pg_sys::Datum>,
+    pub nulls: Vec<bool>,
 }
 
 impl Values {
-    unsafe fn of(relation: pg_sys::Relation, row: pg_sys::HeapTuple) -> Self {
-        // SAFETY: the caller's row is one of the relation, which is open.
-        unsafe {
-            let descriptor = (*relation).rd_att;
-            let count = usize::try_from((*descriptor).natts).unwrap_or(0);
-            let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); count], vec![true; count]);
-            pg_sys::heap_deform_tuple(row, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-            Self { values, nulls }
-        }
-    }
-
-    fn get(&self, column: &Column) -> Option<pg_sys::Datum> {
-        (!*self.nulls.get(column.index)?).then(|| self.values[column.index])
+    /// The value at a column's place; none for NULL.
+    pub fn get(&self, column: &Column) -> Option<pg_sys::Datum> {
+        let is_null = self.nulls.get(column.index).copied().unwrap_or(true);
+        self.values.get(column.index).copied().filter(|_| !is_null)
     }
 }
 
-/// Whether a type's text depends on no setting.
-fn prints_the_same_always(type_oid: pg_sys::Oid) -> bool {
-    matches!(
-        type_oid,
-        pg_sys::BOOLOID
-            | pg_sys::INT2OID
-            | pg_sys::INT4OID
-            | pg_sys::INT8OID
-            | pg_sys::OIDOID
-            | pg_sys::NUMERICOID
-            | pg_sys::TEXTOID
-            | pg_sys::VARCHAROID
-            | pg_sys::BPCHAROID
-            | pg_sys::NAMEOID
-            | pg_sys::UUIDOID
-            | pg_sys::JSONOID
-            | pg_sys::JSONBOID
-    )
+/// The longest image that is stored, in bytes: there is a limit to the jsonb that it becomes.
+const LONGEST: usize = 200 * 1024 * 1024;
+
+impl Printer {
+    /// For rows of this descriptor, which has to stay as it is for as long as the printer is used. What is looked up is
+    /// kept in `context`.
+    ///
+    /// # Safety
+    /// In a transaction; `context` outlives the printer.
+    ///
+    /// # Errors
+    /// What looking up types may raise.
+    pub unsafe fn of(descriptor: pg_sys::TupleDesc, context: pg_sys::MemoryContext) -> Result<Self, Foreign> {
+        // SAFETY: the caller's promise; a descriptor has as many attributes as it says.
+        unsafe {
+            let width = usize::try_from((*descriptor).natts).unwrap_or(0);
+            let mut modes = Modes::default();
+            let mut columns = Vec::with_capacity(width);
+            for index in 0..width {
+                let attribute = &*attribute(descriptor, index);
+                if !is_stored(attribute) {
+                    continue;
+                }
+                modes = modes | Modes::of(attribute.atttypid);
+                let mut output = Box::new(pg_sys::FmgrInfo::default());
+                let mut key = ptr::null_mut();
+                let into = &raw mut *output;
+                ffi::protect(|| {
+                    let before = pg_sys::CurrentMemoryContext;
+                    pg_sys::CurrentMemoryContext = context;
+                    let (mut function, mut is_varlena) = (pg_sys::InvalidOid, false);
+                    ffi::getTypeOutputInfo(attribute.atttypid, &mut function, &mut is_varlena);
+                    ffi::fmgr_info_cxt(function, into, context);
+                    key = ffi::makeStringInfo();
+                    ffi::escape_json(key, attribute.attname.data.as_ptr());
+                    ffi::appendStringInfoChar(key, b':' as c_char);
+                    pg_sys::CurrentMemoryContext = before;
+                })?;
+                columns.push(Column {
+                    index,
+                    name: CStr::from_ptr(attribute.attname.data.as_ptr()).into(),
+                    is_generated: attribute.attgenerated != 0,
+                    by_value: attribute.attbyval,
+                    length: attribute.attlen,
+                    key,
+                    output,
+                });
+            }
+            Ok(Self { columns, modes, width })
+        }
+    }
+
+    /// The column of that name.
+    pub fn column(&self, name: &CStr) -> Option<&Column> {
+        self.columns.iter().find(|column| *column.name == *name)
+    }
+
+    /// The values of a row of the printer's descriptor; they point into it.
+    ///
+    /// # Safety
+    /// Both are as the printer was made for.
+    pub unsafe fn values(&self, descriptor: pg_sys::TupleDesc, row: pg_sys::HeapTuple) -> Values {
+        let mut values = Values { values: vec![pg_sys::Datum::from(0); self.width], nulls: vec![true; self.width] };
+        // SAFETY: the caller's promise.
+        unsafe { pg_sys::heap_deform_tuple(row, descriptor, values.values.as_mut_ptr(), values.nulls.as_mut_ptr()) };
+        values
+    }
+
+    /// The image of those columns of a row that are wanted, as JSON text in `context`.
+    ///
+    /// # Safety
+    /// The values are of the printer's descriptor.
+    ///
+    /// # Errors
+    /// What printing may raise; WG008 for an image that is too long to be stored.
+    pub unsafe fn image(
+        &self,
+        row: &Values,
+        wanted: impl Fn(&Column) -> bool,
+        context: pg_sys::MemoryContext,
+    ) -> Result<Image, Failure> {
+        let parts: Vec<Part> = self
+            .columns
+            .iter()
+            .filter(|column| wanted(column))
+            .map(|column| Part {
+                key: column.key,
+                output: (&raw const *column.output).cast_mut(),
+                value: row.get(column).unwrap_or(pg_sys::Datum::from(0)),
+                is_null: row.get(column).is_none(),
+            })
+            .collect();
+        let mut text = ptr::null_mut();
+        // SAFETY: nothing but raw calls inside, and `parts` outlives them.
+        unsafe {
+            ffi::protect(|| {
+                let before = pg_sys::CurrentMemoryContext;
+                pg_sys::CurrentMemoryContext = context;
+                let level = self.modes.fix();
+                text = print(&parts);
+                modes::release(level);
+                pg_sys::CurrentMemoryContext = before;
+            })?;
+            let image = Image { text: (*text).data, length: usize::try_from((*text).len).unwrap_or(usize::MAX) };
+            if image.length > LONGEST {
+                return Err(Error::Undecided {
+                    reason: format!("a row is too long to be kept for undo ({} bytes as text)", image.length),
+                    hint: "SELECT writeguard.set_policy(…, undo => NULL);".into(),
+                    relation: None,
+                }
+                .into());
+            }
+            Ok(image)
+        }
+    }
+}
+
+/// An image as JSON text in the server's encoding.
+#[derive(Debug, Clone, Copy)]
+pub struct Image {
+    /// Ends with a NUL.
+    pub text: *const c_char,
+    /// In bytes, without it.
+    pub length: usize,
+}
+
+/// One member of an object that is printed; plain data.
+struct Part {
+    key: pg_sys::StringInfo,
+    output: *mut pg_sys::FmgrInfo,
+    value: pg_sys::Datum,
+    is_null: bool,
+}
+
+/// # Safety
+/// A plain old frame, inside [`ffi::protect`].
+unsafe fn print(parts: &[Part]) -> pg_sys::StringInfo {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let text = ffi::makeStringInfo();
+        let mut separator = b'{';
+        for part in parts {
+            ffi::appendStringInfoChar(text, separator as c_char);
+            ffi::appendBinaryStringInfo(text, (*part.key).data.cast(), (*part.key).len);
+            if part.is_null {
+                ffi::appendBinaryStringInfo(text, c"null".as_ptr().cast(), 4);
+            } else {
+                let value = ffi::OutputFunctionCall(part.output, part.value);
+                ffi::escape_json(text, value);
+                ffi::pfree(value.cast());
+            }
+            separator = b',';
+        }
+        if parts.is_empty() {
+            ffi::appendStringInfoChar(text, separator as c_char);
+        }
+        ffi::appendStringInfoChar(text, b'}' as c_char);
+        text
+    }
+}
+
+/// Whether two values of a column are the same bytes, wherever they are stored.
+///
+/// # Safety
+/// Both are values of the column's type.
+///
+/// # Errors
+/// What reading a value that is stored out of line may raise.
+pub unsafe fn is_same(
+    column: &Column,
+    one: Option<pg_sys::Datum>,
+    other: Option<pg_sys::Datum>,
+) -> Result<bool, Foreign> {
+    let (one, other) = match (one, other) {
+        (Some(one), Some(other)) => (one, other),
+        (one, other) => return Ok(one.is_none() && other.is_none()),
+    };
+    // SAFETY: the caller's promise; nothing but raw calls inside.
+    unsafe {
+        if column.by_value {
+            return Ok(one == other);
+        }
+        if column.length == -1 && is_same_stored(one, other) {
+            return Ok(true);
+        }
+        let mut same = false;
+        ffi::protect(|| same = ffi::datum_image_eq(one, other, column.by_value, c_int::from(column.length)))?;
+        Ok(same)
+    }
+}
+
+/// Whether two values of variable length are stored as the same bytes; where they are stored out of line, in the same
+/// place. That is how an update leaves what it does not touch.
+unsafe fn is_same_stored(one: pg_sys::Datum, other: pg_sys::Datum) -> bool {
+    // SAFETY: both are values of variable length.
+    unsafe {
+        let bytes = |value: pg_sys::Datum| {
+            let start: *mut pg_sys::varlena = value.cast_mut_ptr();
+            core::slice::from_raw_parts(start.cast::<u8>(), pgrx::varsize_any(start))
+        };
+        bytes(one) == bytes(other)
+    }
+}
+
+/// Puts what an image says into a row's values. Columns that it does not name stay as they are; names that the row does not
+/// have are passed over. `named` tells which were named.
+///
+/// # Safety
+/// In a transaction. `image` is a jsonb object of texts and nulls, and the arrays have a place for each of the descriptor's
+/// attributes. What is read is in the current memory context.
+///
+/// # Errors
+/// What the types' input functions raise, a domain's constraints among it.
+pub unsafe fn read(
+    descriptor: pg_sys::TupleDesc,
+    image: pg_sys::Datum,
+    row: &mut Values,
+    named: &mut [bool],
+) -> Result<(), Foreign> {
+    let (values, nulls) = (row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
+    // SAFETY: the caller's promise; nothing but raw calls inside what is protected.
+    unsafe {
+        let stored = (0..named.len()).map(|index| &*attribute(descriptor, index)).filter(|column| is_stored(column));
+        let modes = stored.fold(Modes::default(), |modes, column| modes | Modes::of(column.atttypid));
+        ffi::protect(|| {
+            let jsonb: *mut pg_sys::Jsonb = ffi::pg_detoast_datum(image.cast_mut_ptr()).cast();
+            let level = modes.fix();
+            for (index, named) in named.iter_mut().enumerate() {
+                let attribute = &*attribute(descriptor, index);
+                let (mut found, name) = (pg_sys::JsonbValue::default(), attribute.attname.data.as_ptr());
+                *named = is_stored(attribute)
+                    && !ffi::getKeyJsonValueFromContainer(&mut (*jsonb).root, name, length_of(name), &mut found)
+                        .is_null();
+                if !*named {
+                    continue;
+                }
+                let is_null = found.type_ != pg_sys::jbvType::jbvString;
+                let text = if is_null {
+                    ptr::null_mut()
+                } else {
+                    ffi::pnstrdup(found.val.string.val, usize::try_from(found.val.string.len).unwrap_or(0))
+                };
+                let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+                ffi::getTypeInputInfo(attribute.atttypid, &mut input, &mut parameter);
+                let value = ffi::OidInputFunctionCall(input, text, parameter, attribute.atttypmod);
+                *values.add(index) = value;
+                *nulls.add(index) = is_null;
+            }
+            modes::release(level);
+        })
+    }
+}
+
+unsafe fn length_of(name: *const c_char) -> c_int {
+    // SAFETY: a C string.
+    unsafe { CStr::from_ptr(name) }.count_bytes() as c_int
+}
+
+/// `ATTRIBUTE_GENERATED_VIRTUAL` of core's `pg_attribute.h`, from version 18 on.
+const VIRTUAL: u8 = b'v';
+
+fn is_stored(attribute: &pg_sys::FormData_pg_attribute) -> bool {
+    !attribute.attisdropped && attribute.attgenerated as u8 != VIRTUAL
+}
+
+/// The attribute at a place of a descriptor, from 0.
+///
+/// # Safety
+/// The index is below the descriptor's `natts`.
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_sys::FormData_pg_attribute {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*descriptor).attrs.as_mut_ptr().add(index)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::TupleDescAttr(descriptor, index as i32)
+    }
 }
