@@ -23,12 +23,14 @@ CREATE TABLE writeguard.change_relation (
     operation text NOT NULL,
     rows      bigint NOT NULL,
     bytes     bigint NOT NULL,
+    columns   jsonb,
     PRIMARY KEY (change, relation, operation)
 );
 COMMENT ON TABLE writeguard.change_relation IS 'How many rows of which tables a statement changed';
 COMMENT ON COLUMN writeguard.change_relation.relation IS 'the table, for a partition the one at the top of its tree';
 COMMENT ON COLUMN writeguard.change_relation.name IS 'its qualified name when it was changed';
 COMMENT ON COLUMN writeguard.change_relation.bytes IS 'of the kept rows, as text';
+COMMENT ON COLUMN writeguard.change_relation.columns IS 'numbers of its columns by the names that the images have';
 
 -- One row per changed row, in the order of the changes.
 CREATE TABLE writeguard.image (

@@ -125,6 +125,20 @@ pub enum Error {
     /// WG007 for what is no public key. It may be a secret, so nothing repeats it.
     #[error("{message}")]
     UnfitKey { message: String, detail: Option<String>, hint: String },
+    /// WG009: rows are not as the change left them.
+    #[error("{} of change {change} {} changed again since", count(*.rows), if *.rows == 1 { "was" } else { "were" })]
+    ChangedSince {
+        change: i64,
+        rows: u64,
+        /// The first of them: table and key.
+        first: Option<(RelationName, String)>,
+    },
+    /// WG009: rows that could be put back and were not.
+    #[error("{} of change {change} could not be written back", count(*.rows))]
+    NotWritten { change: i64, rows: u64, relation: RelationName },
+    /// 42501: this person may not see what it is about.
+    #[error("{message}")]
+    NotAllowed { message: String, detail: String, hint: String },
     /// WG008: the guard cannot decide, so it refuses.
     #[error("cannot decide about this write: {reason}")]
     Undecided { reason: String, hint: String, relation: Option<RelationName> },
@@ -217,6 +231,8 @@ impl Error {
             Error::TokenRefused { .. } | Error::ExecutionRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
             Error::Invalid { .. } | Error::UnfitKey { .. } => "WG007",
             Error::Undecided { .. } | Error::Unrecorded => "WG008",
+            Error::ChangedSince { .. } | Error::NotWritten { .. } => "WG009",
+            Error::NotAllowed { .. } => "42501",
             Error::NotPreloaded { .. } => "55000",
             Error::Stopped { .. } => "57014",
         }
@@ -265,6 +281,22 @@ impl Error {
             | Error::Invalid { detail, .. }
             | Error::UnfitKey { detail, .. } => detail.clone(),
             Error::Unrecorded => Some("There is no token, and no request.".into()),
+            Error::ChangedSince { rows, first, .. } => {
+                let first = first.as_ref().map_or_else(String::new, |(relation, key)| {
+                    format!(" The first is {key} of table \"{relation}\".")
+                });
+                Some(format!(
+                    "{} not as the change left {}, so nothing was undone.{first}",
+                    if *rows == 1 { "1 row is".to_owned() } else { format!("{rows} rows are") },
+                    if *rows == 1 { "it" } else { "them" },
+                ))
+            }
+            Error::NotWritten { rows, relation, .. } => Some(format!(
+                "A trigger or a rule of table \"{relation}\" suppressed {}, or another session inserted a row with the \
+                 same key meanwhile; nothing was undone.",
+                count(*rows)
+            )),
+            Error::NotAllowed { detail, .. } => Some(detail.clone()),
             Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
         }
     }
@@ -284,7 +316,15 @@ impl Error {
                 Ok(rows) => format!("If {rows} is right: SET writeguard.expect_rows = {rows};"),
                 Err(_) => "If that is right: RESET writeguard.expect_rows;".to_owned(),
             },
-            Error::TokenRefused { hint, .. }
+            Error::ChangedSince { change, .. } => format!(
+                "SELECT * FROM writeguard.undo_conflicts({change}); or, to leave these rows as they are and undo the \
+                 rest: SELECT * FROM writeguard.undo({change}, on_conflict => 'skip');"
+            ),
+            Error::NotWritten { change, .. } => {
+                format!("SELECT * FROM writeguard.undo({change}, on_conflict => 'skip');")
+            }
+            Error::NotAllowed { hint, .. }
+            | Error::TokenRefused { hint, .. }
             | Error::ExecutionRefused { hint, .. }
             | Error::ApprovalRefused { hint, .. }
             | Error::Invalid { hint, .. }
@@ -312,8 +352,12 @@ impl Error {
     /// Schema and name of the table that the error is about.
     pub fn table(&self) -> Option<(&str, &str)> {
         match self {
-            Error::Limit { relation, .. } | Error::NeedsBlock { relation, .. } | Error::Unnarrowed { relation, .. } => {
-                Some((&relation.schema, &relation.name))
+            Error::Limit { relation, .. }
+            | Error::NeedsBlock { relation, .. }
+            | Error::NotWritten { relation, .. }
+            | Error::Unnarrowed { relation, .. } => Some((&relation.schema, &relation.name)),
+            Error::ChangedSince { first, .. } => {
+                first.as_ref().map(|(relation, _)| (relation.schema.as_str(), relation.name.as_str()))
             }
             Error::Expectation { relation, .. }
             | Error::TokenRefused { relation, .. }

@@ -125,6 +125,31 @@ unsafe extern "C-unwind" {
         values: *mut pg_sys::Datum,
         nulls: *mut bool,
     );
+    pub fn SPI_execute_snapshot(
+        plan: pg_sys::SPIPlanPtr,
+        values: *mut pg_sys::Datum,
+        nulls: *const c_char,
+        snapshot: pg_sys::Snapshot,
+        crosscheck: pg_sys::Snapshot,
+        read_only: bool,
+        fire_triggers: bool,
+        tcount: c_long,
+    ) -> c_int;
+    pub fn SPI_cursor_open(
+        name: *const c_char,
+        plan: pg_sys::SPIPlanPtr,
+        values: *mut pg_sys::Datum,
+        nulls: *const c_char,
+        read_only: bool,
+    ) -> pg_sys::Portal;
+    pub fn SPI_cursor_fetch(portal: pg_sys::Portal, forward: bool, count: c_long);
+    pub fn SPI_cursor_close(portal: pg_sys::Portal);
+    pub fn AfterTriggerBeginQuery();
+    pub fn AfterTriggerEndQuery(state: *mut pg_sys::EState);
+    pub fn CreateExecutorState() -> *mut pg_sys::EState;
+    pub fn FreeExecutorState(state: *mut pg_sys::EState);
+    pub fn ExecCloseResultRelations(state: *mut pg_sys::EState);
+    pub fn ExecResetTupleTable(table: *mut pg_sys::List, free: bool);
     pub fn raw_parser(str_: *const c_char, mode: pg_sys::RawParseMode::Type) -> *mut pg_sys::List;
     pub fn parse_analyze_varparams(
         raw: *mut pg_sys::RawStmt,
@@ -176,14 +201,6 @@ unsafe extern "C-unwind" {
     pub fn appendBinaryStringInfo(text: pg_sys::StringInfo, data: *const c_void, length: c_int);
     pub fn escape_json(text: pg_sys::StringInfo, value: *const c_char);
     pub fn pfree(pointer: *mut c_void);
-    pub fn pnstrdup(text: *const c_char, length: usize) -> *mut c_char;
-    pub fn pg_detoast_datum(value: *mut pg_sys::varlena) -> *mut pg_sys::varlena;
-    pub fn getKeyJsonValueFromContainer(
-        container: *mut pg_sys::JsonbContainer,
-        key: *const c_char,
-        length: c_int,
-        found: *mut pg_sys::JsonbValue,
-    ) -> *mut pg_sys::JsonbValue;
     pub fn MakeTransitionCaptureState(
         triggers: *mut pg_sys::TriggerDesc,
         relation: pg_sys::Oid,

@@ -40,8 +40,9 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/documents.sql", name = "documents", requires = ["keys"]);
 ::pgrx::extension_sql_file!("../sql/stat.sql", name = "stat", requires = ["documents"]);
 ::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents", "stat"]);
-::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/undo.sql", name = "undo", requires = ["functions"]);
+::pgrx::extension_sql_file!("../sql/undo_functions.sql", name = "undo_functions", requires = ["undo"]);
+::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
 /// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend

@@ -385,3 +385,104 @@ fn a_rehearsal_keeps_nothing() {
     bed.passes("SELECT count(*) FROM t");
     assert_eq!(images(&mut bed), []);
 }
+
+// ---- And put back ----
+
+#[track_caller]
+fn undo(bed: &mut Bed, arguments: &str) -> Vec<(String, i64, i64)> {
+    let rows = bed.writer.query(&format!("SELECT * FROM writeguard.undo({arguments})"), &[]);
+    match rows {
+        Ok(rows) => rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect(),
+        Err(error) => panic!("{:?}", common::Refusal::of(&error)),
+    }
+}
+
+/// What the statement did is put back by one undo, brought again by the next one, and put back again by the third.
+#[track_caller]
+fn there_and_back(setup: &str, sql: &str) {
+    let mut bed = bed(setup);
+    let before = bed.contents();
+    overrides(&mut bed, sql);
+    let after = bed.contents();
+    assert_ne!(before, after, "{sql}");
+    undo(&mut bed, "1");
+    assert_eq!(bed.contents(), before, "{sql}: not put back");
+    undo(&mut bed, "2");
+    assert_eq!(bed.contents(), after, "{sql}: the undo was not undone");
+    undo(&mut bed, "3");
+    assert_eq!(bed.contents(), before, "{sql}: not put back again");
+    let undoes = "SELECT count(*) FROM writeguard.change_statement WHERE (id, undoes) IN ((2, 1), (3, 2), (4, 3))";
+    assert_eq!(bed.number(undoes), 3);
+}
+
+#[test]
+fn updates_and_deletes_come_back() {
+    there_and_back(SIX, "UPDATE t SET v = id * 10");
+    there_and_back(SIX, "DELETE FROM t WHERE id > 2");
+    there_and_back(SIX, "UPDATE t SET id = id + 100, v = 1");
+    there_and_back(SIX, "WITH d AS (DELETE FROM t WHERE id < 4 RETURNING id) UPDATE t SET v = 9 WHERE id > 4");
+    there_and_back(
+        SIX,
+        "MERGE INTO t USING generate_series(1, 6) AS i ON id = i WHEN MATCHED AND i < 4 THEN DELETE
+         WHEN MATCHED THEN UPDATE SET v = 7",
+    );
+    there_and_back(
+        SIX,
+        "INSERT INTO t SELECT i, 1 FROM generate_series(1, 6) AS i ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v + 100",
+    );
+}
+
+#[test]
+fn truncated_tables_come_back() {
+    there_and_back(
+        &format!("{SIX} CREATE TABLE c (id int PRIMARY KEY REFERENCES t); INSERT INTO c VALUES (1), (2);"),
+        "TRUNCATE t CASCADE",
+    );
+}
+
+#[test]
+fn parents_come_back_with_their_children() {
+    let setup = format!(
+        "{SIX} CREATE TABLE c (id int PRIMARY KEY, t int REFERENCES t ON DELETE CASCADE);
+         INSERT INTO c SELECT i, i % 6 + 1 FROM generate_series(1, 12) AS i;"
+    );
+    there_and_back(&setup, "DELETE FROM t WHERE id < 4");
+}
+
+#[test]
+fn rows_move_back_to_their_partitions() {
+    there_and_back(PARTS, "UPDATE p SET k = CASE WHEN k < 10 THEN k + 14 ELSE k END, v = v || '!'");
+    there_and_back(PARTS, "DELETE FROM p WHERE k < 12");
+}
+
+#[test]
+fn an_undo_that_is_rolled_back_was_none() {
+    let mut bed = bed(SIX);
+    overrides(&mut bed, "UPDATE t SET v = 5");
+    bed.passes("BEGIN");
+    undo(&mut bed, "1");
+    bed.passes("ROLLBACK");
+    assert_eq!(bed.number("SELECT count(*) FROM t WHERE v = 5"), 6);
+    assert_eq!(bed.number("SELECT count(*) FROM writeguard.change_statement"), 1);
+    assert_eq!(undo(&mut bed, "1, dry_run => true"), [("public.t".into(), 6, 0)]);
+    assert_eq!(bed.number("SELECT count(*) FROM t WHERE v = 5"), 6);
+    undo(&mut bed, "1");
+    assert_eq!(bed.number("SELECT count(*) FROM t WHERE v = 5"), 0);
+    assert_eq!(bed.number("SELECT count(*) FROM writeguard.event WHERE kind = 'undone'"), 1);
+}
+
+#[test]
+fn what_was_changed_again_since_is_told_and_left_alone() {
+    let mut bed = bed(SIX);
+    overrides(&mut bed, "UPDATE t SET v = 5");
+    bed.reader.batch_execute("UPDATE t SET v = 6 WHERE id = 2; DELETE FROM t WHERE id = 3").expect("later writes");
+    let refusal = expect_refusal(bed.writer.batch_execute("SELECT * FROM writeguard.undo(1)"));
+    assert_eq!(refusal.sqlstate, "WG009", "{refusal:?}");
+    assert_eq!(bed.number("SELECT count(*) FROM t WHERE v = 5"), 4);
+    let rows =
+        bed.writer.query("SELECT key, was, wrote, is_now FROM writeguard.undo_conflicts(1) ORDER BY key::text", &[]);
+    let rows = rows.expect("conflicts");
+    assert_eq!(rows.len(), 2);
+    assert_eq!(undo(&mut bed, "1, on_conflict => 'skip'"), [("public.t".into(), 4, 2)]);
+    assert_eq!(bed.number("SELECT sum(v) FROM t"), 6);
+}

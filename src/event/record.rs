@@ -27,6 +27,7 @@ pub enum Kind {
     PolicyChanged,
     Uncovered,
     Disabled,
+    Undone,
 }
 
 impl Kind {
@@ -46,6 +47,7 @@ impl Kind {
             Kind::BreakGlass => "GLASS BROKEN, a token without a second person",
             Kind::PolicyChanged => "policy changed",
             Kind::Uncovered => "DDL on a covered table that no policy limits",
+            Kind::Undone => "change undone",
             Kind::Disabled => "covered write while writeguard.enabled is off",
         }
     }

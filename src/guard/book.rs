@@ -101,7 +101,7 @@ pub fn tab() -> &'static mut Tab {
 
 /// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
 pub fn open_tab(owner: usize, index: i32, binding: &Rc<Binding>, operation: Operation, place: Place) {
-    if lift::has_say(place.statement) || !settings::enabled() {
+    if lift::has_say(place.statement) || lift::is_undoing() || !settings::enabled() {
         return;
     }
     let charges = binding.charges(operation);
@@ -322,6 +322,10 @@ pub fn roll_back(level: i32) {
 /// Runs for each row that is not on a tab: no allocation, no lock, nothing that raises, unless a limit is passed.
 #[inline]
 pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, estimate: Option<u64>) -> *mut Raise {
+    let rows = if lift::is_undoing() { lift::beyond_undo(&binding.name, rows) } else { rows };
+    if rows == 0 {
+        return core::ptr::null_mut();
+    }
     if !settings::enabled() {
         return switched_off(binding, operation, place);
     }

@@ -8,6 +8,7 @@ use pgrx::pg_sys;
 use super::binding::Binding;
 use super::budget::Serial;
 use super::image::{self, Versions};
+use super::lift;
 use super::tally;
 use super::watch::{Kind, Watch};
 use crate::ffi::Foreign;
@@ -18,12 +19,14 @@ use crate::words::Operation;
 /// Whether rows of every table are to be seen, covered or not.
 #[inline]
 pub fn wants_everything() -> bool {
-    tally::wants_everything()
+    tally::wants_everything() || lift::is_undoing()
 }
 
 /// Whether changed rows of a covered relation are to be seen.
 pub fn wants(binding: &Binding, operations: &[Operation]) -> bool {
-    tally::is_open() || binding.keeps_any(operations) && keep::is_wanted()
+    tally::is_open()
+        || binding.keeps_any(operations) && keep::is_wanted()
+        || lift::is_undoing() && lift::is_undoing_table(&binding.name)
 }
 
 /// Whether those of some covered relation may be.
@@ -33,7 +36,7 @@ pub fn may_want() -> bool {
 
 /// Rows of a relation are about to be changed unseen.
 pub fn missed(binding: &Binding, operation: Operation, statement: Serial) {
-    if binding.keeps_any(&[operation]) && !tally::is_open() {
+    if binding.keeps_any(&[operation]) && !tally::is_open() && !lift::is_undoing() {
         keep::lose(statement, &binding.relation, Reason::Late);
     }
 }
@@ -92,7 +95,18 @@ unsafe fn versions_of(watch: &Watch, info: *mut pg_sys::ResultRelInfo) -> Result
 /// As for [`changed`].
 pub fn inserted(watch: &Watch, rows: u64) -> Result<(), Failure> {
     let Some(Some(binding)) = watch.bindings.first() else { return Ok(()) };
-    if !tally::wants_everything() || rows == 0 {
+    if rows == 0 {
+        return Ok(());
+    }
+    if !tally::is_open() && lift::is_undoing() {
+        // SAFETY: called between two rows of the watch's node.
+        return unsafe {
+            let new = if rows == 1 { image::inserted(watch)? } else { None };
+            image::wipe(watch, (*watch.node).resultRelInfo);
+            new.map_or(Ok(()), |new| keep::inserted(binding, new, image::per_row(watch)))
+        };
+    }
+    if !tally::wants_everything() {
         return Ok(());
     }
     let name = &binding.relation;

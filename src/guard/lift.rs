@@ -2,7 +2,9 @@
 //!
 //! A lift belongs to the statement and to the subtransaction it was made in. When that is rolled back the lift goes with it, as
 //! does the use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same
-//! commit. A rehearsal lifts everything until it is taken back.
+//! commit. A rehearsal lifts everything until it is taken back; an undo lifts it for as many rows as it puts back.
+
+use rustc_hash::FxHashMap;
 
 use super::budget::{Ledger, MeterId, Serial};
 use crate::error::Error;
@@ -42,7 +44,17 @@ struct Granted {
     tables: Vec<(MeterId, Option<u64>)>,
 }
 
+/// What an undo may change, whatever limits say.
+struct Undo {
+    level: i32,
+    /// Places in `left`, by qualified table name.
+    tables: FxHashMap<String, usize>,
+    /// Rows that are left.
+    left: Vec<u64>,
+}
+
 struct State {
+    undo: Option<Undo>,
     lifts: Vec<Lift>,
     granted: Vec<Granted>,
     /// The subtransactions in which a statement is run to be taken back: nothing is refused in them.
@@ -51,8 +63,13 @@ struct State {
     refused_without_rows: bool,
 }
 
-static STATE: Backend<State> =
-    Backend::new(State { lifts: Vec::new(), granted: Vec::new(), rehearsals: Vec::new(), refused_without_rows: false });
+static STATE: Backend<State> = Backend::new(State {
+    undo: None,
+    lifts: Vec::new(),
+    granted: Vec::new(),
+    rehearsals: Vec::new(),
+    refused_without_rows: false,
+});
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no reference is kept across SPI.
@@ -125,6 +142,42 @@ pub fn executed_by(statement: Serial) -> Option<Source> {
 fn source(statement: Serial, lifts: impl Fn(&Granted) -> bool) -> Option<Source> {
     let mut granted = state().granted.iter();
     granted.find(|granted| granted.statement == statement && lifts(granted)).map(|granted| granted.grant.source.clone())
+}
+
+/// An undo begins: of each of these groups of tables (a table with its partitions) it may change so many rows.
+pub fn begin_undo(bounds: Vec<(Vec<String>, u64)>) {
+    let (mut tables, mut left) = (FxHashMap::default(), Vec::with_capacity(bounds.len()));
+    for (names, rows) in bounds {
+        tables.extend(names.into_iter().map(|name| (name, left.len())));
+        left.push(rows);
+    }
+    // SAFETY: reads a static.
+    state().undo = Some(Undo { level: unsafe { ffi::GetCurrentTransactionNestLevel() }, tables, left });
+}
+
+/// The undo is over.
+pub fn end_undo() {
+    state().undo = None;
+}
+
+/// Whether rows are being put back.
+#[inline]
+pub fn is_undoing() -> bool {
+    state().undo.is_some()
+}
+
+/// Whether rows of the table of that name are being put back.
+pub fn is_undoing_table(name: &str) -> bool {
+    state().undo.as_ref().is_some_and(|undo| undo.tables.contains_key(name))
+}
+
+/// How many of the rows that were just changed are not the undo's own: triggers and cascades may have changed others.
+pub fn beyond_undo(name: &str, rows: u64) -> u64 {
+    let Some(undo) = &mut state().undo else { return rows };
+    let Some(left) = undo.tables.get(name).and_then(|place| undo.left.get_mut(*place)) else { return rows };
+    let own = rows.min(*left);
+    *left -= own;
+    rows - own
 }
 
 /// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
@@ -206,6 +259,9 @@ pub fn roll_back(level: i32) {
     state.lifts.retain(|lift| lift.level < level);
     state.granted.retain(|granted| granted.level < level);
     state.rehearsals.retain(|begun| *begun < level);
+    if state.undo.as_ref().is_some_and(|undo| undo.level >= level) {
+        state.undo = None;
+    }
 }
 
 /// A subtransaction of this level was released.
@@ -249,4 +305,5 @@ pub fn end_transaction() {
     state.lifts.clear();
     state.granted.clear();
     state.rehearsals.clear();
+    state.undo = None;
 }

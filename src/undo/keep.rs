@@ -36,7 +36,10 @@ pub struct Span {
 
 /// A statement that has kept rows.
 pub struct Kept {
+    /// The statement's, or an undo's own.
     pub serial: Serial,
+    /// The change that it takes back, where it is an undo.
+    pub undoes: Option<i64>,
     pub text: String,
     /// The longest time that a policy wants them kept.
     pub keep: Keep,
@@ -70,7 +73,13 @@ struct State {
     statements: Vec<Kept>,
     lost: Vec<Lost>,
     tables: Vec<(Serial, Table)>,
+    /// The change that is being taken back, and how long that is kept. Only while `lift` says that rows are put back.
+    undo: Option<(i64, Keep)>,
 }
+
+/// What an undo keeps is a change of its own, whatever else the statement does that calls it: its serial is this with the
+/// number of the change that it takes back.
+const UNDO: Serial = 1 << 63;
 
 static STATE: Backend<State> = Backend::new(State {
     store: ptr::null_mut(),
@@ -80,6 +89,7 @@ static STATE: Backend<State> = Backend::new(State {
     statements: Vec::new(),
     lost: Vec::new(),
     tables: Vec::new(),
+    undo: None,
 });
 
 fn state() -> &'static mut State {
@@ -92,6 +102,12 @@ pub fn is_wanted() -> bool {
     !lift::is_rehearsing() && (session::flag() || statement::is_executing() || settings::capture_undo())
 }
 
+/// Rows of a change are put back: what that writes is kept as well.
+pub fn begin_undo(change: i64, keep: Keep) {
+    statement::touch();
+    state().undo = Some((change, keep));
+}
+
 /// Whether a transaction has kept rows.
 pub fn any() -> bool {
     !state().store.is_null()
@@ -99,13 +115,14 @@ pub fn any() -> bool {
 
 /// Whether a statement may still turn out to be overridden, or was.
 fn may_matter(statement: Serial) -> bool {
-    statement::may_resume(statement) || lift::has_lift(statement)
+    statement & UNDO != 0 || statement::may_resume(statement) || lift::has_lift(statement)
 }
 
 /// Rows of a relation that a policy wants kept are changed without being kept.
 pub fn lose(statement: Serial, relation: &RelationName, reason: Reason) {
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    statement::touch();
     let lost = &mut state().lost;
     lost.retain(|lost| lost.statement == statement || may_matter(lost.statement));
     let known = |one: &Lost| one.statement == statement && one.level == level && one.relation == *relation;
@@ -155,8 +172,7 @@ pub unsafe fn row(
     versions: Option<&Versions>,
     context: pg_sys::MemoryContext,
 ) -> Result<(), Failure> {
-    let Some(keep) = binding.kept(operation) else { return Ok(()) };
-    let serial = statement::current();
+    let Some((serial, undoes, keep)) = who_keeps(binding, Some(operation)) else { return Ok(()) };
     let Some(versions) = versions else {
         lose(serial, &binding.relation, Reason::NoVersions);
         return Ok(());
@@ -167,12 +183,47 @@ pub unsafe fn row(
         let kept = print(serial, binding, operation, versions, context);
         let put = kept.map(|kept| {
             if let Some((root, word, was, is)) = kept {
-                put(serial, keep, root, word, was, is);
+                put(serial, undoes, &keep, root, word, was, is);
             }
         });
         pg_sys::MemoryContextSwitchTo(before);
         put
     }
+}
+
+/// Keeps a row that an undo put back: to take that back means to delete it.
+///
+/// # Safety
+/// As for [`row`]; `new` is the row as it was inserted.
+///
+/// # Errors
+/// As for [`row`].
+pub unsafe fn inserted(
+    binding: &Binding,
+    new: (pg_sys::Relation, pg_sys::HeapTuple),
+    context: pg_sys::MemoryContext,
+) -> Result<(), Failure> {
+    let Some((serial, undoes, keep)) = who_keeps(binding, None) else { return Ok(()) };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(table) = table(serial, new.0)? else { return Ok(()) };
+        let before = pg_sys::MemoryContextSwitchTo(context);
+        let nothing = Image { text: c"{}".as_ptr(), length: 2 };
+        let put =
+            table.whole(new, context).map(|is| put(serial, undoes, &keep, table.root, "insert", nothing, Some(is)));
+        pg_sys::MemoryContextSwitchTo(before);
+        put
+    }
+}
+
+/// For which statement or undo a row of this relation is kept, and how long; none: not at all.
+fn who_keeps(binding: &Binding, operation: Option<Operation>) -> Option<(Serial, Option<i64>, Keep)> {
+    if lift::is_undoing() {
+        let (change, keep) = state().undo.clone()?;
+        let serial = UNDO | u64::try_from(change).unwrap_or(0);
+        return lift::is_undoing_table(&binding.name).then_some((serial, Some(change), keep));
+    }
+    Some((statement::current(), None, binding.kept(operation?)?.clone()))
 }
 
 /// The table at the top, what was done, the row before and after.
@@ -229,7 +280,15 @@ unsafe fn table(serial: Serial, relation: pg_sys::Relation) -> Result<Option<&'s
     Ok(known(state()))
 }
 
-unsafe fn put(serial: Serial, keep: &Keep, root: pg_sys::Oid, word: &str, was: Image, is: Option<Image>) {
+unsafe fn put(
+    serial: Serial,
+    undoes: Option<i64>,
+    keep: &Keep,
+    root: pg_sys::Oid,
+    word: &str,
+    was: Image,
+    is: Option<Image>,
+) {
     let state = state();
     match state.statements.iter_mut().rev().find(|kept| kept.serial == serial) {
         Some(kept) if kept.keep < *keep => kept.keep = keep.clone(),
@@ -237,7 +296,7 @@ unsafe fn put(serial: Serial, keep: &Keep, root: pg_sys::Oid, word: &str, was: I
         None => {
             forget(state);
             let text = session::without_token(statement::text());
-            state.statements.push(Kept { serial, text, keep: keep.clone() });
+            state.statements.push(Kept { serial, undoes, text, keep: keep.clone() });
         }
     }
     // SAFETY: the store lives as long as the transaction, and copies what it is given.
@@ -316,6 +375,8 @@ pub unsafe fn new_store(
 }
 
 unsafe fn begin(state: &mut State) {
+    // The end of the transaction has to be told here.
+    statement::touch();
     // SAFETY: in a transaction, which rows are changed in.
     (state.store, state.descriptor) = unsafe { new_store(&COLUMNS) };
 }
@@ -357,6 +418,11 @@ pub fn name_of(root: pg_sys::Oid) -> Option<String> {
     state().tables.iter().find(|(_, table)| table.root == root).map(|(_, table)| table.name.to_sql())
 }
 
+/// Numbers of such a table's columns by their names.
+pub fn columns_of(root: pg_sys::Oid) -> Option<serde_json::Value> {
+    state().tables.iter().find(|(_, table)| table.root == root).map(|(_, table)| table.columns.clone())
+}
+
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
     let state = state();
@@ -381,4 +447,5 @@ pub fn end_transaction() {
     state.statements.clear();
     state.lost.clear();
     state.tables.clear();
+    state.undo = None;
 }

@@ -255,60 +255,6 @@ unsafe fn is_same_stored(one: pg_sys::Datum, other: pg_sys::Datum) -> bool {
     }
 }
 
-/// Puts what an image says into a row's values. Columns that it does not name stay as they are; names that the row does not
-/// have are passed over. `named` tells which were named.
-///
-/// # Safety
-/// In a transaction. `image` is a jsonb object of texts and nulls, and the arrays have a place for each of the descriptor's
-/// attributes. What is read is in the current memory context.
-///
-/// # Errors
-/// What the types' input functions raise, a domain's constraints among it.
-pub unsafe fn read(
-    descriptor: pg_sys::TupleDesc,
-    image: pg_sys::Datum,
-    row: &mut Values,
-    named: &mut [bool],
-) -> Result<(), Foreign> {
-    let (values, nulls) = (row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
-    // SAFETY: the caller's promise; nothing but raw calls inside what is protected.
-    unsafe {
-        let stored = (0..named.len()).map(|index| &*attribute(descriptor, index)).filter(|column| is_stored(column));
-        let modes = stored.fold(Modes::default(), |modes, column| modes | Modes::of(column.atttypid));
-        ffi::protect(|| {
-            let jsonb: *mut pg_sys::Jsonb = ffi::pg_detoast_datum(image.cast_mut_ptr()).cast();
-            let level = modes.fix();
-            for (index, named) in named.iter_mut().enumerate() {
-                let attribute = &*attribute(descriptor, index);
-                let (mut found, name) = (pg_sys::JsonbValue::default(), attribute.attname.data.as_ptr());
-                *named = is_stored(attribute)
-                    && !ffi::getKeyJsonValueFromContainer(&mut (*jsonb).root, name, length_of(name), &mut found)
-                        .is_null();
-                if !*named {
-                    continue;
-                }
-                let is_null = found.type_ != pg_sys::jbvType::jbvString;
-                let text = if is_null {
-                    ptr::null_mut()
-                } else {
-                    ffi::pnstrdup(found.val.string.val, usize::try_from(found.val.string.len).unwrap_or(0))
-                };
-                let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-                ffi::getTypeInputInfo(attribute.atttypid, &mut input, &mut parameter);
-                let value = ffi::OidInputFunctionCall(input, text, parameter, attribute.atttypmod);
-                *values.add(index) = value;
-                *nulls.add(index) = is_null;
-            }
-            modes::release(level);
-        })
-    }
-}
-
-unsafe fn length_of(name: *const c_char) -> c_int {
-    // SAFETY: a C string.
-    unsafe { CStr::from_ptr(name) }.count_bytes() as c_int
-}
-
 /// `ATTRIBUTE_GENERATED_VIRTUAL` of core's `pg_attribute.h`, from version 18 on.
 const VIRTUAL: u8 = b'v';
 

@@ -6,6 +6,7 @@ use pgrx::spi::SpiClient;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::keep::{self, Kept};
 use crate::error::Error;
@@ -36,15 +37,17 @@ struct New<'a> {
     role: String,
     statement: &'a str,
     approval: Option<i64>,
+    undoes: Option<i64>,
     keep: &'a str,
 }
 
 const STATEMENT: &str = "INSERT INTO writeguard.change_statement \
-     (changed_at, xid, login, role, statement, approval, kept_until) \
-     SELECT pg_catalog.clock_timestamp(), n.xid, n.login, n.role, n.statement, n.approval, \
+     (changed_at, xid, login, role, statement, approval, undoes, kept_until) \
+     SELECT pg_catalog.clock_timestamp(), n.xid, n.login, n.role, n.statement, n.approval, n.undoes, \
        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) n.keep \
      FROM pg_catalog.jsonb_to_record($1::pg_catalog.jsonb) AS n (xid pg_catalog.xid8, login pg_catalog.text, \
-       role pg_catalog.text, statement pg_catalog.text, approval pg_catalog.int8, keep pg_catalog.interval) \
+       role pg_catalog.text, statement pg_catalog.text, approval pg_catalog.int8, \
+       undoes pg_catalog.int8, keep pg_catalog.interval) \
      RETURNING id::pg_catalog.text";
 
 #[derive(Serialize)]
@@ -55,10 +58,12 @@ struct Table {
     operation: String,
     rows: u64,
     bytes: u64,
+    /// Numbers of its columns by their names.
+    columns: Option<Value>,
 }
 
-const TABLES: &str = "INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes) \
-     SELECT n.change, n.relation, n.name, n.operation, n.rows, n.bytes \
+const TABLES: &str = "INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes, columns) \
+     SELECT n.change, n.relation, n.name, n.operation, n.rows, n.bytes, n.columns \
      FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.change_relation, $1::pg_catalog.jsonb) AS n";
 
 const IMAGES: &str = "INSERT INTO writeguard.image (change, number, relation, operation, before, after) \
@@ -90,7 +95,7 @@ pub fn before_commit(overridden: &[Overridden]) -> Result<Vec<(Serial, i64)>, Er
         let mut changes: Vec<(Serial, i64)> = Vec::new();
         for kept in keep::statements() {
             let lifted = overridden.iter().find(|one| one.statement == kept.serial);
-            if lifted.is_some() || settings::capture_undo() {
+            if lifted.is_some() || kept.undoes.is_some() || settings::capture_undo() {
                 changes.push((kept.serial, new_change(client, kept, lifted.and_then(|one| one.approval))?));
             }
         }
@@ -109,6 +114,7 @@ fn new_change(client: &mut SpiClient<'_>, kept: &Kept, approval: Option<i64>) ->
         role: role_name(actor.role()),
         statement: &kept.text,
         approval,
+        undoes: kept.undoes,
         keep: &kept.keep.text,
     };
     let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
@@ -139,6 +145,7 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &[(Serial, i64)]) -> Result<(
                 change: *change,
                 relation,
                 name: keep::name_of(pg_sys::Oid::from_u32(relation)).unwrap_or_else(|| relation.to_string()),
+                columns: keep::columns_of(pg_sys::Oid::from_u32(relation)),
                 operation,
                 rows: 0,
                 bytes: 0,

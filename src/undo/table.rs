@@ -18,6 +18,8 @@ pub struct Table {
     pub root: pg_sys::Oid,
     /// The root's.
     pub name: RelationName,
+    /// Numbers of the root's columns by their names.
+    pub columns: serde_json::Value,
     key: Vec<String>,
     printer: Printer,
 }
@@ -28,10 +30,14 @@ struct Root {
     oid: u32,
     schema: String,
     name: String,
+    columns: serde_json::Value,
     key: Option<Vec<String>>,
 }
 
 const ROOT: &str = "SELECT pg_catalog.json_build_object('oid', c.oid::pg_catalog.int8, 'schema', n.nspname, 'name', c.relname, \
+       'columns', (SELECT pg_catalog.json_object_agg(a.attname, a.attnum) FROM pg_catalog.pg_attribute AS a \
+                   WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.>) 0 \
+                     AND NOT a.attisdropped), \
        'key', (SELECT pg_catalog.json_agg(a.attname) FROM pg_catalog.pg_index AS i \
                JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid \
                  AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey) \
@@ -54,10 +60,10 @@ impl Table {
             let oid = (*relation).rd_id;
             let found = owner::connect(|client| owner::rows(client, ROOT, &[i64::from(u32::from(oid)).into()]))?;
             let root = found.first().and_then(|json| serde_json::from_str::<Root>(json).ok());
-            let Some(Root { oid: root, schema, name, key: Some(key) }) = root else { return Ok(None) };
+            let Some(Root { oid: root, schema, name, columns, key: Some(key) }) = root else { return Ok(None) };
             let printer = Printer::of((*relation).rd_att, pg_sys::TopTransactionContext)?;
             let (root, name) = (pg_sys::Oid::from_u32(root), RelationName::new(schema, name));
-            Ok(Some(Self { relation: oid, root, name, key, printer }))
+            Ok(Some(Self { relation: oid, root, name, columns, key, printer }))
         }
     }
 

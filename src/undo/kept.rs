@@ -1,0 +1,95 @@
+//! A change as our own tables keep it.
+
+use std::collections::BTreeMap;
+
+use pgrx::pg_sys;
+use serde::Deserialize;
+
+use super::naming::Naming;
+use super::shape::{self, Shape};
+use crate::error::Error;
+use crate::owner;
+use crate::raise::Failure;
+
+/// A statement whose rows are kept.
+#[derive(Debug, Deserialize)]
+pub struct Change {
+    pub id: i64,
+    /// How long it is kept in all: an undo of it as well.
+    pub keep: String,
+    pub keep_microseconds: i64,
+    pub undone_at: Option<String>,
+    pub undone_by: Option<String>,
+    /// The change that took it back last, where that itself can be undone.
+    pub undone_with: Option<i64>,
+    pub relations: Vec<Kept>,
+}
+
+/// One table that it changed.
+#[derive(Debug, Deserialize)]
+pub struct Kept {
+    relation: u32,
+    /// Its name then.
+    name: String,
+    columns: Option<BTreeMap<String, i16>>,
+}
+
+const FIND: &str = "SELECT jsonb_build_object( \
+       'id', s.id, 'keep', (s.kept_until - s.changed_at)::text, \
+       'keep_microseconds', (extract(epoch FROM s.kept_until - s.changed_at) * 1000000)::int8, \
+       'undone_at', s.undone_at, 'undone_by', s.undone_by, \
+       'undone_with', (SELECT max(u.id) FROM writeguard.change_statement AS u WHERE u.undoes = s.id), \
+       'relations', COALESCE((SELECT jsonb_agg(jsonb_build_object( \
+            'relation', r.relation::int8, 'name', r.name, 'columns', r.columns) ORDER BY r.name, r.relation) \
+          FROM (SELECT DISTINCT ON (relation) relation, name, columns FROM writeguard.change_relation \
+                WHERE change = s.id ORDER BY relation, name) AS r), '[]') \
+     )::text FROM writeguard.change_statement AS s WHERE s.id = $1";
+
+/// Waits for whoever undoes it now.
+const LOCK: &str = "SELECT id::text FROM writeguard.change_statement WHERE id = $1 FOR UPDATE";
+
+impl Change {
+    /// The change of that number, locked against being undone by somebody else where `lock` says so.
+    ///
+    /// # Errors
+    /// WG007 where there is none.
+    pub fn find(id: i64, lock: bool) -> Result<Self, Failure> {
+        let found = owner::connect(|client| {
+            if lock {
+                owner::rows(client, LOCK, &[id.into()])?;
+            }
+            owner::rows(client, FIND, &[id.into()])
+        })?;
+        found.first().and_then(|json| serde_json::from_str(json).ok()).ok_or_else(|| {
+            Error::Invalid {
+                message: format!("change {id} does not exist"),
+                detail: Some("It was never kept, or it is not kept any more.".into()),
+                hint: "SELECT id, changed_at, login, relation, operation, rows FROM writeguard.change;".into(),
+            }
+            .into()
+        })
+    }
+
+    /// A table of the change as it is now, locked so that it stays so. Only for those who may read all of it.
+    ///
+    /// # Errors
+    /// WG007 where it was dropped, 42501 without the privilege.
+    pub fn open(&self, kept: &Kept, lock: u32) -> Result<(Shape, Naming), Failure> {
+        let relation = pg_sys::Oid::from_u32(kept.relation);
+        let gone = || Error::Invalid {
+            message: format!("table \"{}\" of change {} was dropped", kept.name, self.id),
+            detail: Some("Its rows have no place to be put back to; a new table of that name is another one.".into()),
+            hint: format!("SELECT before FROM writeguard.image WHERE change = {};", self.id),
+        };
+        // Before the lock, so that nobody else can hold one; and again when nothing changes any more.
+        let name = shape::name(relation).ok_or_else(gone)?;
+        shape::check_readable(relation, &name)?;
+        if !shape::lock(relation, lock)? {
+            return Err(gone().into());
+        }
+        let shape = Shape::of(relation)?.ok_or_else(gone)?;
+        shape::check_readable(relation, &shape.name())?;
+        let naming = Naming::new(self.id, &shape, kept.columns.as_ref());
+        Ok((shape, naming))
+    }
+}

@@ -1,0 +1,128 @@
+//! Which columns of a table the names in kept images mean.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
+
+use super::net::Values;
+use super::shape::{Shape, quote};
+use crate::error::Error;
+use crate::ffi;
+
+/// Columns by the names that they had when the images were made.
+pub struct Naming {
+    /// Place of the column among the shape's; none: it was dropped since.
+    known: BTreeMap<Vec<u8>, Option<usize>>,
+    /// The names of the shape's columns; none: the column was added since.
+    names: Vec<Option<Vec<u8>>>,
+    change: i64,
+    table: String,
+    /// Names of dropped columns that images have values of.
+    lost: BTreeSet<String>,
+}
+
+/// The name as the database's encoding has it.
+fn bytes(name: &str) -> Vec<u8> {
+    // SAFETY: `encode` gives a C string.
+    unsafe { CStr::from_ptr(ffi::encode(name)) }.to_bytes().to_vec()
+}
+
+impl Naming {
+    /// `numbers` are the columns' numbers by their names at the time; without them a name means the column that has it
+    /// now.
+    pub fn new(change: i64, shape: &Shape, numbers: Option<&BTreeMap<String, i16>>) -> Self {
+        let place = |number: i16| shape.columns.iter().position(|column| column.number == number);
+        let known: BTreeMap<Vec<u8>, Option<usize>> = match numbers {
+            Some(numbers) => numbers.iter().map(|(name, number)| (bytes(name), place(*number))).collect(),
+            None => shape.columns.iter().map(|column| (bytes(&column.name), place(column.number))).collect(),
+        };
+        let mut names = vec![None; shape.columns.len()];
+        for (name, place) in &known {
+            if let Some(place) = place {
+                names[*place] = Some(name.clone());
+            }
+        }
+        Self { known, names, change, table: shape.name().to_sql(), lost: BTreeSet::new() }
+    }
+
+    /// The name in images of the column at that place; none: it was added since.
+    pub fn name(&self, place: usize) -> Option<&[u8]> {
+        self.names.get(place)?.as_deref()
+    }
+
+    /// The place of the column that a name in an image means; none: it was dropped since.
+    pub fn place(&self, name: &[u8]) -> Option<usize> {
+        self.known.get(name).copied().flatten()
+    }
+
+    /// The names in images of the primary key's columns.
+    ///
+    /// # Errors
+    /// WG007 where the table has no primary key, or one of a column that is newer than the change.
+    pub fn key<'a>(&'a self, shape: &Shape) -> Result<Vec<&'a [u8]>, Error> {
+        let names: Option<Vec<&[u8]>> = shape
+            .key
+            .iter()
+            .map(|key| self.name(shape.columns.iter().position(|column| column.number == key.number)?))
+            .collect();
+        names.filter(|names| !names.is_empty()).ok_or_else(|| self.other_key())
+    }
+
+    /// The table's primary key is not the one that rows were kept by.
+    pub fn other_key(&self) -> Error {
+        Error::Invalid {
+            message: format!(
+                "the primary key of table \"{}\" is not what it was at change {}",
+                self.table, self.change
+            ),
+            detail: Some("Rows are found again by their primary key.".into()),
+            hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…); as it was", self.table),
+        }
+    }
+
+    /// Looks at the names in an image: dropped columns are noted.
+    ///
+    /// # Errors
+    /// WG007 for a name that no column has.
+    pub fn check(&mut self, values: &Values) -> Result<(), Error> {
+        for name in values.keys() {
+            match self.known.get(name) {
+                Some(Some(_)) => {}
+                Some(None) => {
+                    self.lost.insert(readable(name));
+                }
+                None => {
+                    let name = quote(&readable(name));
+                    return Err(Error::Invalid {
+                        message: format!("table \"{}\" has no column {name} any more", self.table),
+                        detail: Some("Rows are kept by their columns' names.".into()),
+                        hint: format!(
+                            "ALTER TABLE {} RENAME COLUMN … TO {name}; and then again: SELECT * FROM \
+                             writeguard.undo({});",
+                            self.table, self.change
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What of the kept rows has no place any more, as a sentence.
+    pub fn notice(&self) -> Option<String> {
+        let lost: Vec<String> = self.lost.iter().map(|name| quote(name)).collect();
+        let columns = if lost.len() == 1 { "column" } else { "columns" };
+        (!lost.is_empty()).then(|| {
+            format!(
+                "{columns} {} of table \"{}\" dropped since change {}: left out",
+                lost.join(", "),
+                self.table,
+                self.change
+            )
+        })
+    }
+}
+
+/// A name in UTF-8.
+pub fn readable(name: &[u8]) -> String {
+    std::ffi::CString::new(name).map(|name| ffi::decode(&name)).unwrap_or_default()
+}
