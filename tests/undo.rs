@@ -2,138 +2,10 @@
 
 mod common;
 
-use common::{Database, Refusal, Server, expect_refusal};
-use postgres::Client;
+#[path = "common/kept.rs"]
+mod kept;
 
-/// Stands in for the capture: AFTER triggers that keep images.
-const CAPTURE: &str = r#"
-CREATE FUNCTION public.test_keep() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-DECLARE
-    b jsonb := '{}'; a jsonb := '{}'; name text; was text; now text; is_key boolean; root oid := TG_ARGV[0]::oid;
-BEGIN
-    IF current_setting('test.change', true) IS NULL OR current_setting('test.change', true) = '' THEN
-        RETURN NULL;
-    END IF;
-    FOR name, is_key IN
-        SELECT attname, attnum = ANY (SELECT unnest(indkey) FROM pg_index WHERE indrelid = root AND indisprimary)
-        FROM pg_attribute WHERE attrelid = root AND attnum > 0 AND NOT attisdropped
-    LOOP
-        EXECUTE format('SELECT ($1).%I::text', name) INTO was USING OLD;
-        IF TG_OP = 'DELETE' THEN
-            b := b || jsonb_build_object(name, was);
-        ELSE
-            EXECUTE format('SELECT ($1).%I::text', name) INTO now USING NEW;
-            IF is_key OR was IS DISTINCT FROM now THEN
-                b := b || jsonb_build_object(name, was);
-                a := a || jsonb_build_object(name, now);
-            END IF;
-        END IF;
-    END LOOP;
-    INSERT INTO writeguard.image (change, number, relation, operation, before, after)
-        VALUES (current_setting('test.change')::bigint, nextval('public.test_number'), root, lower(TG_OP), b,
-                CASE TG_OP WHEN 'UPDATE' THEN a END);
-    INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes, columns)
-        VALUES (current_setting('test.change')::bigint, root, root::regclass::text, lower(TG_OP), 1, 0,
-                (SELECT jsonb_object_agg(attname, attnum) FROM pg_attribute
-                 WHERE attrelid = root AND attnum > 0 AND NOT attisdropped))
-        ON CONFLICT (change, relation, operation) DO UPDATE SET rows = change_relation.rows + 1;
-    RETURN NULL;
-END $$;
-CREATE SEQUENCE public.test_number;
-"#;
-
-struct Bed {
-    #[expect(dead_code, reason = "the database lives as long as its sessions")]
-    db: Database,
-    admin: Client,
-    /// A second session, which sees only what was committed.
-    reader: Client,
-}
-
-impl Bed {
-    fn new(setup: &str, tables: &[&str]) -> Bed {
-        let db = Server::shared().database();
-        let mut bed = Bed { admin: db.admin(), reader: db.admin(), db };
-        bed.run(CAPTURE);
-        bed.run(setup);
-        for table in tables {
-            bed.run(&format!(
-                "DO $$ BEGIN EXECUTE format('CREATE TRIGGER zz_keep AFTER UPDATE OR DELETE ON {table} FOR EACH ROW \
-                 EXECUTE FUNCTION public.test_keep(%L)', '{table}'::regclass::oid); END $$"
-            ));
-        }
-        bed
-    }
-
-    #[track_caller]
-    fn run(&mut self, sql: &str) {
-        if let Err(error) = self.admin.batch_execute(sql) {
-            panic!("{sql}: {:?}", Refusal::of(&error));
-        }
-    }
-
-    /// Runs a statement whose rows are kept, and gives the number of the change.
-    #[track_caller]
-    fn change(&mut self, sql: &str) -> i64 {
-        let id: i64 = self
-            .admin
-            .query_one(
-                "INSERT INTO writeguard.change_statement (changed_at, xid, login, role, statement, kept_until)
-                 VALUES (now(), pg_current_xact_id(), 'x', 'x', $1, now() + '1 day') RETURNING id",
-                &[&sql],
-            )
-            .expect("a change")
-            .get(0);
-        self.run(&format!("SET test.change = {id}; {sql}; RESET test.change"));
-        id
-    }
-
-    /// The rows of a query in the second session, as text.
-    #[track_caller]
-    fn rows(&mut self, sql: &str) -> Vec<String> {
-        rows(&mut self.reader, sql)
-    }
-
-    #[track_caller]
-    fn table(&mut self, table: &str) -> Vec<String> {
-        self.rows(&format!("SELECT t::text FROM {table} AS t ORDER BY t::text"))
-    }
-
-    /// `undo` and its result: table, restored, conflicts.
-    #[track_caller]
-    fn undo(&mut self, arguments: &str) -> Vec<(String, i64, i64)> {
-        undo(&mut self.admin, arguments)
-    }
-
-    #[track_caller]
-    fn refused(&mut self, sql: &str) -> Refusal {
-        expect_refusal(self.admin.batch_execute(sql))
-    }
-}
-
-#[track_caller]
-fn rows(client: &mut Client, sql: &str) -> Vec<String> {
-    match client.query(sql, &[]) {
-        Ok(rows) => rows.iter().map(|row| row.get::<_, Option<String>>(0).unwrap_or("NULL".into())).collect(),
-        Err(error) => panic!("{sql}: {:?}", error),
-    }
-}
-
-#[track_caller]
-fn undo(client: &mut Client, arguments: &str) -> Vec<(String, i64, i64)> {
-    let sql = format!("SELECT relation, restored, conflicts FROM writeguard.undo({arguments})");
-    match client.query(&sql, &[]) {
-        Ok(rows) => rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect(),
-        Err(error) => panic!("{sql}: {:?}", Refusal::of(&error)),
-    }
-}
-
-fn one(relation: &str, restored: i64, conflicts: i64) -> Vec<(String, i64, i64)> {
-    vec![(relation.to_owned(), restored, conflicts)]
-}
-
-const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, state text, price numeric, note text);
-    INSERT INTO orders SELECT i, 'open', i * 1.10, 'n' || i FROM generate_series(1, 6) AS i";
+use kept::{Bed, ORDERS, one, undo};
 
 #[test]
 fn changed_columns_come_back_and_only_those() {
@@ -199,4 +71,364 @@ fn what_changed_again_since_is_a_conflict() {
         bed.table("orders"),
         ["(1,open,1.10,n1)", "(2,open,7,n2)", "(4,open,4.40,n4)", "(5,open,5.50,n5)", "(6,new,1,another)"]
     );
+}
+
+const EVERYTHING: &str = r#"
+    CREATE TYPE mood AS ENUM ('sad', 'it''s ok', 'glad, "very"');
+    CREATE TYPE pair AS (a int, b text);
+    CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0);
+    CREATE DOMAIN given AS text NOT NULL DEFAULT 'x';
+    CREATE TABLE all_types (
+        id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        "Quoted ""name""" text, "order" int, flag boolean, small smallint, big bigint, exact numeric(12, 3), any_numeric numeric,
+        real4 real, real8 double precision, cash money, fixed char(5), limited varchar(7), bytes bytea,
+        at timestamptz, at_local timestamp, day date, hour time, hour_zone timetz, span interval,
+        feeling mood, both_of pair, pairs pair[], halves even, stated given, numbers int[], texts text[][],
+        doc jsonb, raw_doc json, tree xml, range_of int4range, ranges nummultirange, net cidr, host inet, mac macaddr,
+        bits bit(3), some_bits bit varying(5), spot point, box_of box, key uuid, words tsvector, search tsquery,
+        class regclass, long text, doubled int GENERATED ALWAYS AS ("order" * 2) STORED
+    );
+    INSERT INTO all_types ("Quoted ""name""", "order", flag, small, big, exact, any_numeric, real4, real8, cash, fixed, limited,
+        bytes, at, at_local, day, hour, hour_zone, span, feeling, both_of, pairs, halves, stated, numbers, texts, doc, raw_doc,
+        tree, range_of, ranges, net, host, mac, bits, some_bits, spot, box_of, key, words, search, class, long)
+    VALUES
+        (E'it''s "quoted" \\ back\n', 1, true, -1, 9223372036854775807, 123456789.125, 'NaN', 0.1, 0.1, '12.34', 'ab', 'abc',
+         '\x00ff', 'infinity', '-infinity', '0044-03-15 BC', '23:59:59.999999', '12:00+05:30', '1 mon -2 days 03:04:05.678',
+         'it''s ok', '(1,"x, y")', ARRAY['(1,a)', NULL, '(,"")']::pair[], 4, '', '{1,NULL,3}', '{{a,NULL},{"b,c","NULL"}}',
+         'null', ' {"b": 1,  "a": [1.50, null]} ', '<a>b</a>', '[1,5)', '{[1,2],(3.5,)}', '10.0.0.0/8', '::1', '08:00:2b:01:02:03',
+         '101', '1', '(1.1,-2)', '(1,1),(0,0)', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '''the cat'':2 fat:1', 'a & !b',
+         'pg_class', repeat('long text ', 100000)),
+        (NULL, NULL, NULL, NULL, NULL, NULL, 1.10, 'NaN', '-infinity', NULL, NULL, NULL, NULL, '2026-03-29 02:30:00+02', NULL, NULL,
+         NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'given', NULL, NULL, NULL, NULL, NULL, 'empty', NULL, NULL, NULL, NULL, NULL, NULL,
+         NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+    ALTER TABLE all_types ALTER long SET STORAGE EXTERNAL
+"#;
+
+/// How a session with other habits prints and reads values.
+const OTHER_HABITS: &str = "SET DateStyle = 'German, DMY'; SET IntervalStyle = iso_8601; SET TimeZone = 'Asia/Kolkata';
+    SET extra_float_digits = -3; SET bytea_output = escape; SET xmloption = document; SET search_path = pg_catalog;
+    SET array_nulls = off; SET quote_all_identifiers = on";
+
+#[test]
+fn values_of_all_types_come_back_as_they_were() {
+    for habits in ["", OTHER_HABITS] {
+        let mut bed = Bed::new(EVERYTHING, &["all_types"]);
+        bed.run("CREATE TABLE copy AS TABLE all_types");
+        let same = "SELECT count(*)::text FROM all_types AS t JOIN copy AS c USING (id) WHERE t::text = c::text";
+        let before = bed.table("all_types");
+        assert_eq!(bed.rows(same), ["2"]);
+
+        let change = bed.change("DELETE FROM public.all_types");
+        bed.run(habits);
+        assert_eq!(bed.undo(&format!("{change}")), one("public.all_types", 2, 0));
+        assert_eq!(bed.table("all_types"), before);
+
+        bed.run("RESET ALL");
+        let set = r#""Quoted ""name""" = COALESCE(t."Quoted ""name""" || 'x', 'y'), "order" = 7, flag = false, small = 3, big = 4,
+            exact = 5, any_numeric = 6, real4 = 7, real8 = 8, cash = '9', fixed = 'abcde', limited = 'l', bytes = '\x01',
+            at = now(), at_local = now(), day = now(), hour = '1:00', hour_zone = '2:00+01', span = '1 year', feeling = 'sad',
+            both_of = '(5,q)', pairs = '{}', halves = 8, stated = 'z', numbers = '{}', texts = '{}', doc = '{}', raw_doc = '{}',
+            tree = 'text only', range_of = NULL, ranges = '{}', net = '1.1.1.1', host = '1.1.1.1', mac = NULL, bits = '000',
+            some_bits = '', spot = '(0,0)', box_of = '(3,3),(2,2)', key = gen_random_uuid(), words = 'q', search = 'q',
+            class = 'pg_type', long = repeat('other ', 10000)"#;
+        let change = bed.change(&format!("UPDATE public.all_types AS t SET {set}"));
+        bed.run(habits);
+        assert_eq!(bed.undo(&format!("{change}")), one("public.all_types", 2, 0));
+        assert_eq!(bed.table("all_types"), before, "{habits}");
+        assert_eq!(bed.rows(same), ["2"]);
+        assert_eq!(bed.rows("SELECT concat(doc = 'null', flag) FROM all_types ORDER BY id"), ["tt", ""]);
+    }
+}
+
+#[test]
+fn generated_and_identity_columns_are_not_asked() {
+    let mut bed = Bed::new(
+        "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * 2) STORED);
+         INSERT INTO t (v) VALUES (1), (2), (3)",
+        &["t"],
+    );
+    let change = bed.change("UPDATE t SET v = 10; DELETE FROM t WHERE id = 2");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.t", 3, 0));
+    assert_eq!(bed.table("t"), ["(1,1,2)", "(2,2,4)", "(3,3,6)"]);
+    // What identified a row was given anew: that cannot be set.
+    let change = bed.change("UPDATE t SET id = DEFAULT WHERE v = 1");
+    let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
+    assert_eq!(refusal.sqlstate, "428C9", "{refusal:?}");
+    assert_eq!(bed.table("t"), ["(2,2,4)", "(3,3,6)", "(4,1,2)"]);
+}
+
+#[test]
+fn a_row_changed_several_times_comes_back_to_its_beginning() {
+    let mut bed = Bed::new(
+        "CREATE TABLE t (id int PRIMARY KEY, a int, b int, stamp int DEFAULT 0);
+         INSERT INTO t SELECT i, i, i FROM generate_series(1, 5) AS i;
+         CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF NEW.stamp < 3 THEN UPDATE t SET stamp = stamp + 1 WHERE id = NEW.id; END IF;
+             RETURN NULL;
+         END $$;
+         CREATE TRIGGER stamp AFTER UPDATE ON t FOR EACH ROW EXECUTE FUNCTION stamp();",
+        &["t"],
+    );
+    let before = bed.table("t");
+    let change = bed.change("UPDATE t SET a = 0");
+    assert_eq!(bed.rows("SELECT DISTINCT stamp::text FROM t"), ["3"]);
+    // The trigger stamps the rows that come back, too: its column is another change's matter then.
+    bed.run("ALTER TABLE t DISABLE TRIGGER stamp");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.t", 5, 0));
+    assert_eq!(bed.table("t"), before);
+    // Updated and deleted, key changed on the way, key passed on.
+    let change = bed.change(
+        "UPDATE t SET a = 9 WHERE id = 1; UPDATE t SET id = 11 WHERE id = 1; DELETE FROM t WHERE id = 11; \
+         UPDATE t SET id = 1 WHERE id = 2; UPDATE t SET id = 2, b = 8 WHERE id = 3; UPDATE t SET b = 7 WHERE id = 2",
+    );
+    assert_eq!(bed.table("t"), ["(1,2,2,0)", "(2,3,7,0)", "(4,4,4,0)", "(5,5,5,0)"]);
+    assert_eq!(bed.undo(&format!("{change}")), one("public.t", 3, 0));
+    assert_eq!(bed.table("t"), before);
+}
+
+#[test]
+fn keys_that_were_moved_along_move_back() {
+    let mut bed = Bed::new(
+        "CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, v text); \
+         INSERT INTO t SELECT i, i, 'v' || i FROM generate_series(50, 1, -1) AS i;
+         CREATE TABLE s (id int PRIMARY KEY, u int UNIQUE DEFERRABLE);
+         INSERT INTO s VALUES (1, 1), (2, 2)",
+        &["t", "s"],
+    );
+    let before = bed.table("t");
+    // Each takes the key that the row before it has just left; in any other order two of them collide.
+    let change = bed.change("UPDATE t SET id = id + 1, u = u + 1");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.t", 50, 0));
+    assert_eq!(bed.table("t"), before);
+    let change = bed.change("UPDATE s SET u = 3 - u");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.s", 2, 0));
+    assert_eq!(bed.table("s"), ["(1,1)", "(2,2)"]);
+    let change =
+        bed.change("DELETE FROM t WHERE id = 1; UPDATE t SET id = 1 WHERE id = 2; UPDATE t SET u = 1 WHERE id = 1");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.t", 2, 0));
+    assert_eq!(bed.table("t"), before);
+}
+
+#[test]
+fn parents_and_children_come_back_together() {
+    let mut bed = Bed::new(
+        "CREATE TABLE a_child (id int PRIMARY KEY, parent int NOT NULL);
+         CREATE TABLE parent (id int PRIMARY KEY, best int);
+         CREATE TABLE z_grandchild (id int PRIMARY KEY, child int NOT NULL REFERENCES a_child ON DELETE CASCADE ON UPDATE CASCADE);
+         CREATE TABLE self (id int PRIMARY KEY, boss int REFERENCES self);
+         INSERT INTO parent VALUES (1, NULL), (2, NULL);
+         INSERT INTO a_child SELECT i, 1 + i % 2 FROM generate_series(1, 10) AS i;
+         INSERT INTO z_grandchild SELECT i, 1 + i % 10 FROM generate_series(1, 30) AS i;
+         UPDATE parent SET best = 1 WHERE id = 2; UPDATE parent SET best = 2 WHERE id = 1;
+         INSERT INTO self VALUES (1, NULL), (2, 1), (3, 2), (4, 4);
+         ALTER TABLE a_child ADD FOREIGN KEY (parent) REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE;
+         ALTER TABLE parent ADD FOREIGN KEY (best) REFERENCES a_child ON DELETE SET NULL;",
+        &["a_child", "parent", "z_grandchild", "self"],
+    );
+    let tables = ["a_child", "parent", "z_grandchild", "self"];
+    let all = |bed: &mut Bed| tables.map(|table| bed.table(table));
+    let before = all(&mut bed);
+    let change = bed.change("DELETE FROM parent");
+    assert_eq!(all(&mut bed)[..3], [vec![], vec![], vec![]] as [Vec<String>; 3]);
+    let undone = bed.undo(&format!("{change}"));
+    assert_eq!(undone.iter().map(|(_, restored, _)| *restored).sum::<i64>(), 42, "{undone:?}");
+    assert_eq!(all(&mut bed), before);
+    let change = bed.change("UPDATE parent SET id = id + 100");
+    assert_eq!(bed.rows("SELECT DISTINCT parent::text FROM a_child ORDER BY 1"), ["101", "102"]);
+    bed.undo(&format!("{change}"));
+    assert_eq!(all(&mut bed), before);
+    let change = bed.change("DELETE FROM self WHERE id <> 1");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.self", 3, 0));
+    assert_eq!(all(&mut bed), before);
+    // A parent that went since: as any insert without one, and nothing is undone.
+    let change = bed.change("DELETE FROM a_child WHERE id = 10");
+    bed.run("DELETE FROM parent WHERE id = 1");
+    let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
+    assert_eq!(
+        (refusal.sqlstate.as_str(), refusal.constraint.as_str()),
+        ("23503", "a_child_parent_fkey"),
+        "{refusal:?}"
+    );
+}
+
+#[test]
+fn triggers_fire_as_for_one_statement() {
+    let mut bed = Bed::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v int, w int DEFAULT 0); INSERT INTO t SELECT i, i FROM generate_series(1, 4) AS i;
+         CREATE TABLE log (what text);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO log VALUES (concat_ws(' ', TG_WHEN, TG_OP, TG_LEVEL)); RETURN COALESCE(NEW, OLD);
+         END $$;
+         CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF NEW.id = 2 THEN RETURN NULL; END IF; NEW.w = NEW.w + 1; RETURN NEW;
+         END $$;",
+        &["t"],
+    );
+    let change = bed.change("UPDATE t SET v = 0 WHERE id < 3; DELETE FROM t WHERE id = 4");
+    bed.run(
+        "CREATE TRIGGER n1 BEFORE UPDATE OR INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION note();
+         CREATE TRIGGER n2 AFTER UPDATE OR INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION note();
+         CREATE TRIGGER n3 AFTER UPDATE OR INSERT ON t FOR EACH ROW EXECUTE FUNCTION note();
+         CREATE TRIGGER h BEFORE UPDATE OR INSERT ON t FOR EACH ROW EXECUTE FUNCTION hold()",
+    );
+    let before = bed.table("t");
+    let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
+    assert_eq!(refusal.sqlstate, "WG009", "{refusal:?}");
+    assert!(refusal.detail.contains("1 row") && refusal.detail.contains("trigger"), "{refusal:?}");
+    assert_eq!(bed.table("t"), before);
+    assert_eq!(bed.undo(&format!("{change}, 'skip', true")), one("public.t", 2, 1));
+    assert_eq!(bed.rows("SELECT what FROM log"), [] as [&str; 0]);
+    assert_eq!(bed.undo(&format!("{change}, 'skip'")), one("public.t", 2, 1));
+    assert_eq!(bed.table("t"), ["(1,1,1)", "(2,0,0)", "(3,3,0)", "(4,4,1)"]);
+    assert_eq!(
+        bed.rows("SELECT count(*) || ' ' || what FROM log GROUP BY what ORDER BY what"),
+        [
+            "1 AFTER INSERT ROW",
+            "1 AFTER INSERT STATEMENT",
+            "1 AFTER UPDATE ROW",
+            "1 AFTER UPDATE STATEMENT",
+            "1 BEFORE INSERT STATEMENT",
+            "1 BEFORE UPDATE STATEMENT"
+        ]
+    );
+}
+
+#[test]
+fn a_table_that_changed_since_is_dealt_with_or_refused() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, a text, b text); \
+                 INSERT INTO t SELECT i, 'a' || i, 'b' || i FROM generate_series(1, 3) AS i";
+    let statement = "UPDATE t SET a = 'x', b = 'y' WHERE id = 1; DELETE FROM t WHERE id = 2";
+    // What happens to the table; what the undo then says, or the table's rows.
+    for (ddl, refused, rows) in [
+        ("ALTER TABLE t ADD c int DEFAULT 7", "", &["(1,a1,b1,7)", "(2,a2,b2,7)", "(3,a3,b3,7)"]),
+        ("ALTER TABLE t DROP b", "", &["(1,a1)", "(2,a2)", "(3,a3)"]),
+        ("ALTER TABLE t RENAME b TO c", "", &["(1,a1,b1)", "(2,a2,b2)", "(3,a3,b3)"]),
+        ("ALTER TABLE t RENAME TO moved; CREATE TABLE t (id int PRIMARY KEY, a text, b text)", "", &[""; 3]),
+        // Of a column that is another one by the same name nothing is known.
+        (
+            "ALTER TABLE t DROP b; ALTER TABLE t ADD b text DEFAULT 'new'",
+            "",
+            &["(1,a1,new)", "(2,a2,new)", "(3,a3,new)"],
+        ),
+        ("ALTER TABLE t ALTER a TYPE varchar(1)  USING left(a, 1)", "WG007", &[""; 3]),
+        (
+            "ALTER TABLE t ALTER id TYPE bigint; ALTER TABLE t ALTER a TYPE varchar(5)",
+            "",
+            &["(1,a1,b1)", "(2,a2,b2)", "(3,a3,b3)"],
+        ),
+        ("ALTER TABLE t ADD c int; UPDATE t SET c = 1; ALTER TABLE t ALTER c SET NOT NULL", "23502", &[""; 3]),
+        ("ALTER TABLE t DROP CONSTRAINT t_pkey", "WG007", &[""; 3]),
+        (
+            "ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD PRIMARY KEY (a)",
+            "",
+            &["(1,a1,b1)", "(2,a2,b2)", "(3,a3,b3)"],
+        ),
+        (
+            "ALTER TABLE t ADD c serial; ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, c)",
+            "WG007",
+            &[""; 3],
+        ),
+        ("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, a text, b text)", "WG007", &[""; 3]),
+    ] {
+        let mut bed = Bed::new(setup, &["t"]);
+        let change = bed.change(statement);
+        bed.run(ddl);
+        if refused.is_empty() {
+            let table = if rows[0].is_empty() { "moved" } else { "t" };
+            assert_eq!(bed.undo(&format!("{change}")), one(&format!("public.{table}"), 2, 0), "{ddl}");
+            let rows = if rows[0].is_empty() { &["(1,a1,b1)", "(2,a2,b2)", "(3,a3,b3)"] } else { rows };
+            assert_eq!(bed.table(table), rows, "{ddl}");
+        } else {
+            let before = bed.table("t");
+            let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
+            assert_eq!(refusal.sqlstate, refused, "{ddl}: {refusal:?}");
+            assert!(refused != "WG007" || !refusal.hint.is_empty() && !refusal.detail.is_empty(), "{refusal:?}");
+            assert_eq!(bed.table("t"), before, "{ddl}");
+        }
+    }
+    // Without the columns' numbers, names are all there is to go by.
+    let mut bed = Bed::new(setup, &["t"]);
+    let change = bed.change(statement);
+    bed.run("UPDATE writeguard.change_relation SET columns = NULL; ALTER TABLE t RENAME b TO c");
+    let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
+    assert_eq!(refusal.sqlstate, "WG007", "{refusal:?}");
+    assert!(refusal.hint.contains("RENAME COLUMN … TO \"b\""), "{refusal:?}");
+}
+
+#[test]
+fn names_are_found_as_they_are() {
+    let mut bed = Bed::new(
+        r#"CREATE SCHEMA "My ""Schema"""; CREATE TABLE "My ""Schema"""."Select" ("from" int, "K 2" text COLLATE "C", "user" text,
+             PRIMARY KEY ("K 2", "from"));
+         INSERT INTO "My ""Schema"""."Select" VALUES (1, 'é', 'a'), (2, 'ü', 'b')"#,
+        &[r#""My ""Schema"""."Select""#],
+    );
+    let before = bed.table(r#""My ""Schema"""."Select""#);
+    let change = bed.change(
+        r#"UPDATE "My ""Schema"""."Select" SET "user" = 'x'; DELETE FROM "My ""Schema"""."Select" WHERE "from" = 2"#,
+    );
+    assert_eq!(bed.undo(&format!("{change}")), one(r#""My ""Schema"""."Select""#, 2, 0));
+    assert_eq!(bed.table(r#""My ""Schema"""."Select""#), before);
+}
+
+#[test]
+fn keys_of_many_types_find_their_rows() {
+    for (of, one_key, other_key) in [
+        ("text COLLATE \"C\"", "a", "B"),
+        ("varchar(10)", "a", "b"),
+        ("char(4)", "a", "b"),
+        ("numeric", "1.10", "NaN"),
+        ("timestamptz", "infinity", "2026-01-01"),
+        ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a12"),
+        ("jsonb", "{\"a\": 1}", "null"),
+        ("int[]", "{1,2}", "{}"),
+        ("mood", "sad", "glad"),
+        ("int4range", "[1,2)", "empty"),
+        ("inet", "::1", "10.0.0.1"),
+        ("bytea", "\\x00", "\\xff"),
+        ("words", "one", "two"),
+        ("name", "one", "two"),
+        ("pair", "(1,a)", "(2,)"),
+        ("float8", "-0", "NaN"),
+        ("folded", "Aa", "b"),
+    ] {
+        let mut bed = Bed::new(
+            &format!(
+                "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN words AS varchar; CREATE TYPE pair AS (a int, b text);
+                 CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+                 CREATE DOMAIN folded AS text COLLATE nocase;
+                 CREATE TABLE t (k {of} PRIMARY KEY, v int); INSERT INTO t VALUES ('{one_key}', 1), ('{other_key}', 1)"
+            ),
+            &["t"],
+        );
+        let before = bed.table("t");
+        let change = bed.change("UPDATE t SET v = 2");
+        assert_eq!(bed.undo(&format!("{change}")), one("public.t", 2, 0), "{of}");
+        let change = bed.change("DELETE FROM t");
+        assert_eq!(bed.undo(&format!("{change}")), one("public.t", 2, 0), "{of}");
+        assert_eq!(bed.table("t"), before, "{of}");
+    }
+}
+
+#[test]
+fn children_and_partitions_are_told_apart() {
+    let mut bed = Bed::new(
+        "CREATE TABLE base (id int PRIMARY KEY, v int); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (base);
+         INSERT INTO base VALUES (1, 1); INSERT INTO child VALUES (1, 10), (2, 20);
+         CREATE TABLE p (id int, r int, v int, PRIMARY KEY (id, r)) PARTITION BY LIST (r);
+         CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
+         CREATE TABLE p2 (v int, gone int, r int NOT NULL, id int NOT NULL); ALTER TABLE p2 DROP gone;
+         ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2);
+         INSERT INTO p SELECT i, 1 + i % 2, i FROM generate_series(1, 6) AS i",
+        &["base", "child", "p"],
+    );
+    let before = (bed.table("base"), bed.table("p"));
+    let change = bed.change("DELETE FROM ONLY base");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.base", 1, 0));
+    let change = bed.change("UPDATE base SET v = v + 1");
+    assert_eq!(bed.undo(&format!("{change}")), [one("public.base", 1, 0), one("public.child", 2, 0)].concat());
+    let change = bed.change("UPDATE p SET v = 0; DELETE FROM p WHERE id > 4");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.p", 6, 0));
+    assert_eq!((bed.table("base"), bed.table("p")), before);
+    assert_eq!(bed.rows("SELECT string_agg(v::text, ',' ORDER BY v) FROM p2"), ["1,3,5"]);
 }
