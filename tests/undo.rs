@@ -432,3 +432,30 @@ fn children_and_partitions_are_told_apart() {
     assert_eq!((bed.table("base"), bed.table("p")), before);
     assert_eq!(bed.rows("SELECT string_agg(v::text, ',' ORDER BY v) FROM p2"), ["1,3,5"]);
 }
+
+#[test]
+fn a_hundred_thousand_rows_come_back() {
+    let mut bed = Bed::new("", &[]);
+    bed.run(
+        "CREATE TABLE t (id int PRIMARY KEY, v int, note text); INSERT INTO t SELECT i, i, 'note ' || i FROM generate_series(1, 100000) AS i;
+         CREATE TABLE copy AS TABLE t;
+         INSERT INTO writeguard.change_statement (changed_at, xid, login, role, kept_until)
+           SELECT now(), '1', 'x', 'x', now() FROM generate_series(1, 3);
+         INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes)
+           SELECT i, 't'::regclass, 'public.t', 'x', 100000, 0 FROM generate_series(1, 3) AS i;
+         INSERT INTO writeguard.image SELECT 1, i, 't'::regclass, 'update', jsonb_build_object('id', i::text, 'v', i::text),
+           jsonb_build_object('id', i::text, 'v', '0') FROM generate_series(1, 100000) AS i;
+         INSERT INTO writeguard.image SELECT 2, i, 't'::regclass, 'delete', jsonb_build_object('id', i::text, 'v', i::text, 'note', 'note ' || i)
+           FROM generate_series(1, 100000) AS i;
+         INSERT INTO writeguard.image SELECT 3, i, 't'::regclass, 'update', jsonb_build_object('id', i::text),
+           jsonb_build_object('id', (i + 100000)::text) FROM generate_series(1, 100000) AS i;",
+    );
+    for (change, sql) in [(1, "UPDATE t SET v = 0"), (2, "DELETE FROM t"), (3, "UPDATE t SET id = id + 100000")] {
+        bed.run(sql);
+        let start = std::time::Instant::now();
+        assert_eq!(bed.undo(&format!("{change}")), one("public.t", 100_000, 0));
+        eprintln!("{sql}: {:?}", start.elapsed());
+        assert_eq!(bed.rows("SELECT count(*)::text FROM (TABLE t EXCEPT TABLE copy) AS x"), ["0"], "{sql}");
+        assert_eq!(bed.rows("SELECT count(*)::text FROM t"), ["100000"], "{sql}");
+    }
+}

@@ -370,7 +370,7 @@ fn a_dry_run_that_waits_can_be_stopped_inside_a_function() {
     {
         other.batch_execute(&format!("BEGIN; {lock}")).expect("a lock");
         bed.run(&format!(
-            "BEGIN; SET LOCAL lock_timeout = '100ms'; CREATE TEMP TABLE stopped (is boolean) ON COMMIT PRESERVE ROWS;
+            "BEGIN; SET LOCAL lock_timeout = '100ms'; CREATE TEMP TABLE stopped (yes boolean) ON COMMIT PRESERVE ROWS;
              DO $$ BEGIN PERFORM writeguard.undo({change}, dry_run => true);
              EXCEPTION WHEN lock_not_available THEN INSERT INTO stopped VALUES (true); END $$; COMMIT"
         ));

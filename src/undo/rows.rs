@@ -116,7 +116,11 @@ impl Rows {
         // SAFETY: the slot is for these rows.
         unsafe {
             self.take_turn();
-            if !pg_sys::tuplestore_gettupleslot(self.store, true, false, self.slot) {
+            // What is read from disk is the slot's until the next row, whatever becomes of the current context.
+            let here = pg_sys::MemoryContextSwitchTo((*self.slot).tts_mcxt);
+            let found = pg_sys::tuplestore_gettupleslot(self.store, true, false, self.slot);
+            pg_sys::MemoryContextSwitchTo(here);
+            if !found {
                 return None;
             }
             let count = (*self.descriptor).natts;
