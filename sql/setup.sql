@@ -139,9 +139,14 @@ CREATE FUNCTION writeguard.check_setup()
                        WHEN 'unreadable' THEN p.reason || '; every write is refused'
                        WHEN 'broken' THEN 'it cannot be read: ' || p.reason || '; every write is refused'
                        WHEN 'pattern' THEN pg_catalog.format('no table matches %s', p.element)
+                       WHEN 'undo' THEN pg_catalog.format('%s %s, so writes past its limits are refused: undo could not put them back',
+                                                          p.element, p.reason)
                        ELSE pg_catalog.format('%s %s', p.element, p.reason)
                    END,
                    CASE p.defect WHEN 'unreadable' THEN 'ALTER EXTENSION pg_writeguard UPDATE;'
+                   WHEN 'undo' THEN CASE p.reason
+                       WHEN 'has no primary key' THEN pg_catalog.format('ALTER TABLE %s ADD PRIMARY KEY (…);', p.element)
+                       ELSE pg_catalog.format('SELECT writeguard.set_policy(%L, …); -- without it, or undo => NULL', p.policy) END
                    ELSE pg_catalog.format('SELECT writeguard.drop_policy(%L);', p.policy)
                         || CASE p.defect WHEN 'broken' THEN '' ELSE ' -- or set_policy with other tables' END
                    END

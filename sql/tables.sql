@@ -80,7 +80,7 @@ CREATE TABLE writeguard.event (
     reason         text
 );
 COMMENT ON TABLE writeguard.event IS 'Everything that was not simply allowed';
-COMMENT ON COLUMN writeguard.event.kind IS 'blocked, warned, observed, overridden, expectation_failed, requested, approved, rejected, revoked, token_refused, break_glass, policy_changed, uncovered, disabled';
+COMMENT ON COLUMN writeguard.event.kind IS 'blocked, warned, observed, overridden, expectation_failed, requested, approved, rejected, revoked, token_refused, break_glass, undone, policy_changed, uncovered, disabled';
 COMMENT ON COLUMN writeguard.event.login IS 'who authenticated; SET ROLE and SET SESSION AUTHORIZATION do not change it';
 COMMENT ON COLUMN writeguard.event.role IS 'the role that is SET, else session_user';
 COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table whose row went past the limit';

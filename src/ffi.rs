@@ -191,6 +191,11 @@ unsafe extern "C-unwind" {
         buffer: *mut pg_sys::Buffer,
         keep_buffer: bool,
     ) -> bool;
+    pub fn get_primary_key_attnos(
+        relation: pg_sys::Oid,
+        deferrable_too: bool,
+        constraint: *mut pg_sys::Oid,
+    ) -> *mut pg_sys::Bitmapset;
     pub fn datum_image_eq(one: pg_sys::Datum, other: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
     pub fn heap_copytuple(tuple: pg_sys::HeapTuple) -> pg_sys::HeapTuple;
     pub fn ReleaseBuffer(buffer: pg_sys::Buffer);

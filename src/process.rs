@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use pgrx::{PgLogLevel, ereport};
 
 use crate::ffi;
+use crate::guard::hooks;
 
 const LIBRARY: &CStr = c"pg_writeguard";
 
@@ -72,6 +73,7 @@ pub fn start(database: pg_sys::Oid, name: &CStr, function: &CStr) {
 /// The first thing that a worker does: connects to the database that [`start`] gave it as its argument.
 pub fn connect(argument: pg_sys::Datum) -> pg_sys::Oid {
     handle_signals();
+    hooks::stay_out();
     let database = pg_sys::Oid::from_u32(argument.value() as u32);
     // SAFETY: in a background process that is not connected yet.
     unsafe {

@@ -401,22 +401,6 @@ fn what_no_json_number_or_depth_can_be_is_a_mistake_too() {
 }
 
 #[test]
-fn columns_of_later_versions_are_refused() {
-    let (_db, mut admin) = database();
-    {
-        let (key, value) = ("undo", json!("1 day"));
-        let refusal = expect_refusal(try_import(&mut admin, &json!([{"name": "guilty", key: value}]), ""));
-        assert_eq!(refusal.sqlstate, "0A000", "{key}: {refusal:?}");
-        assert!(refusal.message.contains(key) && refusal.detail.contains("guilty"), "{refusal:?}");
-    }
-    import(
-        &mut admin,
-        &json!([{"name": "p", "mode": "enforce", "approvers": null, "min_approvals": 1, "undo": null}]),
-        "",
-    );
-}
-
-#[test]
 fn it_can_be_caught_like_any_error() {
     let (_db, mut admin) = database();
     run(

@@ -290,19 +290,6 @@ fn a_mistake_leaves_the_policy_that_was_there() {
 // ---- What comes later ----
 
 #[test]
-fn columns_that_come_later_are_refused() {
-    let (_db, mut admin) = database();
-    {
-        let (column, value) = ("undo", "'1 day'");
-        let refusal = expect_refusal(set(&mut admin, &format!("tables => '{{t}}', {column} => {value}")));
-        assert_eq!(refusal.sqlstate, "0A000", "{column}: {refusal:?}");
-        assert!(refusal.message.contains(column), "{refusal:?}");
-        assert!(!refusal.hint.is_empty(), "{refusal:?}");
-    }
-    assert_nothing_stored(&mut admin);
-}
-
-#[test]
 fn columns_that_come_later_may_be_given_with_their_defaults() {
     let (_db, mut admin) = database();
     set(

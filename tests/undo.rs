@@ -5,7 +5,7 @@ mod common;
 #[path = "common/kept.rs"]
 mod kept;
 
-use kept::{Bed, ORDERS, one, undo};
+use kept::{Bed, ORDERS, one};
 
 #[test]
 fn changed_columns_come_back_and_only_those() {

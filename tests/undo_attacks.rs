@@ -37,8 +37,8 @@ fn nobody_undoes_before_it_is_granted() {
     }
     grant_undo(&mut bed, &role);
     assert_eq!(undo(&mut anna, &format!("{change}")), one("public.orders", 6, 0));
-    let by = bed.rows("SELECT undone_by FROM writeguard.change_statement");
-    assert_eq!(by, [role.clone()]);
+    let by = bed.rows("SELECT undone_by FROM writeguard.change_statement WHERE undoes IS NULL");
+    assert_eq!(by, std::slice::from_ref(&role));
     assert_eq!(bed.rows("SELECT login FROM writeguard.event WHERE kind = 'undone'"), [role]);
 }
 
@@ -141,7 +141,7 @@ fn a_wrapper_lends_its_owners_rights_and_nothing_more() {
     anna.batch_execute(&call).expect("the wrapper's owner may");
     assert_eq!(bed.table("orders").len(), 6);
     // Who did it is who connected.
-    assert_eq!(bed.rows("SELECT undone_by FROM writeguard.change_statement"), [role]);
+    assert_eq!(bed.rows("SELECT undone_by FROM writeguard.change_statement WHERE undoes IS NULL"), [role]);
 }
 
 /// Functions, operators and types that would tell who runs them.

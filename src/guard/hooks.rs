@@ -102,6 +102,13 @@ unsafe fn stays_out() -> bool {
     }
 }
 
+/// This process is one of the library's own, which write its tables only: to look for policies it would have to wait for
+/// their table while it holds locks that others wait for.
+pub fn stay_out() {
+    // SAFETY: a static of this process.
+    unsafe { *STAYS_OUT.get() = Some(true) };
+}
+
 /// Whether a plan may update or delete at all; a SELECT or a plain INSERT does not.
 #[inline(always)]
 unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg_sys::PlannedStmt) -> bool {

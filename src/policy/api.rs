@@ -3,6 +3,7 @@
 use pgrx::datum::Json;
 use pgrx::{direct_function_call, pg_sys};
 
+use super::key::never_undone;
 use super::model::{Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
 use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
@@ -183,24 +184,17 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
                 "tables => '{public.orders}' (a table, a partitioned table or a foreign table; of a view, the tables behind it)",
             ));
         }
-        if policy.undo.is_some() && !has_primary_key(relation)? {
+        if policy.undo.is_some()
+            && let Some(reason) = never_undone(relation)
+        {
             return Err(Error::Invalid {
-                message: format!("table \"{name}\" has no primary key, and its rows cannot be put back without one"),
+                message: format!("rows of \"{name}\" cannot be put back: it {reason}"),
                 detail: Some(format!("Policy \"{}\" asks for undo.", policy.name)),
                 hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…); (or leave undo out)", name.to_sql()),
             });
         }
     }
     Ok(())
-}
-
-/// Whether a table's rows can be told apart: a partition's by the primary key at the top of its tree.
-fn has_primary_key(relation: pg_sys::Oid) -> Result<bool, Error> {
-    const PRIMARY_KEY: &str = "SELECT 'there' FROM pg_catalog.pg_index WHERE indisprimary AND indisvalid AND indrelid \
-         OPERATOR(pg_catalog.=) COALESCE(pg_catalog.pg_partition_root($1::pg_catalog.int8::pg_catalog.oid)::pg_catalog.oid, \
-           $1::pg_catalog.int8::pg_catalog.oid)";
-    let found = owner::connect(|client| owner::rows(client, PRIMARY_KEY, &[i64::from(u32::from(relation)).into()]))?;
-    Ok(!found.is_empty())
 }
 
 fn check_role(role: &str, column: &str, everybody: &str) -> Result<(), Error> {

@@ -15,6 +15,7 @@ pub mod conditions;
 pub mod document;
 pub mod import;
 pub mod install;
+pub mod key;
 pub mod model;
 pub mod pattern;
 pub mod relation;

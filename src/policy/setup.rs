@@ -1,11 +1,16 @@
 //! What only the library knows of its own setup, for `check_setup`: whether it was preloaded, what waits in the queue,
 //! and which policies cannot be read or name no table. Works without the preload, and on a standby.
 
+use std::collections::BTreeSet;
+
 use pgrx::datum::JsonB;
+use pgrx::pg_sys;
 use serde_json::{Value, json};
 
+use super::key::never_undone;
+use super::model::Policy;
 use super::pattern::Pattern;
-use super::relation::{coverable_tables, never_covered, relation_of};
+use super::relation::{coverable_tables, never_covered, relation_name, relation_of, with_descendants};
 use super::resolve::{self, Actor, Target};
 use super::table::{self, Place, Policies};
 use crate::event::{memory, queue};
@@ -111,8 +116,30 @@ fn defects() -> Result<Vec<Value>, Failure> {
                 }));
             }
         }
+        if policy.undo.is_some() {
+            found.extend(not_undone(policy, &tables));
+        }
     }
     Ok(found)
+}
+
+/// The tables of a policy with `undo` whose rows could not be put back. Of partitions, the tree as a whole is told.
+fn not_undone(policy: &Policy, tables: &[RelationName]) -> Vec<Value> {
+    let exact = policy.tables.iter().filter_map(Pattern::exact).filter_map(|name| relation_of(&name));
+    let below = exact.flat_map(with_descendants).filter_map(relation_name);
+    let matched = tables.iter().filter(|table| policy.tables.iter().any(|pattern| pattern.fit(table, &[]).is_some()));
+    let names: BTreeSet<RelationName> = below.chain(matched.cloned()).collect();
+    let reason = |name: &RelationName| {
+        let relation = relation_of(name)?;
+        // SAFETY: a syscache look-up.
+        let is_partition = unsafe { pg_sys::get_rel_relispartition(relation) };
+        if is_partition || never_covered(relation).is_some() { None } else { never_undone(relation) }
+    };
+    let defect = |name: RelationName| {
+        let reason = reason(&name)?;
+        Some(json!({"policy": policy.name, "defect": "undo", "element": name.to_sql(), "reason": reason}))
+    };
+    names.into_iter().filter_map(defect).collect()
 }
 
 /// Why an element of `tables` covers nothing, if so.
