@@ -462,6 +462,16 @@ fn what_is_older_than_the_retention_goes_and_nothing_younger() {
     ] {
         pass(&mut stage.admin, &sql);
     }
+    // Kept rows have a time of their own.
+    pass(
+        &mut stage.admin,
+        "INSERT INTO writeguard.change_statement (changed_at, xid, login, role, kept_until)
+         VALUES (now(), '1', 'x', 'x', now() - interval '1 second'), (now(), '1', 'x', 'x', now() + interval '1 hour');
+         INSERT INTO writeguard.image (change, number, relation, operation, before)
+         SELECT c, n, 0, 'delete', '{}' FROM generate_series(1, 2) AS c, generate_series(1, 2500) AS n;
+         INSERT INTO writeguard.used_jti (key, jti, expires_at)
+         VALUES ('k', 'old', now() - interval '25 hours'), ('k', 'new', now() - interval '23 hours')",
+    );
     // A visit a tenth of the retention apart; the first one comes ten seconds after the start at the latest.
     pass(&mut stage.admin, "ALTER SYSTEM SET writeguard.event_retention = '59min'");
     server.restart();
@@ -470,6 +480,11 @@ fn what_is_older_than_the_retention_goes_and_nothing_younger() {
     let left = "SELECT string_agg(state, ', ' ORDER BY id) FROM writeguard.request";
     wait_until(20, || text(&mut stage.admin, left) == "rejected, approved, expired, pending");
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM writeguard.approval"), 2);
+    wait_until(20, || number(&mut stage.admin, "SELECT count(*) FROM writeguard.change_statement") == 1);
+    assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM writeguard.image WHERE change = 1"), 0);
+    assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM writeguard.image WHERE change = 2"), 2_500);
+    wait_until(20, || number(&mut stage.admin, "SELECT count(*) FROM writeguard.used_jti") == 1);
+    assert_eq!(text(&mut stage.admin, "SELECT jti FROM writeguard.used_jti"), "new");
     refused(&mut stage.armed(&late), WRITE, "WG006");
     pass(&mut stage.armed(&good), WRITE);
     assert!(server.log().contains("whose time was over"), "{}", server.log());

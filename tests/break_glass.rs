@@ -147,6 +147,20 @@ fn never_is_never_lifted() {
     assert_eq!(stage.changed(), 0);
 }
 
+#[test]
+fn it_asks_nobody_however_many_a_policy_wants() {
+    let mut stage = trusting(
+        "CREATE ROLE nobody_is_in_it; SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, min_approvals => 3,
+             approvers => 'nobody_is_in_it')",
+    );
+    let mut client = stage.requester();
+    let token = text(&mut client, BREAK);
+    arm(&mut client, &token);
+    passes(&mut client, WRITE);
+    assert_eq!(stage.changed(), 5);
+    passes(&mut stage.admin, "SELECT writeguard.drop_policy('p'); DROP ROLE nobody_is_in_it");
+}
+
 // ---- Who gets it ----
 
 #[test]

@@ -398,6 +398,22 @@ fn the_flag_is_needed_too_and_never_is_never() {
     stage.accepts(&token);
 }
 
+#[test]
+fn a_signature_is_one_approval_by_nobody_of_this_database() {
+    let mut stage = Stage::new();
+    for asked in ["min_approvals => 2", "approvers => 'pg_monitor'"] {
+        passes(
+            &mut stage.admin,
+            &format!("SELECT writeguard.set_policy('q', tables => '{{public.t}}', max_rows => 4, {asked})"),
+        );
+        let token = stage.token(WRITE);
+        stage.refuses(&token, "its signature is not enough for this policy");
+        passes(&mut stage.admin, "SELECT writeguard.drop_policy('q')");
+        // It was not spent by that.
+        stage.accepts(&token);
+    }
+}
+
 // ---- Another signer, another algorithm ----
 
 #[test]
