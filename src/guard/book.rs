@@ -7,11 +7,10 @@ use pgrx::pg_sys;
 use rustc_hash::FxHashMap;
 
 use super::binding::{Binding, Charge};
-use super::budget::{Ledger, MeterId, Past, Place, Serial};
-use super::decide::{self, Attempt};
-use super::further::{Charged, Further};
-use super::observe::{self, Counted};
-use super::{capture, concern, lift, rate, statement};
+use super::budget::{Ledger, MeterId, Place, Serial};
+use super::further::Further;
+use super::observe;
+use super::{capture, lift, past, rate, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
 use crate::policy::relation::relation_name;
@@ -146,7 +145,8 @@ fn settle_rows() {
     }
 }
 
-fn goes_on(statement: Serial) -> bool {
+/// Whether a statement may go on later, so that its counts are needed.
+pub fn goes_on(statement: Serial) -> bool {
     statement::may_resume(statement) || lift::has_lift(statement) || observe::waits(statement)
 }
 
@@ -327,7 +327,7 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
         return core::ptr::null_mut();
     }
     if !settings::enabled() {
-        return switched_off(binding, operation, place);
+        return past::switched_off(binding, operation, place);
     }
     let ledger = ledger();
     ledger.charge(binding.rows, rows, place, goes_on);
@@ -335,189 +335,23 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
         counters::count(binding.stat, operation, rows, place.statement);
     }
     for charge in binding.charges(operation) {
-        let past = ledger.charge(charge.meter, rows, place, goes_on);
-        if (past.is_some() || charge.more.is_some()) && !lift::is_lifted(charge.meter, place.statement) {
-            let raise = past_limit(binding, operation, charge, past, rows, place, estimate);
+        let beyond = ledger.charge(charge.meter, rows, place, goes_on);
+        if (beyond.is_some() || charge.more.is_some()) && !lift::is_lifted(charge.meter, place.statement) {
+            let raise = past::limit(binding, operation, charge, beyond, rows, place, estimate);
             if !raise.is_null() {
                 return raise;
             }
         }
     }
     if lift::is_rehearsing() {
-        return rehearsed(binding, operation, rows, place);
+        return past::rehearsed(binding, operation, rows, place);
     }
     if lift::is_granted(place.statement)
         && !lift::within_grant(self::ledger(), place.statement, binding.rows, &binding.name)
     {
-        return past_review(binding, operation, place, estimate);
+        return past::review(binding, operation, place, estimate);
     }
     core::ptr::null_mut()
-}
-
-#[cold]
-fn switched_off(binding: &Binding, operation: Operation, place: Place) -> *mut Raise {
-    if lift::is_rehearsing() || decide::knows_disabled(place.statement) {
-        return core::ptr::null_mut();
-    }
-    guarded(|| {
-        decide::record_disabled(&binding.relation, operation, place.statement);
-        Ok(())
-    })
-}
-
-/// Decides about a charge that went past a limit, or that has further ones.
-#[cold]
-fn past_limit(
-    binding: &Binding,
-    operation: Operation,
-    charge: &Charge,
-    past: Option<Past>,
-    rows: u64,
-    place: Place,
-    estimate: Option<u64>,
-) -> *mut Raise {
-    if !charge.policy.policy.mode.refuses() {
-        return look_on(binding, operation, charge, past, rows, place, estimate);
-    }
-    guarded(|| {
-        let past = match (past, &charge.more) {
-            (None, Some(more)) => {
-                let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
-                more.charge(ledger(), &charged, goes_on)?
-            }
-            (past, _) => past,
-        };
-        let Some(past) = past else { return Ok(()) };
-        let attempt = Attempt {
-            relation: &binding.relation,
-            operation,
-            policy: &charge.policy,
-            meter: charge.meter,
-            past,
-            place,
-            estimate,
-        };
-        decided(binding, operation, place.statement, decide::decide(&attempt))?;
-        lifted(charge.meter, place.statement);
-        decided(binding, operation, place.statement, check_grant(&attempt))
-    })
-}
-
-/// Notes what the policies of rows that a rehearsal has charged say to them.
-#[cold]
-fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -> *mut Raise {
-    guarded(|| {
-        concern::met(ledger(), binding, operation, rows, place, goes_on);
-        Ok(())
-    })
-}
-
-/// Refuses a statement that went past what its token opens. Tables that were charged before the token was spent count as
-/// well, now and with what is charged later.
-///
-/// # Errors
-/// WG006.
-pub fn check_grant(attempt: &Attempt<'_>) -> Result<(), Failure> {
-    let statement = attempt.place.statement;
-    if !lift::is_granted(statement) {
-        return Ok(());
-    }
-    let rows = rows_by_table(statement);
-    let book = book();
-    lift::count_in(statement, rows.iter().filter_map(|(name, _)| Some((name.as_str(), *book.relations.get(name)?))));
-    decide::check_grant(attempt, &rows)
-}
-
-/// The same for a policy that only looks on: it takes note, once per statement.
-#[cold]
-fn look_on(
-    binding: &Binding,
-    operation: Operation,
-    charge: &Charge,
-    past: Option<Past>,
-    rows: u64,
-    place: Place,
-    estimate: Option<u64>,
-) -> *mut Raise {
-    guarded(|| {
-        let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
-        let further = charge.more.as_ref().and_then(|more| more.observe(ledger(), &charged, goes_on));
-        let own =
-            past.map(|past| (past, if past == Past::Transaction { Counted::Transaction } else { Counted::Statement }));
-        let Some((past, counted)) = own.or(further) else { return Ok(()) };
-        let (meter, policy) = (charge.meter, &charge.policy);
-        let attempt = Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate };
-        note(&attempt, counted, None);
-        Ok(())
-    })
-}
-
-/// Takes note of a statement of which no policy that only looks on can know the rows.
-pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) {
-    if lift::is_rehearsing() || !settings::enabled() {
-        return;
-    }
-    // SAFETY: called while the client's command is about to run, or runs.
-    unsafe {
-        statement::about_to_run(|place| {
-            let limited = binding.charges(operation).iter().filter(|charge| charge.policy.policy.is_limited());
-            for Charge { meter, policy, .. } in limited {
-                let (meter, past) = (*meter, Past::Statement);
-                let attempt =
-                    Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate: None };
-                note(&attempt, Counted::Unknown, Some(format!("Nothing is known of its rows: {reason}.")));
-            }
-        });
-    }
-}
-
-/// Takes note of a statement that went past a limit of a policy that only looks on, once. `reason`: what else there is to
-/// say.
-pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
-    let (meter, statement) = (attempt.meter, attempt.place.statement);
-    if !ledger().is_noted(meter, statement) {
-        decide::look_on(ledger(), attempt, counted, reason);
-        ledger().note(meter, statement, goes_on);
-    }
-}
-
-#[cold]
-fn past_review(binding: &Binding, operation: Operation, place: Place, estimate: Option<u64>) -> *mut Raise {
-    guarded(|| {
-        let charges = binding.charges(operation);
-        let Some(charge) = charges.iter().find(|charge| charge.policy.policy.mode.refuses()).or(charges.first()) else {
-            return Ok(());
-        };
-        let attempt = Attempt {
-            relation: &binding.relation,
-            operation,
-            policy: &charge.policy,
-            meter: charge.meter,
-            past: Past::Statement,
-            place,
-            estimate,
-        };
-        decided(binding, operation, place.statement, decide::check_grant(&attempt, &rows_by_table(place.statement)))
-    })
-}
-
-/// Counts what was decided about a statement past a limit: refused, or let pass on purpose.
-///
-/// # Errors
-/// What was decided.
-pub fn decided(
-    binding: &Binding,
-    operation: Operation,
-    statement: Serial,
-    decision: Result<(), Failure>,
-) -> Result<(), Failure> {
-    match &decision {
-        Ok(()) => counters::overridden(binding.stat, operation, statement),
-        Err(Failure::Ours(_)) => counters::refused(binding.stat, operation, statement),
-        // An interrupt, say.
-        Err(_) => {}
-    }
-    decision
 }
 
 /// Runs what may find that nothing can be decided. While the guard is switched off that is no reason to refuse.
@@ -526,6 +360,11 @@ pub fn deciding<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut Raise {
         Err(Failure::Ours(Error::Undecided { .. })) if !settings::enabled() => Ok(()),
         result => result,
     })
+}
+
+/// What counts the rows of the table of that name.
+pub fn meter_of(name: &str) -> Option<MeterId> {
+    book().relations.get(name).copied()
 }
 
 /// Rows charged in a statement by qualified table name.

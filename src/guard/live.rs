@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use super::binding::Binding;
 use super::book;
 use super::budget::Place;
-use super::{capture, lift, observe, statement};
+use super::{capture, lift, observe, past, statement};
 use crate::error::Error;
 use crate::ffi;
 use crate::policy::size;
@@ -69,7 +69,7 @@ unsafe fn charge_rows(
             pg_sys::RELKIND_PARTITIONED_TABLE => return Ok(()),
             pg_sys::RELKIND_FOREIGN_TABLE if operation == Operation::Drop => return Ok(()),
             pg_sys::RELKIND_FOREIGN_TABLE if !binding.refuses(operation) => {
-                book::note_uncounted(binding, operation, "those of a foreign table cannot be counted before TRUNCATE");
+                past::note_uncounted(binding, operation, "those of a foreign table cannot be counted before TRUNCATE");
                 return Ok(());
             }
             pg_sys::RELKIND_FOREIGN_TABLE => {

@@ -5,7 +5,7 @@
 //! do; `count` is what runs per row; `statement` knows which command of the client is running; `book` finds the
 //! budgets that a relation is charged to (its `binding`) and charges them, `budget` keeps the numbers (pure). `further` has the limits that not every policy
 //! has: `rate` takes from buckets in shared memory (`rate_memory`, by the rule in `gcra`), `block` knows transaction
-//! blocks. `decide` says what happens past a limit, `lift` what was let through on purpose, `observe` what a policy that
+//! blocks. `past` takes rows past a limit to the decision, `decide` says what happens there, `lift` what was let through on purpose, `observe` what a policy that
 //! only looks on let pass, `concern` which policies a rehearsal has met. `whole` asks for a condition
 //! where a policy does: `narrow` finds the tables that a plan scans whole, `path` what stands over a scan, `expression`
 //! reads conditions, `condition` weighs them (pure). `ddl` looks at commands that make rows vanish without changing them
@@ -37,6 +37,7 @@ pub mod lift;
 pub mod live;
 pub mod narrow;
 pub mod observe;
+pub mod past;
 pub mod path;
 pub mod rate;
 pub mod rate_memory;

@@ -8,12 +8,11 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 
 use super::binding::{Binding, Charge};
-use super::book;
 use super::budget::{Past, Place};
 use super::decide::{self, Attempt};
 use super::observe::Counted;
 use super::path::Step;
-use super::{concern, lift, narrow, statement};
+use super::{concern, lift, narrow, past, statement};
 use crate::ffi::Backend;
 use crate::raise::Failure;
 use crate::words::Operation;
@@ -137,9 +136,9 @@ fn decide_whole(
         estimate,
     };
     if !charge.policy.policy.mode.refuses() {
-        book::note(&attempt, Counted::Statement, None);
+        past::note(&attempt, Counted::Statement, None);
         return Ok(());
     }
-    book::decided(binding, operation, place.statement, decide::decide(&attempt))?;
-    book::check_grant(&attempt)
+    past::decided(binding, operation, place.statement, decide::decide(&attempt))?;
+    past::check_grant(&attempt)
 }

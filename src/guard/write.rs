@@ -15,6 +15,7 @@ use super::capture;
 use super::count;
 use super::image;
 use super::narrow::estimate;
+use super::past;
 use super::statement;
 use super::watch::{self, Kind, Remote};
 use super::whole::require_where;
@@ -292,7 +293,7 @@ fn cannot_count(
         return Err(undecided(reason, relation));
     }
     for operation in operations {
-        book::note_uncounted(binding, *operation, reason);
+        past::note_uncounted(binding, *operation, reason);
     }
     Ok(())
 }

@@ -1,0 +1,185 @@
+//! Rows past a limit, or past what was reviewed: from the charge to the decision. All of it is rare, and nothing of it is
+//! on the way of a row that is within every limit.
+
+use super::binding::{Binding, Charge};
+use super::budget::{Past, Place, Serial};
+use super::decide::{self, Attempt};
+use super::further::Charged;
+use super::observe::Counted;
+use super::{book, concern, lift, statement};
+use crate::raise::{Failure, Raise, guarded};
+use crate::settings;
+use crate::stat::counters;
+use crate::words::Operation;
+
+/// Records a covered write that runs while the guard is switched off, once per statement.
+#[cold]
+pub fn switched_off(binding: &Binding, operation: Operation, place: Place) -> *mut Raise {
+    if lift::is_rehearsing() || decide::knows_disabled(place.statement) {
+        return core::ptr::null_mut();
+    }
+    guarded(|| {
+        decide::record_disabled(&binding.relation, operation, place.statement);
+        Ok(())
+    })
+}
+
+/// Decides about a charge that went past a limit, or that has further ones.
+#[cold]
+pub fn limit(
+    binding: &Binding,
+    operation: Operation,
+    charge: &Charge,
+    past: Option<Past>,
+    rows: u64,
+    place: Place,
+    estimate: Option<u64>,
+) -> *mut Raise {
+    if !charge.policy.policy.mode.refuses() {
+        return look_on(binding, operation, charge, past, rows, place, estimate);
+    }
+    guarded(|| {
+        let past = match (past, &charge.more) {
+            (None, Some(more)) => {
+                let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+                more.charge(book::ledger(), &charged, book::goes_on)?
+            }
+            (past, _) => past,
+        };
+        let Some(past) = past else { return Ok(()) };
+        let attempt = Attempt {
+            relation: &binding.relation,
+            operation,
+            policy: &charge.policy,
+            meter: charge.meter,
+            past,
+            place,
+            estimate,
+        };
+        decided(binding, operation, place.statement, decide::decide(&attempt))?;
+        book::lifted(charge.meter, place.statement);
+        decided(binding, operation, place.statement, check_grant(&attempt))
+    })
+}
+
+/// Notes what the policies of rows that a rehearsal has charged say to them.
+#[cold]
+pub fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -> *mut Raise {
+    guarded(|| {
+        concern::met(book::ledger(), binding, operation, rows, place, book::goes_on);
+        Ok(())
+    })
+}
+
+/// Refuses a statement that went past what its token opens. Tables that were charged before the token was spent count as
+/// well, now and with what is charged later.
+///
+/// # Errors
+/// WG006.
+pub fn check_grant(attempt: &Attempt<'_>) -> Result<(), Failure> {
+    let statement = attempt.place.statement;
+    if !lift::is_granted(statement) {
+        return Ok(());
+    }
+    let rows = book::rows_by_table(statement);
+    lift::count_in(statement, rows.iter().filter_map(|(name, _)| Some((name.as_str(), book::meter_of(name)?))));
+    decide::check_grant(attempt, &rows)
+}
+
+/// The same for a policy that only looks on: it takes note, once per statement.
+#[cold]
+fn look_on(
+    binding: &Binding,
+    operation: Operation,
+    charge: &Charge,
+    past: Option<Past>,
+    rows: u64,
+    place: Place,
+    estimate: Option<u64>,
+) -> *mut Raise {
+    guarded(|| {
+        let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+        let further = charge.more.as_ref().and_then(|more| more.observe(book::ledger(), &charged, book::goes_on));
+        let own =
+            past.map(|past| (past, if past == Past::Transaction { Counted::Transaction } else { Counted::Statement }));
+        let Some((past, counted)) = own.or(further) else { return Ok(()) };
+        let (meter, policy) = (charge.meter, &charge.policy);
+        let attempt = Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate };
+        note(&attempt, counted, None);
+        Ok(())
+    })
+}
+
+/// Takes note of a statement of which no policy that only looks on can know the rows.
+pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) {
+    if lift::is_rehearsing() || !settings::enabled() {
+        return;
+    }
+    // SAFETY: called while the client's command is about to run, or runs.
+    unsafe {
+        statement::about_to_run(|place| {
+            let limited = binding.charges(operation).iter().filter(|charge| charge.policy.policy.is_limited());
+            for Charge { meter, policy, .. } in limited {
+                let (meter, past) = (*meter, Past::Statement);
+                let attempt =
+                    Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate: None };
+                note(&attempt, Counted::Unknown, Some(format!("Nothing is known of its rows: {reason}.")));
+            }
+        });
+    }
+}
+
+/// Takes note of a statement that went past a limit of a policy that only looks on, once. `reason`: what else there is to
+/// say.
+pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
+    let (meter, statement) = (attempt.meter, attempt.place.statement);
+    if !book::ledger().is_noted(meter, statement) {
+        decide::look_on(book::ledger(), attempt, counted, reason);
+        book::ledger().note(meter, statement, book::goes_on);
+    }
+}
+
+/// Refuses rows beyond what was reviewed.
+#[cold]
+pub fn review(binding: &Binding, operation: Operation, place: Place, estimate: Option<u64>) -> *mut Raise {
+    guarded(|| {
+        let charges = binding.charges(operation);
+        let Some(charge) = charges.iter().find(|charge| charge.policy.policy.mode.refuses()).or(charges.first()) else {
+            return Ok(());
+        };
+        let attempt = Attempt {
+            relation: &binding.relation,
+            operation,
+            policy: &charge.policy,
+            meter: charge.meter,
+            past: Past::Statement,
+            place,
+            estimate,
+        };
+        decided(
+            binding,
+            operation,
+            place.statement,
+            decide::check_grant(&attempt, &book::rows_by_table(place.statement)),
+        )
+    })
+}
+
+/// Counts what was decided about a statement past a limit: refused, or let pass on purpose.
+///
+/// # Errors
+/// What was decided.
+pub fn decided(
+    binding: &Binding,
+    operation: Operation,
+    statement: Serial,
+    decision: Result<(), Failure>,
+) -> Result<(), Failure> {
+    match &decision {
+        Ok(()) => counters::overridden(binding.stat, operation, statement),
+        Err(Failure::Ours(_)) => counters::refused(binding.stat, operation, statement),
+        // An interrupt, say.
+        Err(_) => {}
+    }
+    decision
+}
