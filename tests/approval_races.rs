@@ -480,10 +480,10 @@ fn what_is_older_than_the_retention_goes_and_nothing_younger() {
     let left = "SELECT string_agg(state, ', ' ORDER BY id) FROM writeguard.request";
     wait_until(20, || text(&mut stage.admin, left) == "rejected, approved, expired, pending");
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM writeguard.approval"), 2);
-    wait_until(20, || number(&mut stage.admin, "SELECT count(*) FROM writeguard.change_statement") == 1);
+    wait_until(60, || number(&mut stage.admin, "SELECT count(*) FROM writeguard.change_statement") == 1);
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM writeguard.image WHERE change = 1"), 0);
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM writeguard.image WHERE change = 2"), 2_500);
-    wait_until(20, || number(&mut stage.admin, "SELECT count(*) FROM writeguard.used_jti") == 1);
+    wait_until(60, || number(&mut stage.admin, "SELECT count(*) FROM writeguard.used_jti") == 1);
     assert_eq!(text(&mut stage.admin, "SELECT jti FROM writeguard.used_jti"), "new");
     refused(&mut stage.armed(&late), WRITE, "WG006");
     pass(&mut stage.armed(&good), WRITE);
