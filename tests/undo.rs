@@ -9,7 +9,7 @@ use kept::{Bed, ORDERS, one};
 
 #[test]
 fn changed_columns_come_back_and_only_those() {
-    let mut bed = Bed::new(ORDERS, &["orders"]);
+    let mut bed = Bed::new(ORDERS);
     let before = bed.table("orders");
     let change = bed.change("UPDATE orders SET state = 'gone', price = 0 WHERE id <= 4");
     bed.run("UPDATE orders SET note = 'later' WHERE id = 1");
@@ -21,7 +21,7 @@ fn changed_columns_come_back_and_only_those() {
 
 #[test]
 fn deleted_rows_come_back() {
-    let mut bed = Bed::new(ORDERS, &["orders"]);
+    let mut bed = Bed::new(ORDERS);
     let before = bed.table("orders");
     let change = bed.change("DELETE FROM orders WHERE id % 2 = 0");
     assert_eq!(bed.table("orders").len(), 3);
@@ -32,13 +32,15 @@ fn deleted_rows_come_back() {
     let again = bed.refused(&format!("SELECT writeguard.undo({change})"));
     assert_eq!(again.sqlstate, "WG007", "{again:?}");
     assert!(again.detail.contains("postgres"), "{again:?}");
-    let event = bed.rows("SELECT concat_ws('|', kind, rows, relation, reason, approval) FROM writeguard.event");
+    let event = bed.rows(
+        "SELECT concat_ws('|', kind, rows, relation, reason, approval) FROM writeguard.event WHERE kind = 'undone'",
+    );
     assert_eq!(event, [format!("undone|3|public.orders|change {change}")]);
 }
 
 #[test]
 fn what_changed_again_since_is_a_conflict() {
-    let mut bed = Bed::new(ORDERS, &["orders"]);
+    let mut bed = Bed::new(ORDERS);
     let change = bed.change("UPDATE orders SET price = 0; DELETE FROM orders WHERE id = 6");
     bed.run("UPDATE orders SET price = 7 WHERE id = 2; DELETE FROM orders WHERE id = 3");
     bed.run("INSERT INTO orders VALUES (6, 'new', 1, 'another')");
@@ -112,7 +114,7 @@ const OTHER_HABITS: &str = "SET DateStyle = 'German, DMY'; SET IntervalStyle = i
 #[test]
 fn values_of_all_types_come_back_as_they_were() {
     for habits in ["", OTHER_HABITS] {
-        let mut bed = Bed::new(EVERYTHING, &["all_types"]);
+        let mut bed = Bed::new(EVERYTHING);
         bed.run("CREATE TABLE copy AS TABLE all_types");
         let same = "SELECT count(*)::text FROM all_types AS t JOIN copy AS c USING (id) WHERE t::text = c::text";
         let before = bed.table("all_types");
@@ -145,7 +147,6 @@ fn generated_and_identity_columns_are_not_asked() {
     let mut bed = Bed::new(
         "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * 2) STORED);
          INSERT INTO t (v) VALUES (1), (2), (3)",
-        &["t"],
     );
     let change = bed.change("UPDATE t SET v = 10; DELETE FROM t WHERE id = 2");
     assert_eq!(bed.undo(&format!("{change}")), one("public.t", 3, 0));
@@ -167,7 +168,6 @@ fn a_row_changed_several_times_comes_back_to_its_beginning() {
              RETURN NULL;
          END $$;
          CREATE TRIGGER stamp AFTER UPDATE ON t FOR EACH ROW EXECUTE FUNCTION stamp();",
-        &["t"],
     );
     let before = bed.table("t");
     let change = bed.change("UPDATE t SET a = 0");
@@ -193,7 +193,6 @@ fn keys_that_were_moved_along_move_back() {
          INSERT INTO t SELECT i, i, 'v' || i FROM generate_series(50, 1, -1) AS i;
          CREATE TABLE s (id int PRIMARY KEY, u int UNIQUE DEFERRABLE);
          INSERT INTO s VALUES (1, 1), (2, 2)",
-        &["t", "s"],
     );
     let before = bed.table("t");
     // Each takes the key that the row before it has just left; in any other order two of them collide.
@@ -223,7 +222,6 @@ fn parents_and_children_come_back_together() {
          INSERT INTO self VALUES (1, NULL), (2, 1), (3, 2), (4, 4);
          ALTER TABLE a_child ADD FOREIGN KEY (parent) REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE;
          ALTER TABLE parent ADD FOREIGN KEY (best) REFERENCES a_child ON DELETE SET NULL;",
-        &["a_child", "parent", "z_grandchild", "self"],
     );
     let tables = ["a_child", "parent", "z_grandchild", "self"];
     let all = |bed: &mut Bed| tables.map(|table| bed.table(table));
@@ -262,7 +260,6 @@ fn triggers_fire_as_for_one_statement() {
          CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
              IF NEW.id = 2 THEN RETURN NULL; END IF; NEW.w = NEW.w + 1; RETURN NEW;
          END $$;",
-        &["t"],
     );
     let change = bed.change("UPDATE t SET v = 0 WHERE id < 3; DELETE FROM t WHERE id = 4");
     bed.run(
@@ -330,7 +327,7 @@ fn a_table_that_changed_since_is_dealt_with_or_refused() {
         ),
         ("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, a text, b text)", "WG007", &[""; 3]),
     ] {
-        let mut bed = Bed::new(setup, &["t"]);
+        let mut bed = Bed::new(setup);
         let change = bed.change(statement);
         bed.run(ddl);
         if refused.is_empty() {
@@ -347,7 +344,7 @@ fn a_table_that_changed_since_is_dealt_with_or_refused() {
         }
     }
     // Without the columns' numbers, names are all there is to go by.
-    let mut bed = Bed::new(setup, &["t"]);
+    let mut bed = Bed::new(setup);
     let change = bed.change(statement);
     bed.run("UPDATE writeguard.change_relation SET columns = NULL; ALTER TABLE t RENAME b TO c");
     let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
@@ -361,7 +358,6 @@ fn names_are_found_as_they_are() {
         r#"CREATE SCHEMA "My ""Schema"""; CREATE TABLE "My ""Schema"""."Select" ("from" int, "K 2" text COLLATE "C", "user" text,
              PRIMARY KEY ("K 2", "from"));
          INSERT INTO "My ""Schema"""."Select" VALUES (1, 'é', 'a'), (2, 'ü', 'b')"#,
-        &[r#""My ""Schema"""."Select""#],
     );
     let before = bed.table(r#""My ""Schema"""."Select""#);
     let change = bed.change(
@@ -399,7 +395,6 @@ fn keys_of_many_types_find_their_rows() {
                  CREATE DOMAIN folded AS text COLLATE nocase;
                  CREATE TABLE t (k {of} PRIMARY KEY, v int); INSERT INTO t VALUES ('{one_key}', 1), ('{other_key}', 1)"
             ),
-            &["t"],
         );
         let before = bed.table("t");
         let change = bed.change("UPDATE t SET v = 2");
@@ -420,7 +415,6 @@ fn children_and_partitions_are_told_apart() {
          CREATE TABLE p2 (v int, gone int, r int NOT NULL, id int NOT NULL); ALTER TABLE p2 DROP gone;
          ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2);
          INSERT INTO p SELECT i, 1 + i % 2, i FROM generate_series(1, 6) AS i",
-        &["base", "child", "p"],
     );
     let before = (bed.table("base"), bed.table("p"));
     let change = bed.change("DELETE FROM ONLY base");
@@ -435,12 +429,12 @@ fn children_and_partitions_are_told_apart() {
 
 #[test]
 fn a_hundred_thousand_rows_come_back() {
-    let mut bed = Bed::new("", &[]);
+    let mut bed = Bed::new("");
     bed.run(
         "CREATE TABLE t (id int PRIMARY KEY, v int, note text); INSERT INTO t SELECT i, i, 'note ' || i FROM generate_series(1, 100000) AS i;
          CREATE TABLE copy AS TABLE t;
          INSERT INTO writeguard.change_statement (changed_at, xid, login, role, kept_until)
-           SELECT now(), '1', 'x', 'x', now() FROM generate_series(1, 3);
+           SELECT now(), '1', 'x', 'x', now() + '1 day' FROM generate_series(1, 3);
          INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes)
            SELECT i, 't'::regclass, 'public.t', 'x', 100000, 0 FROM generate_series(1, 3) AS i;
          INSERT INTO writeguard.image SELECT 1, i, 't'::regclass, 'update', jsonb_build_object('id', i::text, 'v', i::text),
@@ -458,4 +452,137 @@ fn a_hundred_thousand_rows_come_back() {
         assert_eq!(bed.rows("SELECT count(*)::text FROM (TABLE t EXCEPT TABLE copy) AS x"), ["0"], "{sql}");
         assert_eq!(bed.rows("SELECT count(*)::text FROM t"), ["100000"], "{sql}");
     }
+}
+
+/// The latest change's number and the change that it took back.
+#[track_caller]
+fn latest(bed: &mut Bed) -> (i64, Option<i64>) {
+    let sql = "SELECT id, undoes FROM writeguard.change_statement ORDER BY id DESC LIMIT 1";
+    let row = bed.reader.query_one(sql, &[]).expect("a change");
+    (row.get(0), row.get(1))
+}
+
+#[test]
+fn an_undo_can_be_undone_and_that_as_well() {
+    let mut bed = Bed::new(&format!(
+        "{ORDERS}; CREATE TABLE lines (id int PRIMARY KEY, of int REFERENCES orders ON DELETE CASCADE ON UPDATE CASCADE);
+         INSERT INTO lines SELECT i, 1 + i % 6 FROM generate_series(1, 12) AS i;
+         CREATE TABLE parted (id int, r int, PRIMARY KEY (id, r)) PARTITION BY LIST (r);
+         CREATE TABLE parted1 PARTITION OF parted FOR VALUES IN (1); CREATE TABLE parted2 PARTITION OF parted FOR VALUES IN (2);
+         INSERT INTO parted SELECT i, 1 + i % 2 FROM generate_series(1, 6) AS i"
+    ));
+    let tables = ["orders", "lines", "parted"];
+    let all = |bed: &mut Bed| tables.map(|table| bed.table(table));
+    for statement in [
+        "UPDATE orders SET price = price + 1, state = NULL WHERE id < 4",
+        "DELETE FROM orders WHERE id < 4",
+        "UPDATE orders SET id = id + 10 WHERE id < 4",
+        "UPDATE parted SET r = 3 - r; DELETE FROM parted WHERE id = 1",
+        "DELETE FROM orders WHERE id = 1; UPDATE orders SET id = 1 WHERE id = 2; UPDATE orders SET note = 'x'",
+        "TRUNCATE orders, lines",
+    ] {
+        let right = all(&mut bed);
+        let change = bed.change(statement);
+        let wrong = all(&mut bed);
+        assert_ne!(right, wrong);
+        let (mut last, mut expected) = (change, [&right, &wrong].into_iter().cycle());
+        for round in 0..4 {
+            bed.undo(&format!("{last}"));
+            assert_eq!(&all(&mut bed), expected.next().unwrap(), "{statement}, round {round}");
+            let (next, undoes) = latest(&mut bed);
+            assert_eq!(undoes, Some(last), "{statement}");
+            // What was undone is told of the first change, too.
+            let undone = "SELECT (undone_at IS NOT NULL)::text FROM writeguard.change_statement WHERE id = ";
+            assert_eq!(bed.rows(&format!("{undone} {change}")), [(round % 2 == 0).to_string()], "{statement}");
+            let refusal = bed.refused(&format!("SELECT writeguard.undo({last})"));
+            assert_eq!(refusal.sqlstate, "WG007", "{refusal:?}");
+            assert!(refusal.hint.contains(&format!("writeguard.undo({next})")), "{refusal:?}");
+            last = next;
+        }
+        // It was taken back twice, so it can be undone again.
+        assert_eq!(all(&mut bed), wrong);
+        bed.undo(&format!("{change}"));
+        assert_eq!(all(&mut bed), right, "{statement}");
+    }
+}
+
+#[test]
+fn rows_that_came_back_go_again_only_as_they_were() {
+    let mut bed = Bed::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v int, at timestamptz DEFAULT now()); INSERT INTO t SELECT i, i FROM generate_series(1, 4) AS i;
+         CREATE TABLE log (what text);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO log VALUES (NEW.id); NEW.v = NEW.v * 10; RETURN NEW; END $$;
+         CREATE TRIGGER note BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION note()",
+    );
+    let change = bed.change("DELETE FROM t");
+    bed.run("ALTER TABLE t ADD extra int DEFAULT 5");
+    assert_eq!(bed.undo(&format!("{change}")), one("public.t", 4, 0));
+    assert_eq!(
+        bed.rows("SELECT concat_ws(' ', id, v, extra) FROM t ORDER BY id"),
+        ["1 10 5", "2 20 5", "3 30 5", "4 40 5"]
+    );
+    let (redo, _) = latest(&mut bed);
+    bed.run("UPDATE t SET extra = 6 WHERE id = 1; DELETE FROM t WHERE id = 2");
+    assert_eq!(bed.refused(&format!("SELECT writeguard.undo({redo})")).sqlstate, "WG009");
+    assert_eq!(
+        bed.rows(&format!("SELECT concat_ws(' ', key, was, wrote->>'extra', is_now->>'extra') FROM writeguard.undo_conflicts({redo}) ORDER BY key")),
+        [r#"{"id": 1} 5 6"#, r#"{"id": 2} 5"#]
+    );
+    assert_eq!(bed.undo(&format!("{redo}, 'skip'")), one("public.t", 2, 2));
+    assert_eq!(bed.rows("SELECT concat_ws(' ', id, extra) FROM t"), ["1 6"]);
+    // What a trigger wrote elsewhere is nothing that came back.
+    assert_eq!(bed.rows("SELECT count(*)::text FROM log"), ["4"]);
+}
+
+#[test]
+fn an_overridden_write_is_undone() {
+    let mut bed = Bed::new(ORDERS);
+    bed.run("SELECT writeguard.set_policy('kept', max_rows => 2, override => 'flag', undo => '1 day')");
+    let before = bed.table("orders");
+    bed.run("SET writeguard.override = on; UPDATE orders SET price = 0");
+    let listed =
+        bed.rows("SELECT concat_ws(' ', id, relation, operation, rows, undone_at, approval) FROM writeguard.change");
+    assert_eq!(listed, ["1 public.orders update 6"]);
+    assert_eq!(bed.undo("1"), one("public.orders", 6, 0));
+    assert_eq!(bed.table("orders"), before);
+    assert_eq!(
+        bed.rows(
+            "SELECT concat_ws(' ', id, relation, operation, rows, undoes, undone_by) FROM writeguard.change ORDER BY id"
+        ),
+        ["1 public.orders update 6 postgres", "2 public.orders update 6 1"]
+    );
+    // As limited as before.
+    assert_eq!(bed.refused("UPDATE orders SET price = 0").sqlstate, "WG001");
+    let kinds = bed.rows("SELECT kind FROM writeguard.event WHERE kind IN ('overridden', 'undone') ORDER BY id");
+    assert_eq!(kinds, ["overridden", "undone"]);
+}
+
+#[test]
+fn each_undo_is_a_change_of_its_own_also_within_one_statement() {
+    let mut bed = Bed::new(ORDERS);
+    let first = bed.change("UPDATE orders SET price = 0 WHERE id = 1");
+    let second = bed.change("UPDATE orders SET price = 0 WHERE id = 2");
+    let refusal = bed.refused(&format!("SELECT writeguard.undo({first}) FROM generate_series(1, 2)"));
+    assert_eq!(refusal.sqlstate, "WG007", "{refusal:?}");
+    bed.run(&format!("SELECT writeguard.undo({first}), writeguard.undo({second})"));
+    let undone = bed.rows(
+        "SELECT concat_ws(' ', id, undoes) FROM writeguard.change_statement WHERE undoes IS NOT NULL ORDER BY id",
+    );
+    assert_eq!(undone, [format!("3 {first}"), format!("4 {second}")]);
+}
+
+#[test]
+fn rows_that_are_not_kept_any_more_do_not_come_back_in_part() {
+    let mut bed = Bed::new(ORDERS);
+    let change = bed.change("UPDATE orders SET price = 0");
+    bed.run(&format!(
+        "DELETE FROM writeguard.image WHERE change = {change} AND number = (SELECT min(number) FROM writeguard.image)"
+    ));
+    assert_eq!(bed.refused(&format!("SELECT writeguard.undo({change})")).sqlstate, "WG007");
+    let change = bed.change("UPDATE orders SET price = 1");
+    bed.run("UPDATE writeguard.change_statement SET kept_until = now()");
+    assert_eq!(bed.refused(&format!("SELECT writeguard.undo({change})")).sqlstate, "WG007");
+    assert_eq!(bed.refused(&format!("SELECT writeguard.undo_conflicts({change})")).sqlstate, "WG007");
+    assert_eq!(bed.rows("SELECT DISTINCT price::text FROM orders"), ["1"]);
 }

@@ -351,7 +351,7 @@ mod tests {
             (r#"{"name": "p", "operations": []}"#, "WG007", "operations"),
             (r#"{"name": "p", "tables": [null]}"#, "WG007", "tables"),
             (r#"{"name": "p", "roles": [""]}"#, "WG007", "roles"),
-            (r#"{"name": "p", "undo": "1 day"}"#, "0A000", "undo"),
+            (r#"{"name": "p", "undo": "0"}"#, "WG007", "undo"),
             (r#"{"name": "p", "min_approvals": 0}"#, "WG007", "min_approvals"),
             (r#"{"name": "p", "min_approvals": null}"#, "WG007", "min_approvals"),
             (r#"{"name": "p", "min_approvals": -3}"#, "WG007", "min_approvals"),

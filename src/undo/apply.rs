@@ -18,7 +18,7 @@ use crate::owner;
 use crate::policy::model::Keep;
 use crate::policy::relation::{relation_name, with_descendants};
 use crate::raise::{Failure, Raise, guarded};
-use crate::session::{Actor, role_name};
+use crate::session::{Actor, role_name, without_token};
 use crate::words::RelationName;
 
 sql_function!(
@@ -90,8 +90,8 @@ fn take_back(id: i64, on_conflict: OnConflict) -> Result<Vec<Outcome>, Failure> 
         opened.push(change.open(kept, pg_sys::RowExclusiveLock)?);
     }
     let mut tables = Vec::with_capacity(opened.len());
-    for (shape, naming) in opened {
-        tables.push(compare(id, shape, naming, Purpose::Write)?);
+    for table in opened {
+        tables.push(compare(id, table, Purpose::Write)?);
     }
     let conflicts = tables.iter().map(|table| table.conflicts).sum();
     if on_conflict == OnConflict::Error && conflicts > 0 {
@@ -163,7 +163,7 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
     statement::current();
     let mut event = Event::new(Kind::Undone);
     event.rows = Some(restored);
-    event.statement = Some(statement::text()).filter(|text| !text.is_empty());
+    event.statement = Some(without_token(statement::text())).filter(|text| !text.is_empty());
     event.reason = Some(format!("change {id}"));
     if let [only] = outcomes {
         event.relation = Some(only.name.to_sql());

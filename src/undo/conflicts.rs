@@ -30,13 +30,13 @@ fn undo_conflicts(arguments: &Arguments) -> Returns {
     let change = Change::find(super::apply::number(arguments)?, false)?;
     let mut rows = Vec::new();
     for kept in &change.relations {
-        let (shape, naming) = change.open(kept, pg_sys::AccessShareLock)?;
-        let name = shape.name().to_sql();
+        let table = change.open(kept, pg_sys::AccessShareLock)?;
+        let name = table.shape.name().to_sql();
         let mut tell = |told: Told| {
             let Told { key, was, wrote, is_now } = told;
             rows.push((name.clone(), [key, was, wrote, is_now]));
         };
-        compare(change.id, shape, naming, Purpose::Tell(&mut tell))?.rows.end();
+        compare(change.id, table, Purpose::Tell(&mut tell))?.rows.end();
     }
     arguments.give_rows(rows.into_iter().map(|(name, values)| {
         let [key, was, wrote, is_now] = values.map(|json| json.and_then(|json| jsonb(&json)));

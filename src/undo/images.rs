@@ -43,21 +43,21 @@ struct Link {
 /// Which images go on with a row that an earlier one of the same change left: it has the key that the earlier one gave it.
 /// `{was}` and `{left}` are the keys before and after. A row that was deleted and put back (by an undo) goes on as well.
 const LINKS: &str = "WITH image AS MATERIALIZED ( \
-       SELECT number, operation, {was} AS takes_key, {left} AS gives_key FROM writeguard.image \
+       SELECT number, operation, {was} AS was, {left} AS becomes FROM writeguard.image \
        WHERE change = $1::int8 AND relation = $2::int8::oid), \
      touch AS MATERIALIZED ( \
-       SELECT number, takes_key AS key, operation <> 'insert' AS takes, operation = 'update' AND takes_key = gives_key AS leaves, \
-         false AS inserts FROM image WHERE operation <> 'insert' \
+       SELECT number, was AS key, operation, true AS takes, operation = 'update' AND was = becomes AS leaves \
+       FROM image WHERE operation <> 'insert' \
        UNION ALL \
-       SELECT number, gives_key, false, true, operation = 'insert' FROM image \
-       WHERE operation = 'insert' OR operation = 'update' AND takes_key <> gives_key), \
+       SELECT number, becomes, operation, false, true FROM image \
+       WHERE operation = 'insert' OR operation = 'update' AND was <> becomes), \
      several AS (SELECT key FROM touch GROUP BY key HAVING count(*) > 1), \
      ordered AS ( \
-       SELECT number, takes, inserts, lag(leaves) OVER w AS left_before, lag(takes) OVER w AS taken_before, \
+       SELECT number, takes, operation, lag(leaves) OVER w AS left_before, lag(operation) OVER w AS done_before, \
          lag(number) OVER w AS previous \
        FROM touch JOIN several USING (key) WINDOW w AS (PARTITION BY key ORDER BY number, leaves)) \
      SELECT jsonb_build_object('number', number, 'previous', previous)::text FROM ordered \
-     WHERE previous <> number AND (takes AND left_before OR inserts AND taken_before AND NOT left_before) \
+     WHERE takes AND left_before OR operation = 'insert' AND done_before IN ('delete', 'truncate') \
      ORDER BY number";
 
 const IN_ORDER: &str = "SELECT number, number AS root, operation, before, after FROM writeguard.image \
@@ -88,6 +88,11 @@ impl Images {
             let rows = owner::connect(|_| Ok(fetch(change, shape.oid(), &linked, here)))?;
             Ok(Self { rows, change, context, next: None })
         }
+    }
+
+    /// How many images there are.
+    pub fn count(&self) -> u64 {
+        self.rows.count()
     }
 
     /// Begins again with the first row.

@@ -31,7 +31,17 @@ pub struct Kept {
     relation: u32,
     /// Its name then.
     name: String,
+    /// How many of its rows were kept.
+    pub rows: u64,
     columns: Option<BTreeMap<String, i16>>,
+}
+
+/// A table of a change as it is now.
+pub struct Table {
+    pub shape: Shape,
+    pub naming: Naming,
+    /// How many images there are of it.
+    pub rows: u64,
 }
 
 const FIND: &str = "SELECT jsonb_build_object( \
@@ -40,10 +50,12 @@ const FIND: &str = "SELECT jsonb_build_object( \
        'undone_at', s.undone_at, 'undone_by', s.undone_by, \
        'undone_with', (SELECT max(u.id) FROM writeguard.change_statement AS u WHERE u.undoes = s.id), \
        'relations', COALESCE((SELECT jsonb_agg(jsonb_build_object( \
-            'relation', r.relation::int8, 'name', r.name, 'columns', r.columns) ORDER BY r.name, r.relation) \
-          FROM (SELECT DISTINCT ON (relation) relation, name, columns FROM writeguard.change_relation \
+            'relation', r.relation::int8, 'name', r.name, 'columns', r.columns, 'rows', r.rows) \
+            ORDER BY r.name, r.relation) \
+          FROM (SELECT DISTINCT ON (relation) relation, name, columns, \
+                  (sum(rows) OVER (PARTITION BY relation))::int8 AS rows FROM writeguard.change_relation \
                 WHERE change = s.id ORDER BY relation, name) AS r), '[]') \
-     )::text FROM writeguard.change_statement AS s WHERE s.id = $1";
+     )::text FROM writeguard.change_statement AS s WHERE s.id = $1 AND s.kept_until > clock_timestamp()";
 
 /// Waits for whoever undoes it now.
 const LOCK: &str = "SELECT id::text FROM writeguard.change_statement WHERE id = $1 FOR UPDATE";
@@ -60,21 +72,23 @@ impl Change {
             }
             owner::rows(client, FIND, &[id.into()])
         })?;
-        found.first().and_then(|json| serde_json::from_str(json).ok()).ok_or_else(|| {
-            Error::Invalid {
-                message: format!("change {id} does not exist"),
-                detail: Some("It was never kept, or it is not kept any more.".into()),
-                hint: "SELECT id, changed_at, login, relation, operation, rows FROM writeguard.change;".into(),
-            }
-            .into()
-        })
+        found.first().and_then(|json| serde_json::from_str(json).ok()).ok_or_else(|| Self::missing(id).into())
+    }
+
+    /// There is no such change, or its rows are about to go.
+    pub fn missing(id: i64) -> Error {
+        Error::Invalid {
+            message: format!("change {id} does not exist"),
+            detail: Some("It was never kept, or it is not kept any more.".into()),
+            hint: "SELECT id, changed_at, login, relation, operation, rows FROM writeguard.change;".into(),
+        }
     }
 
     /// A table of the change as it is now, locked so that it stays so. Only for those who may read all of it.
     ///
     /// # Errors
     /// WG007 where it was dropped, 42501 without the privilege.
-    pub fn open(&self, kept: &Kept, lock: u32) -> Result<(Shape, Naming), Failure> {
+    pub fn open(&self, kept: &Kept, lock: u32) -> Result<Table, Failure> {
         let relation = pg_sys::Oid::from_u32(kept.relation);
         let gone = || Error::Invalid {
             message: format!("table \"{}\" of change {} was dropped", kept.name, self.id),
@@ -90,6 +104,6 @@ impl Change {
         let shape = Shape::of(relation)?.ok_or_else(gone)?;
         shape::check_readable(relation, &shape.name())?;
         let naming = Naming::new(self.id, &shape, kept.columns.as_ref());
-        Ok((shape, naming))
+        Ok(Table { shape, naming, rows: kept.rows })
     }
 }

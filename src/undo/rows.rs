@@ -61,6 +61,11 @@ impl Rows {
         }
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Sets a row aside; a value for each column.
     pub fn put(&mut self, values: &[Option<pg_sys::Datum>]) {
         let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();

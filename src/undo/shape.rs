@@ -71,6 +71,10 @@ pub struct Shape {
     unique: Vec<i16>,
     /// Whether some of those are not just columns.
     unique_expressions: bool,
+    /// Columns that foreign keys refer to which write to their own tables when these change.
+    acted_on: Vec<i16>,
+    /// OIDs of the tables that foreign keys refer to.
+    refers_to: Vec<u32>,
 }
 
 const SHAPE: &str = "SELECT jsonb_build_object( \
@@ -102,7 +106,12 @@ const SHAPE: &str = "SELECT jsonb_build_object( \
           FROM pg_index AS i, unnest(i.indkey::int2[]) AS k (number) \
           WHERE i.indrelid = c.oid AND i.indimmediate AND (i.indisunique OR i.indisexclusion) AND k.number <> 0), '[]'), \
        'unique_expressions', EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indimmediate \
-          AND (i.indisunique OR i.indisexclusion) AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)) \
+          AND (i.indisunique OR i.indisexclusion) AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)), \
+       'acted_on', COALESCE((SELECT jsonb_agg(DISTINCT k.number) FROM pg_constraint AS f, unnest(f.confkey) AS k (number) \
+          WHERE f.confrelid = c.oid AND f.contype = 'f' \
+            AND (f.confupdtype IN ('c', 'n', 'd') OR f.confdeltype IN ('c', 'n', 'd'))), '[]'), \
+       'refers_to', COALESCE((SELECT jsonb_agg(DISTINCT f.confrelid::int8) FROM pg_constraint AS f \
+          WHERE f.conrelid = c.oid AND f.contype = 'f'), '[]') \
      )::text \
      FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
      LEFT JOIN pg_index AS p ON p.indrelid = c.oid AND p.indisprimary AND p.indisvalid \
@@ -157,21 +166,33 @@ impl Shape {
 
     /// SQL's condition that a row `table` of the table has the key in the columns `k1`, `k2`, … of `rows`.
     pub fn has_key(&self, table: &str, rows: &str) -> String {
-        self.equal(rows, |_, column| format!("{table}.{}", column.sql()))
+        let own = |column: &Column| format!("{table}.{}", column.sql());
+        self.same_key(|_, column| own(column), |place, _| format!("{rows}.k{place}"))
     }
 
-    /// SQL's condition that both have the same key in the columns `k1`, `k2`, ….
-    pub fn has_same_key(&self, rows: &str, others: &str) -> String {
-        self.equal(others, |place, _| format!("{rows}.k{place}"))
-    }
-
-    fn equal(&self, rows: &str, left: impl Fn(usize, &Column) -> String) -> String {
+    /// SQL's condition that two keys are the same, each given by its columns, of which `1` is the first.
+    pub fn same_key(&self, one: impl Fn(usize, &Column) -> String, other: impl Fn(usize, &Column) -> String) -> String {
         let equal = |(place, key): (usize, &KeyColumn)| {
             let cast = key.cast.as_ref().map(|cast| format!("::{cast}")).unwrap_or_default();
-            let left = self.column(key.number).map(|column| left(place, column)).unwrap_or_default();
-            format!("{left}{cast} {} {rows}.k{place}{cast}", key.operator)
+            let column = self.column(key.number)?;
+            Some(format!("{}{cast} {} {}{cast}", one(place, column), key.operator, other(place, column)))
         };
-        (1..).zip(&self.key).map(equal).collect::<Vec<_>>().join(" AND ")
+        (1..).zip(&self.key).filter_map(equal).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// Whether foreign keys of other tables do something when one of these columns changes.
+    pub fn is_acted_on(&self, changed: &[i16]) -> bool {
+        changed.iter().any(|number| self.acted_on.contains(number))
+    }
+
+    /// Whether foreign keys of other tables do something when a row goes or another key comes.
+    pub fn has_dependents(&self) -> bool {
+        !self.acted_on.is_empty()
+    }
+
+    /// Whether a foreign key of this table refers to the other one.
+    pub fn refers_to(&self, other: &Shape) -> bool {
+        self.refers_to.contains(&other.relation)
     }
 
     /// Whether changing these columns row by row could make two rows collide for a while, although they do not in the

@@ -6,7 +6,7 @@ use pgrx::{IntoDatum, pg_sys};
 use super::compare::{Comparison, Found};
 use super::conflicts::{self, Told};
 use super::images::Images;
-use super::naming::Naming;
+use super::kept::{Change, Table};
 use super::net::Net;
 use super::rows::{Rows, Typed};
 use super::session::{Connection, Cursor};
@@ -47,6 +47,13 @@ pub struct Standing {
     pub first: Option<String>,
 }
 
+impl Standing {
+    /// The numbers of the columns that updates set.
+    pub fn changed_numbers(&self) -> Vec<i16> {
+        self.changed.iter().filter_map(|place| self.shape.columns.get(*place)).map(|column| column.number).collect()
+    }
+}
+
 /// What the first pass over the images finds.
 #[derive(Default)]
 struct Survey {
@@ -63,9 +70,14 @@ struct Survey {
 /// # Errors
 /// WG007 where the table is not what it was; WG008 for images that cannot be read; otherwise what reading and locking rows
 /// raises.
-pub fn compare(change: i64, shape: Shape, naming: Naming, purpose: Purpose<'_>) -> Result<Standing, Failure> {
+pub fn compare(change: i64, table: Table, purpose: Purpose<'_>) -> Result<Standing, Failure> {
+    let Table { shape, naming, rows } = table;
     let settings = Fixed::settings(&shape.columns)?;
     let mut images = Images::read(change, &shape, &naming.key(&shape)?)?;
+    if images.count() != rows {
+        // The worker has begun to delete them.
+        return Err(Change::missing(change).into());
+    }
     let memory = text::per_row_memory();
     let mut comparison = Comparison { change, shape: &shape, naming, memory };
     let (mut keys, survey) = comparison.keys(&mut images)?;
@@ -202,7 +214,7 @@ impl Comparison<'_> {
         );
         if put_back && survey.moves {
             // The row that has the key now may be one that gives it back.
-            let same = self.shape.has_same_key("j", "i");
+            let same = self.shape.same_key(|place, _| format!("j.k{place}"), |place, _| format!("i.k{place}"));
             sql.push_str(&format!(" AND NOT EXISTS (SELECT FROM {ROWS} AS j WHERE j.moves AND {same})"));
         }
         sql.push_str(" ORDER BY i.n");

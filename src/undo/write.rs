@@ -9,6 +9,9 @@ use crate::raise::Failure;
 /// The name of all set-aside rows, where [`ROWS`] is one of them at a time.
 const ALL_ROWS: &str = "writeguard_all_rows";
 
+/// The same for those that are to be removed.
+const REMAINING: &str = "writeguard_remaining_rows";
+
 /// The statements for one table.
 struct Statements<'a> {
     shape: &'a Shape,
@@ -51,10 +54,79 @@ const ORDER: [i32; 3] = [REMOVE, CHANGE, PUT_BACK];
 
 /// Writes all tables' rows. Gives for each how many it wrote.
 ///
+/// Foreign keys look at what was written when all of it is. Their actions would come too late then where one row has got
+/// the key that another one gives back: whoever refers to the one would follow the other. Such tables are written first,
+/// and what refers to them follows at once, as it did when they were changed.
+///
 /// # Errors
 /// Whatever triggers, constraints and privileges have to say.
 pub fn write(tables: &[Standing]) -> Result<Vec<u64>, Failure> {
-    together(|| tables.iter().map(write_table).collect())
+    let mut written = vec![0; tables.len()];
+    let mut first = Vec::new();
+    for (place, table) in tables.iter().enumerate() {
+        if passes_keys_on(table)? {
+            first.push(place);
+        }
+    }
+    let is_first: Vec<bool> = (0..tables.len()).map(|place| first.contains(&place)).collect();
+    while !first.is_empty() {
+        let waits = |place: &usize| {
+            first.iter().any(|other| other != place && tables[*place].shape.refers_to(&tables[*other].shape))
+        };
+        let next = first.iter().position(|place| !waits(place)).unwrap_or(0);
+        let place = first.remove(next);
+        written[place] = together(|| write_table(&tables[place]))?;
+    }
+    together(|| {
+        for (place, table) in tables.iter().enumerate().filter(|(place, _)| !is_first[*place]) {
+            written[place] = write_table(table)?;
+        }
+        Ok(())
+    })?;
+    Ok(written)
+}
+
+/// Whether a row gets a key that another one has now, and foreign keys have actions on that.
+fn passes_keys_on(table: &Standing) -> Result<bool, Failure> {
+    let shape = &table.shape;
+    let (changed, keys): (Vec<i16>, Vec<i16>) =
+        (table.changed_numbers(), shape.key.iter().map(|key| key.number).collect());
+    let others: Vec<i16> = changed.iter().copied().filter(|number| !keys.contains(number)).collect();
+    if shape.is_acted_on(&others) {
+        return Ok(true);
+    }
+    let [_, changes, removes] = table.planned;
+    let moves = changes > 0 && keys.iter().any(|key| changed.contains(key));
+    if !shape.has_dependents() || !moves && removes == 0 {
+        return Ok(false);
+    }
+    let after = |row: &'static str| {
+        move |place: usize, column: &Column| {
+            let written = shape.columns.iter().position(|one| one.number == column.number).unwrap_or(usize::MAX);
+            match changed_at(table, written) {
+                true => format!("CASE {row}.op WHEN {CHANGE} THEN {row}.c{written} ELSE {row}.k{place} END"),
+                false => format!("{row}.k{place}"),
+            }
+        }
+    };
+    let now = |row: &'static str| move |place: usize, _: &Column| format!("{row}.k{place}");
+    let sql = format!(
+        "SELECT 1 FROM {ROWS} AS i JOIN {ROWS} AS j ON {} WHERE i.op OPERATOR(pg_catalog.<>) {PUT_BACK} \
+         AND j.op OPERATOR(pg_catalog.<>) {REMOVE} AND (i.op OPERATOR(pg_catalog.=) {REMOVE} OR NOT ({})) LIMIT 1",
+        shape.same_key(now("i"), after("j")),
+        shape.same_key(now("i"), after("i")),
+    );
+    let connection = Connection::open()?;
+    connection.show(ROWS, &table.rows);
+    let mut cursor = connection.query(&sql)?;
+    let found = cursor.peek()?.is_some();
+    cursor.close()?;
+    connection.close()?;
+    Ok(found)
+}
+
+fn changed_at(table: &Standing, place: usize) -> bool {
+    table.changed.contains(&place)
 }
 
 fn write_table(table: &Standing) -> Result<u64, Failure> {
@@ -62,32 +134,56 @@ fn write_table(table: &Standing) -> Result<u64, Failure> {
         return Ok(0);
     }
     let statements = Statements { shape: &table.shape, changed: &table.changed, inserted: &table.inserted };
-    let numbers: Vec<i16> = table.changed.iter().map(|place| table.shape.columns[*place].number).collect();
-    if table.shape.may_collide(&numbers) {
-        return row_by_row(table, &statements);
-    }
     let connection = Connection::open()?;
-    connection.show(ROWS, &table.rows);
-    let mut written = 0;
-    for operation in ORDER {
-        if table.planned[operation as usize - 1] > 0 {
-            written += connection.run(connection.plan(&statements.of(operation))?)?;
+    let mut written = [0; 3];
+    if table.shape.may_collide(&table.changed_numbers()) {
+        row_by_row(&connection, table, &statements, &mut written)?;
+    } else {
+        connection.show(ROWS, &table.rows);
+        for operation in ORDER {
+            let place = operation as usize - 1;
+            if table.planned[place] > 0 {
+                written[place] = connection.run(connection.plan(&statements.of(operation))?)?;
+            }
         }
     }
+    let [put_back, changed, mut removed] = written;
+    let planned = table.planned[REMOVE as usize - 1];
+    if removed < planned {
+        // A foreign key's action may have removed some before.
+        removed = planned.saturating_sub(remaining(&connection, table)?);
+    }
     connection.close()?;
-    Ok(written)
+    Ok(put_back + changed + removed)
+}
+
+/// How many of the rows that are to be removed are still there.
+fn remaining(connection: &Connection, table: &Standing) -> Result<u64, Failure> {
+    connection.show(REMAINING, &table.rows);
+    let sql = format!(
+        "SELECT pg_catalog.count(*) FROM {REMAINING} AS i JOIN {} AS t ON {} WHERE i.op OPERATOR(pg_catalog.=) {REMOVE}",
+        table.shape.sql(),
+        table.shape.has_key("t", "i")
+    );
+    let mut cursor = connection.query(&sql)?;
+    let count = cursor.values()?.and_then(|row| row.first().copied().flatten()).map_or(0, |count| count.value() as u64);
+    cursor.close()?;
+    Ok(count)
 }
 
 /// Two rows may have swapped what must be unique. They went there one by one without ever colliding, so they can go back
-/// the same way.
-fn row_by_row(table: &Standing, statements: &Statements<'_>) -> Result<u64, Failure> {
-    let connection = Connection::open()?;
+/// the same way: last change first.
+fn row_by_row(
+    connection: &Connection,
+    table: &Standing,
+    statements: &Statements<'_>,
+    written: &mut [u64; 3],
+) -> Result<(), Failure> {
     let mut one = table.rows.like();
     connection.show(ROWS, &one);
     connection.show(ALL_ROWS, &table.rows);
     let mut plans: [Option<Plan>; 3] = [None; 3];
     let mut cursor = connection.query(&format!("SELECT * FROM {ALL_ROWS} AS i ORDER BY i.last DESC"))?;
-    let mut written = 0;
     while let (Some(tuple), Some(operation)) = (cursor.peek()?, operation_of(&mut cursor)?) {
         check_interrupts()?;
         one.clear();
@@ -98,13 +194,12 @@ fn row_by_row(table: &Standing, statements: &Statements<'_>) -> Result<u64, Fail
             Some(plan) => plan,
             None => *plans[place].insert(connection.plan(&statements.of(operation))?),
         };
-        written += connection.run(plan)?;
+        written[place] += connection.run(plan)?;
         cursor.advance();
     }
     cursor.close()?;
-    connection.close()?;
     one.end();
-    Ok(written)
+    Ok(())
 }
 
 fn operation_of(cursor: &mut Cursor) -> Result<Option<i32>, Failure> {

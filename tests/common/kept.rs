@@ -6,43 +6,6 @@ use postgres::Client;
 
 use crate::common::{Database, Refusal, Server, expect_refusal};
 
-/// Stands in for the capture: AFTER triggers that keep images.
-const CAPTURE: &str = r#"
-CREATE FUNCTION public.test_keep() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-DECLARE
-    b jsonb := '{}'; a jsonb := '{}'; name text; was text; now text; is_key boolean; root oid := TG_ARGV[0]::oid;
-BEGIN
-    IF current_setting('test.change', true) IS NULL OR current_setting('test.change', true) = '' THEN
-        RETURN NULL;
-    END IF;
-    FOR name, is_key IN
-        SELECT attname, attnum = ANY (SELECT unnest(indkey) FROM pg_index WHERE indrelid = root AND indisprimary)
-        FROM pg_attribute WHERE attrelid = root AND attnum > 0 AND NOT attisdropped
-    LOOP
-        EXECUTE format('SELECT ($1).%I::text', name) INTO was USING OLD;
-        IF TG_OP = 'DELETE' THEN
-            b := b || jsonb_build_object(name, was);
-        ELSE
-            EXECUTE format('SELECT ($1).%I::text', name) INTO now USING NEW;
-            IF is_key OR was IS DISTINCT FROM now THEN
-                b := b || jsonb_build_object(name, was);
-                a := a || jsonb_build_object(name, now);
-            END IF;
-        END IF;
-    END LOOP;
-    INSERT INTO writeguard.image (change, number, relation, operation, before, after)
-        VALUES (current_setting('test.change')::bigint, nextval('public.test_number'), root, lower(TG_OP), b,
-                CASE TG_OP WHEN 'UPDATE' THEN a END);
-    INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes, columns)
-        VALUES (current_setting('test.change')::bigint, root, root::regclass::text, lower(TG_OP), 1, 0,
-                (SELECT jsonb_object_agg(attname, attnum) FROM pg_attribute
-                 WHERE attrelid = root AND attnum > 0 AND NOT attisdropped))
-        ON CONFLICT (change, relation, operation) DO UPDATE SET rows = change_relation.rows + 1;
-    RETURN NULL;
-END $$;
-CREATE SEQUENCE public.test_number;
-"#;
-
 pub struct Bed {
     pub db: Database,
     pub admin: Client,
@@ -51,24 +14,12 @@ pub struct Bed {
 }
 
 impl Bed {
-    pub fn new(setup: &str, tables: &[&str]) -> Bed {
+    pub fn new(setup: &str) -> Bed {
         let db = Server::shared().database();
         let mut bed = Bed { admin: db.admin(), reader: db.admin(), db };
-        bed.run(CAPTURE);
         bed.run(setup);
-        for table in tables {
-            bed.keep(table);
-        }
+        bed.run("SELECT writeguard.set_policy('kept', undo => '1 day')");
         bed
-    }
-
-    /// Rows of the table are kept from now on.
-    #[track_caller]
-    pub fn keep(&mut self, table: &str) {
-        self.run(&format!(
-            "DO $$ BEGIN EXECUTE format('CREATE TRIGGER aa_keep AFTER UPDATE OR DELETE ON {table} FOR EACH ROW \
-             EXECUTE FUNCTION public.test_keep(%L)', '{table}'::regclass::oid); END $$"
-        ));
     }
 
     #[track_caller]
@@ -78,20 +29,19 @@ impl Bed {
         }
     }
 
-    /// Runs a statement whose rows are kept, and gives the number of the change.
+    /// Runs a statement whose rows are kept, or several as one, and gives the number of the change.
     #[track_caller]
     pub fn change(&mut self, sql: &str) -> i64 {
-        let id: i64 = self
-            .admin
-            .query_one(
-                "INSERT INTO writeguard.change_statement (changed_at, xid, login, role, statement, kept_until)
-                 VALUES (now(), pg_current_xact_id(), 'x', 'x', $1, now() + '1 day') RETURNING id",
-                &[&sql],
-            )
-            .expect("a change")
-            .get(0);
-        self.run(&format!("SET test.change = {id}; {sql}; RESET test.change"));
-        id
+        let last = "SELECT COALESCE(max(id), 0) FROM writeguard.change_statement";
+        let id = |bed: &mut Bed| bed.reader.query_one(last, &[]).expect("a number").get::<_, i64>(0);
+        let before = id(self);
+        let sql = if sql.contains(';') { format!("DO $change$ BEGIN {sql}; END $change$") } else { sql.to_owned() };
+        self.run("SET writeguard.capture_undo = on");
+        self.run(&sql);
+        self.run("SET writeguard.capture_undo = off");
+        let change = id(self);
+        assert_ne!(change, before, "{sql}: nothing was kept");
+        change
     }
 
     /// The rows of a query in the second session, as text.
