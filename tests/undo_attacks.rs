@@ -38,7 +38,7 @@ fn nobody_undoes_before_it_is_granted() {
     grant_undo(&mut bed, &role);
     assert_eq!(undo(&mut anna, &format!("{change}")), one("public.orders", 6, 0));
     let by = bed.rows("SELECT undone_by FROM writeguard.change_statement WHERE undone_at IS NOT NULL");
-    assert_eq!(by, [role.clone()]);
+    assert_eq!(by, std::slice::from_ref(&role));
     assert_eq!(bed.rows("SELECT login FROM writeguard.event WHERE kind = 'undone'"), [role]);
 }
 
