@@ -440,6 +440,9 @@ pub fn release(level: i32) {
 /// The transaction is over, and its memory goes.
 pub fn end_transaction() {
     let state = state();
+    if state.store.is_null() && state.lost.is_empty() && state.tables.is_empty() && state.undo.is_none() {
+        return;
+    }
     state.store = ptr::null_mut();
     state.descriptor = ptr::null_mut();
     state.next = 0;
