@@ -29,9 +29,14 @@ SELECT writeguard.request(event => 3, reason => 'OPS-7: customer left') AS reque
 -- What Bert sees.
 \c - council_bert
 \x on
-SELECT id, requested_by, role, reason, statement, parameters, rows, relations, samples, policies,
+SELECT id, requested_by, role, reason, statement, parameters, rows, relations, policies,
        approvals_needed, approved_by, asks
 FROM writeguard.pending;
+\x off
+SELECT s->>'relation' AS relation, s->>'operation' AS operation, jsonb_array_length(s->'before') AS rows, s->'before'->0 AS first
+FROM writeguard.pending, jsonb_array_elements(samples) AS s;
+\x on
+
 SELECT writeguard.approve(:request, comment => 'seen');
 SELECT writeguard.approve(:request);
 
