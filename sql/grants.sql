@@ -24,5 +24,7 @@ GRANT SELECT ON writeguard.event, writeguard.event_queue, writeguard.rate_slots 
 GRANT SELECT ON writeguard.stat, writeguard.stat_slots TO pg_monitor;
 GRANT EXECUTE ON FUNCTION writeguard.stat_numbers(), writeguard.stat_counters() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION writeguard.queue_counters(), writeguard.rate_counters() TO pg_monitor;
+GRANT SELECT ON writeguard.event_totals, writeguard.rate_budgets TO pg_monitor;
+GRANT EXECUTE ON FUNCTION writeguard.event_numbers(), writeguard.rate_numbers() TO pg_monitor;
 -- Last, because it tells sessions that found no extension here to look again.
 GRANT USAGE ON SCHEMA writeguard TO PUBLIC;

@@ -6,6 +6,7 @@ use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 use crate::error::Error;
 use crate::event::memory;
+use crate::ffi;
 use crate::raise::Failure;
 
 /// The arguments of a call.
@@ -102,6 +103,17 @@ pub type Returns = Result<Option<pg_sys::Datum>, Failure>;
 /// A value as a function's result.
 pub fn value(value: impl IntoDatum) -> Returns {
     Ok(value.into_datum())
+}
+
+/// A number as SQL has it.
+pub fn bigint(number: u64) -> Option<pg_sys::Datum> {
+    i64::try_from(number).unwrap_or(i64::MAX).into_datum()
+}
+
+/// Text as SQL has it, in the database's encoding.
+pub fn text(text: &str) -> Option<pg_sys::Datum> {
+    // SAFETY: a C string, which is copied.
+    Some(pg_sys::Datum::from(unsafe { pg_sys::cstring_to_text(ffi::encode(text)) }))
 }
 
 /// Runs a function's body where the library was preloaded.

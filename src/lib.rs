@@ -2,7 +2,7 @@
 //!
 //! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps
 //! the record, `stat` what statements change, `review` is the people's side, `undo` puts rows back, `worker` stores what
-//! must survive a rollback.
+//! must survive a rollback, `monitor` is what monitoring reads.
 
 // Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
 #![allow(clippy::missing_safety_doc)]
@@ -15,6 +15,7 @@ mod expectation;
 mod ffi;
 mod function;
 mod guard;
+mod monitor;
 mod owner;
 mod policy;
 mod process;
@@ -39,6 +40,7 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/keys.sql", name = "keys", requires = ["execute"]);
 ::pgrx::extension_sql_file!("../sql/documents.sql", name = "documents", requires = ["keys"]);
 ::pgrx::extension_sql_file!("../sql/stat.sql", name = "stat", requires = ["documents"]);
+::pgrx::extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents", "stat"]);
 ::pgrx::extension_sql_file!("../sql/undo.sql", name = "undo", requires = ["functions"]);
 ::pgrx::extension_sql_file!("../sql/undo_functions.sql", name = "undo_functions", requires = ["undo"]);

@@ -15,8 +15,9 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 use pgrx::{PgLogLevel, ereport};
 
+use crate::event::record::Kind;
 use crate::event::serve::{self, Taken};
-use crate::event::{keep, prune, queue, store, throttle};
+use crate::event::{keep, prune, queue, store, throttle, totals};
 use crate::process::{connect, exists, handle_signals, start};
 use crate::pruner::Sender;
 use crate::{ffi, stat};
@@ -162,11 +163,11 @@ fn recover() {
 
 /// Stores a batch in one transaction: the events' common commit is what makes many refusals cheap.
 fn store_batch(buffer: &[u8], taken: &[Taken]) {
-    BackgroundWorker::transaction(|| {
+    let sent = BackgroundWorker::transaction(|| {
         if !lock_tables() {
             // Dropped with its tables meanwhile; the server log has the events.
             taken.iter().filter(|one| !one.bytes.is_empty()).for_each(|_| queue::count_unqueued());
-            return;
+            return Vec::new();
         }
         Spi::connect_mut(|client| {
             for one in taken {
@@ -195,9 +196,25 @@ fn store_batch(buffer: &[u8], taken: &[Taken]) {
                 serve::storing(one, transaction, id);
                 must(client.update(NOTIFY, None, &[id.into()]).map(|_| ()));
             }
-            must(client.update(SERVE_OUTBOX, None, &[]).map(|_| ()));
-        });
+            serve_outbox(client)
+        })
     });
+    for (kind, policy) in sent {
+        totals::count(kind, policy.as_deref());
+    }
+}
+
+/// Sends the notifications of events that were committed by others; gives the kinds and policies of these.
+fn serve_outbox(client: &mut SpiClient<'_>) -> Vec<(Kind, Option<String>)> {
+    let mut sent = Vec::new();
+    must(client.update(SERVE_OUTBOX, None, &[]).and_then(|rows| {
+        for row in rows {
+            let kind = row.get::<String>(2)?.and_then(|word| Kind::of_word(&word));
+            sent.extend(kind.zip(Some(row.get(3)?)));
+        }
+        Ok(())
+    }));
+    sent
 }
 
 /// Locks what a batch writes to, without ever waiting for one lock while it holds another: whoever drops the extension
@@ -294,5 +311,6 @@ const NOTIFY: &str = "SELECT pg_catalog.pg_notify('writeguard', \
 /// Sends the notifications of events that were written in transactions of their own.
 const SERVE_OUTBOX: &str = "WITH sent AS (DELETE FROM writeguard.outbox RETURNING event) \
      SELECT pg_catalog.pg_notify('writeguard', \
-     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', pg_catalog.left(e.policy, 500))::pg_catalog.text) \
+     pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', pg_catalog.left(e.policy, 500))::pg_catalog.text), \
+     e.kind, e.policy \
      FROM sent JOIN writeguard.event AS e ON e.id OPERATOR(pg_catalog.=) sent.event ORDER BY e.id";

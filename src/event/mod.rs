@@ -4,7 +4,8 @@
 //! through `queue`, in shared memory, to the background worker, and the refused client waits until it is on disk. What
 //! belongs to a write that happens goes through `store` into the write's own transaction; what is worth knowing of a
 //! transaction, but must not hinder it, waits in `at_commit` and is queued with the commit. `keep` carries the queue
-//! over a restart. `prune` deletes what is older than the retention, `rounds` says which database is next. The server log has every event before anything else. Not promised: an event that waits in the queue
+//! over a restart. `prune` deletes what is older than the retention, `rounds` says which database is next. `totals` counts, for
+//! monitoring. The server log has every event before anything else. Not promised: an event that waits in the queue
 //! when the whole server crashes is in the log only.
 
 pub mod at_commit;
@@ -17,3 +18,4 @@ pub mod rounds;
 pub mod serve;
 pub mod store;
 pub mod throttle;
+pub mod totals;

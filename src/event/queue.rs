@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 
 use super::memory::{self, Entry, Locked, Phase, set_latch};
 use super::record::Event;
+use super::totals;
 use crate::ffi;
 use crate::raise::log_line;
 use crate::settings;
@@ -165,6 +166,12 @@ pub fn wait(ticket: Ticket) -> Result<Option<i64>, ffi::Foreign> {
 
 /// Logs and queues an event that nobody waits for.
 pub fn record(event: &Event) {
+    totals::count_event(event);
+    record_counted(event);
+}
+
+/// The same with one that stands for others, which were counted when they happened.
+pub fn record_counted(event: &Event) {
     event.log();
     // SAFETY: a static. Without a postmaster nobody would ever store it.
     if unsafe { pg_sys::IsUnderPostmaster } {
@@ -178,6 +185,7 @@ pub fn record(event: &Event) {
 /// Logs and queues an event that must survive the rollback, and waits for it; gives its id when it is stored in time.
 pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
     event.log();
+    totals::count_event(event);
     // SAFETY: a static. Without a postmaster nobody would ever store it.
     if !unsafe { pg_sys::IsUnderPostmaster } {
         return Ok(None);
@@ -214,9 +222,15 @@ pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::Foreign> {
     let Some(ticket) = enqueue(event)? else { return Ok(Record::Withdrawn) };
     let waited = wait(ticket);
     if let Ok(Some(id)) = waited {
+        if id > 0 {
+            totals::count_event(event);
+        }
         return Ok(if id > 0 { Record::Stored } else { Record::Withdrawn });
     }
     let withdrawn = withdraw(ticket);
+    if !withdrawn {
+        totals::count_event(event);
+    }
     waited?;
     Ok(if withdrawn { Record::Withdrawn } else { Record::Late })
 }

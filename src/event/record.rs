@@ -31,6 +31,35 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them, each at the place of its number.
+    pub const ALL: [Kind; 15] = [
+        Kind::Blocked,
+        Kind::Warned,
+        Kind::Observed,
+        Kind::Overridden,
+        Kind::ExpectationFailed,
+        Kind::Requested,
+        Kind::Approved,
+        Kind::Rejected,
+        Kind::Revoked,
+        Kind::TokenRefused,
+        Kind::BreakGlass,
+        Kind::PolicyChanged,
+        Kind::Uncovered,
+        Kind::Disabled,
+        Kind::Undone,
+    ];
+
+    /// The kind as the table has it.
+    pub fn word(self) -> String {
+        serde_json::to_value(self).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// The kind that the table calls so.
+    pub fn of_word(word: &str) -> Option<Self> {
+        serde_json::from_value(word.into()).ok()
+    }
+
     /// The first words of the log line.
     fn headline(self) -> &'static str {
         match self {
@@ -192,5 +221,20 @@ impl Event {
             text.push_str(&format!(" … ({whole} bytes in all, see the server log)"));
         }
         event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_place_and_its_word() {
+        for (place, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, place);
+            assert_eq!(Kind::of_word(&kind.word()), Some(kind));
+        }
+        assert_eq!(Kind::BreakGlass.word(), "break_glass");
+        assert_eq!(Kind::of_word("Blocked"), None);
     }
 }

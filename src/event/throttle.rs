@@ -12,6 +12,7 @@ use pgrx::pg_sys;
 use super::memory::{self, Locked};
 use super::queue;
 use super::record::Event;
+use super::totals;
 use crate::ffi::Backend;
 use crate::settings;
 
@@ -143,11 +144,12 @@ pub fn record(event: &Event) {
         }
     });
     if let Some(over) = over.as_ref().and_then(summary) {
-        queue::record(&over);
+        queue::record_counted(&over);
     }
     if store {
         queue::record(event);
     } else {
+        totals::count_event(event);
         // SAFETY: an atomic in shared memory.
         unsafe { &(*memory.table).left_out }.fetch_add(1, Ordering::Relaxed);
     }

@@ -14,7 +14,7 @@ use super::statement::Frame;
 use super::{
     block, book, capture, count, ddl, decide, expect, lift, observe, rate_memory, statement, tally, watch, write,
 };
-use crate::event::{at_commit, keep, memory, queue, store, throttle};
+use crate::event::{at_commit, keep, memory, queue, store, throttle, totals};
 use crate::expectation;
 use crate::ffi::{self, Backend};
 use crate::policy::catalog;
@@ -302,6 +302,7 @@ unsafe extern "C-unwind" fn shmem_request() {
         memory::request();
         rate_memory::request();
         throttle::request();
+        totals::request();
         stat::memory::request();
     }
 }
@@ -314,6 +315,7 @@ unsafe extern "C-unwind" fn shmem_startup() {
         }
         rate_memory::startup();
         throttle::startup();
+        totals::startup();
         if stat::memory::startup() && !pg_sys::IsUnderPostmaster {
             stat::store::startup();
         }

@@ -211,6 +211,25 @@ impl Pinned {
     }
 }
 
+/// The buckets of this database that are not full: whose they are, and when they are full.
+pub fn of_this_database() -> Vec<(Owner, u64)> {
+    let Some(table) = table() else { return Vec::new() };
+    // SAFETY: a static of this process; owners are read under the lock, which is held for no more than that.
+    unsafe {
+        let (database, now) = (pg_sys::MyDatabaseId, now());
+        let mut found = Vec::with_capacity((*table.header).buckets as usize);
+        pg_sys::LWLockAcquire(table.lock, pg_sys::LWLockMode::LW_SHARED);
+        found.extend((0..(*table.header).buckets as usize).filter_map(|place| {
+            let bucket = table.bucket(place)?;
+            let full_at = bucket.full_at.load(Ordering::Acquire);
+            let is_ours = bucket.number.load(Ordering::Acquire) != 0 && bucket.owner.database == database;
+            (is_ours && full_at > now).then_some((bucket.owner, full_at))
+        }));
+        pg_sys::LWLockRelease(table.lock);
+        found
+    }
+}
+
 /// Buckets that there is room for, buckets in use that are not full, and writes that found no room.
 pub fn counters() -> [u64; 3] {
     let Some(table) = table() else { return [0; 3] };

@@ -207,6 +207,14 @@ pub fn installed() -> Result<bool, Foreign> {
     Ok(policies()?.installed)
 }
 
+/// The policies with a rate, in force or not.
+///
+/// # Errors
+/// What waiting for the policy table's lock may raise.
+pub fn with_rates() -> Result<Vec<Rc<Loaded>>, Foreign> {
+    Ok(policies()?.loaded.iter().filter(|loaded| loaded.policy.rate.is_some()).cloned().collect())
+}
+
 /// Whether no policy that names the table, in force or not, keeps its rows out of requests.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::memory::{self, Numbers};
 use super::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
 use crate::error::Error;
 use crate::ffi;
-use crate::function::{Arguments, Returns, sql_function};
+use crate::function::{Arguments, Returns, bigint, sql_function, text};
 use crate::policy::relation::{never_covered, relation_of, role_oid};
 use crate::session::role_name;
 use crate::words::{RelationName, ascii_json, count};
@@ -39,17 +39,6 @@ pub fn of_this_database() -> Vec<Numbers> {
     // SAFETY: a static of this process.
     let database = unsafe { pg_sys::MyDatabaseId };
     memory::numbers(|key| key.database == database)
-}
-
-/// A number as SQL has it.
-pub fn bigint(number: u64) -> Option<pg_sys::Datum> {
-    i64::try_from(number).unwrap_or(i64::MAX).into_datum()
-}
-
-/// Text as SQL has it, in the database's encoding.
-fn text(text: &str) -> Option<pg_sys::Datum> {
-    // SAFETY: a C string, which is copied.
-    Some(pg_sys::Datum::from(unsafe { pg_sys::cstring_to_text(ffi::encode(text)) }))
 }
 
 /// JSON as SQL has it, whatever the database's encoding is.

@@ -403,7 +403,8 @@ pub fn make_directory() -> PathBuf {
     PathBuf::from(run(server_command("mktemp").arg("-d").arg(temp.join(format!("pgwg-{}", "X".repeat(6))))))
 }
 
-fn free_port() -> u16 {
+/// A port of this machine that nobody listens on now.
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("no free port");
     listener.local_addr().expect("the port's address").port()
 }
