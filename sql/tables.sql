@@ -91,6 +91,8 @@ COMMENT ON COLUMN writeguard.event.rows_estimated IS 'what the planner expected;
 COMMENT ON COLUMN writeguard.event.approval IS 'the request whose token was used';
 CREATE INDEX event_occurred_at ON writeguard.event (occurred_at);
 CREATE INDEX event_login ON writeguard.event (login, id);
+CREATE INDEX event_policy ON writeguard.event (policy, id);
+CREATE INDEX event_relation ON writeguard.event (relation, id);
 CREATE INDEX event_approval ON writeguard.event (approval) WHERE approval IS NOT NULL;
 
 CREATE TABLE writeguard.outbox (

@@ -325,7 +325,7 @@ fn without_the_process_that_stores_its_event_there_is_no_token() {
     settled(&mut stage.admin);
     let of = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'pg_writeguard%' AND datname IS NOT NULL";
     wait_until(30, || stage.number(of) == 0);
-    let launcher = stage.number("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'pg_writeguard%'");
+    let launcher = stage.number("SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_writeguard launcher'");
     signal(launcher, "STOP");
     let refusal = expect_refusal(client.batch_execute(BREAK));
     signal(launcher, "CONT");
