@@ -4,7 +4,7 @@ mod common;
 #[path = "common/limits.rs"]
 mod limits;
 
-use common::expect_refusal;
+use common::{Server, expect_refusal};
 use limits::{Bed, SIX};
 use serde_json::{Value, json};
 
@@ -355,6 +355,15 @@ fn many_rows_do_not_have_to_fit_into_memory() {
                    AND before ->> 'v' = '0'";
     assert_eq!(bed.number(right), 50000);
     assert_eq!(bed.number("SELECT count(DISTINCT number) FROM writeguard.image"), 50000);
+    // Nor do those of an undo, nor of a statement that was not overridden in the end; and no file of theirs is left open.
+    bed.passes("SELECT * FROM writeguard.undo(1)");
+    bed.passes("BEGIN; RESET writeguard.override; UPDATE t SET v = 2 WHERE id <= 2; COMMIT");
+    let log = Server::shared().log();
+    assert!(
+        !log.contains("temporary file leak"),
+        "{}",
+        log.lines().filter(|line| line.contains("leak")).collect::<String>()
+    );
 }
 
 #[test]

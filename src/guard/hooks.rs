@@ -336,6 +336,12 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
                 if lift::has_lifts() || undo::keep::any() {
                     raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
                 }
+                if undo::keep::any() {
+                    raise(guarded(|| {
+                        undo::keep::close();
+                        Ok(())
+                    }));
+                }
                 if event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE && at_commit::any() {
                     raise(guarded(|| Ok(at_commit::before_prepare()?)));
                 }

@@ -437,6 +437,16 @@ pub fn release(level: i32) {
     state.lost.iter_mut().filter(|lost| lost.level >= level).for_each(|lost| lost.level = level - 1);
 }
 
+/// The transaction commits, and what is kept was stored or is not needed. The file is closed here, because PostgreSQL
+/// takes one that is open at a commit for a leak.
+pub fn close() {
+    let state = state();
+    state.spans.clear();
+    let store = core::mem::replace(&mut state.store, ptr::null_mut());
+    // SAFETY: the transaction's own, and nobody reads it now.
+    unsafe { pg_sys::tuplestore_end(store) };
+}
+
 /// The transaction is over, and its memory goes.
 pub fn end_transaction() {
     let state = state();
