@@ -31,6 +31,7 @@ pub fn is_explicit() -> bool {
 ///
 /// # Safety
 /// Called from a plain old frame with the command that is about to run.
+#[inline(never)]
 pub unsafe fn before(command: *const pg_sys::TransactionStmt) {
     // SAFETY: the caller's promise; reads the transaction state.
     let (kind, chains, aborted) = unsafe {

@@ -9,7 +9,9 @@ use rustc_hash::FxHashMap;
 use super::binding::{Binding, Charge};
 use super::budget::{Ledger, MeterId, Place, Serial};
 use super::further::Further;
+use super::narrow::Estimate;
 use super::observe;
+use super::watch::Watch;
 use super::{capture, lift, past, rate, statement};
 use crate::error::Error;
 use crate::ffi::Backend;
@@ -69,8 +71,10 @@ pub fn ledger() -> &'static mut Ledger {
 /// Rows that one node changes in a row, counted here until somebody wants to know the numbers: as long as it is within
 /// every limit, a row costs an increment and not a visit to each of its meters.
 pub struct Tab {
-    /// Whose tab it is: the address of a watch. 0: nobody's.
-    pub owner: usize,
+    /// Whose tab it is; NULL: nobody's.
+    pub owner: *mut Watch,
+    /// The owner's child, where nothing but the tab is to be kept between two of its rows; else NULL.
+    pub child: *mut pg_sys::PlanState,
     /// The owner's result relation that it is for.
     pub index: i32,
     /// Rows that may still be put on it.
@@ -82,7 +86,8 @@ pub struct Tab {
 }
 
 static TAB: Backend<Tab> = Backend::new(Tab {
-    owner: 0,
+    owner: core::ptr::null_mut(),
+    child: core::ptr::null_mut(),
     index: 0,
     left: 0,
     rows: 0,
@@ -99,7 +104,7 @@ pub fn tab() -> &'static mut Tab {
 }
 
 /// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
-pub fn open_tab(owner: usize, index: i32, binding: &Rc<Binding>, operation: Operation, place: Place) {
+pub fn open_tab(watch: &mut Watch, index: i32, binding: &Rc<Binding>, operation: Operation, place: Place) {
     if lift::has_say(place.statement) || lift::is_undoing() || !settings::enabled() {
         return;
     }
@@ -109,14 +114,17 @@ pub fn open_tab(owner: usize, index: i32, binding: &Rc<Binding>, operation: Oper
     }
     let ledger = ledger();
     let left = charges.iter().map(|charge| ledger.left(charge.meter, place.statement)).min().unwrap_or(u64::MAX);
-    *tab() = Tab { owner, index, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
+    let child = if watch.only_counts() { watch.child } else { core::ptr::null_mut() };
+    let owner = core::ptr::from_mut(watch);
+    *tab() = Tab { owner, child, index, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
 }
 
 /// Puts what is on the tab into the meters, and closes it.
 #[inline]
 fn settle() {
     let tab = tab();
-    tab.owner = 0;
+    tab.owner = core::ptr::null_mut();
+    tab.child = core::ptr::null_mut();
     tab.left = 0;
     if tab.rows > 0 {
         settle_rows();
@@ -124,7 +132,7 @@ fn settle() {
 }
 
 /// The owner of a tab goes; its address may be another's soon.
-pub fn close_tab(owner: usize) {
+pub fn close_tab(owner: *mut Watch) {
     if tab().owner == owner {
         settle();
     }
@@ -321,7 +329,7 @@ pub fn roll_back(level: i32) {
 ///
 /// Runs for each row that is not on a tab: no allocation, no lock, nothing that raises, unless a limit is passed.
 #[inline]
-pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, estimate: Option<u64>) -> *mut Raise {
+pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, estimate: Estimate) -> *mut Raise {
     let rows = if lift::is_undoing() { lift::beyond_undo(&binding.name, rows) } else { rows };
     if rows == 0 {
         return core::ptr::null_mut();
@@ -382,7 +390,8 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
 pub fn end_transaction(kept: bool) {
     rate::end_transaction(kept);
     if tab().binding.is_some() {
-        *tab() = Tab { owner: 0, left: 0, rows: 0, binding: None, ..*tab() };
+        let nobodys = core::ptr::null_mut();
+        *tab() = Tab { owner: nobodys, child: core::ptr::null_mut(), left: 0, rows: 0, binding: None, ..*tab() };
     }
     let book = book();
     book.ledger.end_transaction();

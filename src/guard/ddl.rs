@@ -92,7 +92,7 @@ pub fn concerns(tag: pg_sys::NodeTag) -> bool {
 ///
 /// # Safety
 /// Called from a plain old frame, with the command that is about to run.
-#[inline]
+#[inline(never)]
 pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut Raise) {
     let begun = notes().len();
     // SAFETY: the caller's promise.
@@ -173,7 +173,7 @@ pub fn is_of_interest(access: pg_sys::ObjectAccessType::Type) -> bool {
 ///
 /// # Safety
 /// Called from a plain old frame, inside a transaction, with the arguments of `object_access_hook`.
-#[inline]
+#[inline(never)]
 pub unsafe fn accessed(
     access: pg_sys::ObjectAccessType::Type,
     class: pg_sys::Oid,

@@ -302,6 +302,9 @@ pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
 /// The transaction is over.
 pub fn end_transaction() {
     let state = state();
+    if state.lifts.is_empty() && state.granted.is_empty() && state.rehearsals.is_empty() && state.undo.is_none() {
+        return;
+    }
     state.lifts.clear();
     state.granted.clear();
     state.rehearsals.clear();

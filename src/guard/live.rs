@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 use super::binding::Binding;
 use super::book;
 use super::budget::Place;
+use super::narrow::Estimate;
 use super::{capture, lift, observe, past, statement};
 use crate::error::Error;
 use crate::ffi;
@@ -81,8 +82,7 @@ unsafe fn charge_rows(
             }
             _ => Scan::begin(table)?,
         };
-        let estimate = (*(*table).rd_rel).reltuples;
-        let estimate = (estimate >= 0.0).then_some(estimate as u64);
+        let estimate = Estimate::of(f64::from((*(*table).rd_rel).reltuples));
         let (mut result, mut ended) = (Ok(()), false);
         let mut counted = 0;
         let keeps = operation == Operation::Truncate && capture::keeps_truncated(binding);

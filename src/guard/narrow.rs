@@ -46,10 +46,28 @@ pub unsafe fn whole_scans(
 ///
 /// # Safety
 /// A node of a plan that is being run.
-pub unsafe fn estimate(plan: *const pg_sys::Plan) -> Option<u64> {
+pub unsafe fn estimate(plan: *const pg_sys::Plan) -> Estimate {
     // SAFETY: the caller's promise.
-    let rows = unsafe { (*plan).plan_rows };
-    (rows < i64::MAX as f64).then_some(rows as u64)
+    Estimate::of(unsafe { (*plan).plan_rows })
+}
+
+/// Rows that the planner or the catalog expects; made a number only where somebody is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate(f64);
+
+impl Estimate {
+    /// Nobody has an idea.
+    pub const NONE: Self = Self(-1.0);
+
+    /// What the planner or the catalog says.
+    pub fn of(rows: f64) -> Self {
+        Self(rows)
+    }
+
+    /// The number of rows, where it is known and one.
+    pub fn rows(self) -> Option<u64> {
+        (0.0..i64::MAX as f64).contains(&self.0).then_some(self.0 as u64)
+    }
 }
 
 /// Whether a MERGE has an action of that kind that would be taken on every row of a table that it scans whole.
@@ -200,7 +218,7 @@ impl Walk<'_> {
         // SAFETY: as for `visit`.
         if !unsafe { target.is_narrowed()? } {
             // SAFETY: as for `visit`.
-            self.whole.push(WholeScan { table, estimate: unsafe { estimate(plan) } });
+            self.whole.push(WholeScan { table, estimate: unsafe { estimate(plan) }.rows() });
         }
         self.path.pop();
         Ok(true)

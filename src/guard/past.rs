@@ -5,6 +5,7 @@ use super::binding::{Binding, Charge};
 use super::budget::{Past, Place, Serial};
 use super::decide::{self, Attempt};
 use super::further::Charged;
+use super::narrow::Estimate;
 use super::observe::Counted;
 use super::{book, concern, lift, statement};
 use crate::raise::{Failure, Raise, guarded};
@@ -33,7 +34,7 @@ pub fn limit(
     past: Option<Past>,
     rows: u64,
     place: Place,
-    estimate: Option<u64>,
+    estimate: Estimate,
 ) -> *mut Raise {
     if !charge.policy.policy.mode.refuses() {
         return look_on(binding, operation, charge, past, rows, place, estimate);
@@ -54,7 +55,7 @@ pub fn limit(
             meter: charge.meter,
             past,
             place,
-            estimate,
+            estimate: estimate.rows(),
         };
         decided(binding, operation, place.statement, decide::decide(&attempt))?;
         book::lifted(charge.meter, place.statement);
@@ -95,7 +96,7 @@ fn look_on(
     past: Option<Past>,
     rows: u64,
     place: Place,
-    estimate: Option<u64>,
+    estimate: Estimate,
 ) -> *mut Raise {
     guarded(|| {
         let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
@@ -104,7 +105,8 @@ fn look_on(
             past.map(|past| (past, if past == Past::Transaction { Counted::Transaction } else { Counted::Statement }));
         let Some((past, counted)) = own.or(further) else { return Ok(()) };
         let (meter, policy) = (charge.meter, &charge.policy);
-        let attempt = Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate };
+        let attempt =
+            Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate: estimate.rows() };
         note(&attempt, counted, None);
         Ok(())
     })
@@ -141,7 +143,7 @@ pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
 
 /// Refuses rows beyond what was reviewed.
 #[cold]
-pub fn review(binding: &Binding, operation: Operation, place: Place, estimate: Option<u64>) -> *mut Raise {
+pub fn review(binding: &Binding, operation: Operation, place: Place, estimate: Estimate) -> *mut Raise {
     guarded(|| {
         let charges = binding.charges(operation);
         let Some(charge) = charges.iter().find(|charge| charge.policy.policy.mode.refuses()).or(charges.first()) else {
@@ -154,7 +156,7 @@ pub fn review(binding: &Binding, operation: Operation, place: Place, estimate: O
             meter: charge.meter,
             past: Past::Statement,
             place,
-            estimate,
+            estimate: estimate.rows(),
         };
         decided(
             binding,

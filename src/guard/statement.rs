@@ -181,12 +181,20 @@ struct State {
     last_serial: Serial,
     /// Place of the current statement among `all`.
     current: Option<usize>,
+    /// Some of them may wait for their portal.
+    some_wait: bool,
     #[expect(clippy::vec_box, reason = "PostgreSQL keeps pointers to the callbacks inside")]
     all: Vec<Box<Statement>>,
 }
 
-static STATE: Backend<State> =
-    Backend::new(State { touched: false, executed: None, last_serial: 0, current: None, all: Vec::new() });
+static STATE: Backend<State> = Backend::new(State {
+    touched: false,
+    executed: None,
+    last_serial: 0,
+    current: None,
+    some_wait: false,
+    all: Vec::new(),
+});
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded, and nothing below calls back into this file while it holds the reference.
@@ -244,6 +252,9 @@ fn of_portal(state: &mut State, portal: pg_sys::Portal) -> Option<usize> {
     if let Some(place) = state.all.iter().position(|statement| statement.portal == portal) {
         return Some(place);
     }
+    if !state.some_wait {
+        return None;
+    }
     // SAFETY: the outermost portal is running.
     let created = unsafe { (*portal).creation_time };
     let place = state.all.iter().position(|statement| statement.awaits_portal && statement.started == created)?;
@@ -255,8 +266,7 @@ fn of_portal(state: &mut State, portal: pg_sys::Portal) -> Option<usize> {
 const MOST_WAITING: usize = 64;
 
 fn open(state: &mut State, outermost: Outermost) -> usize {
-    let waiting = state.all.iter().filter(|statement| statement.awaits_portal).count();
-    if waiting >= MOST_WAITING {
+    if state.some_wait && state.all.iter().filter(|statement| statement.awaits_portal).count() >= MOST_WAITING {
         let oldest = state.all.iter_mut().filter(|statement| statement.awaits_portal).min_by_key(|one| one.serial);
         oldest.into_iter().for_each(|statement| statement.awaits_portal = false);
     }
@@ -277,6 +287,7 @@ fn open(state: &mut State, outermost: Outermost) -> usize {
     statement.serial = state.last_serial;
     if outermost.portal.is_null() {
         statement.awaits_portal = true;
+        state.some_wait = true;
         // SAFETY: NULL or the string of the message that is being worked on.
         unsafe { keep_text(statement, pg_sys::debug_query_string, -1, 0) };
     } else {
@@ -411,7 +422,9 @@ pub fn between_commands() {
 pub fn end_transaction() -> bool {
     let state = state();
     state.executed = None;
-    state.all.iter_mut().for_each(|statement| statement.awaits_portal = false);
+    if core::mem::replace(&mut state.some_wait, false) {
+        state.all.iter_mut().for_each(|statement| statement.awaits_portal = false);
+    }
     if let Some(current) = state.current
         && state.all[current].portal.is_null()
     {

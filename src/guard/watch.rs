@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use super::binding::Binding;
 use super::book;
 use super::budget::Place;
+use super::narrow::Estimate;
 use crate::ffi::{self, Backend, Opaque};
 use crate::session::Actor;
 use crate::words::Operation;
@@ -73,7 +74,7 @@ pub struct Watch {
     pub deleted: Vec<i64>,
     /// Where rows are charged; set at the first one.
     pub place: Option<Place>,
-    pub estimate: Option<u64>,
+    pub estimate: Estimate,
     pub actor: Actor,
     /// By result relation, in the node's order.
     pub bindings: Vec<Option<Rc<Binding>>>,
@@ -136,7 +137,13 @@ fn find(matches: impl Fn(&Watch) -> bool) -> *mut Watch {
 
 /// A watch to fill in; one that is not in use any more, where there is one.
 pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch> {
-    let blank = Watch {
+    if let Some(mut used) = state().free.pop() {
+        used.kind = kind;
+        used.estate = estate;
+        used.actor = actor;
+        return used;
+    }
+    Box::new(Watch {
         kind,
         estate,
         node: ptr::null_mut(),
@@ -155,20 +162,67 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         moves: false,
         deleted: Vec::new(),
         place: None,
-        estimate: None,
+        estimate: Estimate::NONE,
         actor,
         bindings: Vec::new(),
         callback: pg_sys::MemoryContextCallback::default(),
-    };
-    match state().free.pop() {
-        Some(mut used) => {
-            let bindings = core::mem::take(&mut used.bindings);
-            let remote = core::mem::take(&mut used.remote);
-            let deleted = core::mem::take(&mut used.deleted);
-            *used = Watch { bindings, remote, deleted, ..blank };
-            used
-        }
-        None => Box::new(blank),
+    })
+}
+
+/// Gives a watch back that is not needed, or not any more.
+pub fn put_back(mut watch: Box<Watch>) {
+    watch.empty();
+    state().free.push(watch);
+}
+
+impl Watch {
+    /// As [`fresh`] makes it, but for what that sets and the room in the lists.
+    fn empty(&mut self) {
+        // No `..`: a field that joins has to be thought of here.
+        let Self {
+            kind: _,
+            estate,
+            node,
+            child,
+            child_exec,
+            node_exec,
+            processed,
+            seen,
+            seen_updated,
+            seen_deleted,
+            remote,
+            last,
+            remembers,
+            captures,
+            changed,
+            moves,
+            deleted,
+            place,
+            estimate,
+            actor: _,
+            bindings,
+            callback: _,
+        } = self;
+        *estate = ptr::null_mut();
+        *node = ptr::null_mut();
+        *child = ptr::null_mut();
+        *child_exec = None;
+        *node_exec = None;
+        (*processed, *seen) = (0, 0);
+        (*seen_updated, *seen_deleted) = (0.0, 0.0);
+        remote.clear();
+        *last = ptr::null_mut();
+        (*remembers, *captures, *moves) = (false, false, false);
+        *changed = ptr::null_mut();
+        deleted.clear();
+        *place = None;
+        *estimate = Estimate::NONE;
+        bindings.clear();
+    }
+
+    /// Whether nothing but counting is to be done between two of its node's rows.
+    pub fn only_counts(&self) -> bool {
+        !self.moves && !self.remembers && self.remote.is_empty()
     }
 }
 
@@ -187,19 +241,11 @@ pub unsafe fn activate(mut watch: Box<Watch>) {
 /// The query's memory goes, at its end or after an error.
 unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
     let gone: *mut Watch = argument.cast();
-    book::close_tab(gone.addr());
+    book::close_tab(gone);
     let state = state();
     if let Some(at) = state.active.iter().rposition(|watch| ptr::eq(&raw const **watch, gone)) {
-        let mut watch = state.active.swap_remove(at);
-        watch.bindings.clear();
-        watch.remote.clear();
-        watch.deleted.clear();
-        watch.node = ptr::null_mut();
-        watch.child = ptr::null_mut();
-        watch.last = ptr::null_mut();
-        watch.changed = ptr::null_mut();
-        watch.estate = ptr::null_mut();
-        state.free.push(watch);
+        let watch = state.active.swap_remove(at);
+        put_back(watch);
     }
 }
 

@@ -5,7 +5,6 @@
 //! node's child gets [`count::child`] in front, which runs before each row is fetched.
 
 use core::ptr;
-use std::rc::Rc;
 
 use pgrx::pg_sys;
 
@@ -17,17 +16,14 @@ use super::image;
 use super::narrow::estimate;
 use super::past;
 use super::statement;
-use super::watch::{self, Kind, Remote};
+use super::watch::{self, Kind, Remote, Watch};
 use super::whole::require_where;
 use crate::error::Error;
-use crate::ffi::{Backend, pointers};
+use crate::ffi::pointers;
 use crate::policy::{catalog, relation};
 use crate::raise::{Failure, Raise};
 use crate::session::Actor;
 use crate::words::Operation;
-
-/// Room for the bindings of a plan that is looked at, used again and again.
-static BINDINGS: Backend<Vec<Option<Rc<Binding>>>> = Backend::new(Vec::new());
 
 /// The ModifyTable node of the plan itself, also below custom scans.
 unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableState {
@@ -132,55 +128,29 @@ unsafe fn watch_node(
         let everything = capture::wants_everything();
         let mut covered = everything || routed && catalog::installed()?;
         let mut captures = everything;
-        let mut bindings = core::mem::take(&mut *BINDINGS.get());
-        bindings.clear();
+        let mut watch = watch::fresh(kind, estate, actor);
         for index in 0..relations {
             let binding = book::binding_to_count(relation(index), actor)?;
             captures |= binding.as_ref().is_some_and(|binding| capture::wants(binding, operations));
             covered |= binding.as_ref().is_some_and(|binding| book::is_counted(binding, operations));
-            bindings.push(binding);
+            watch.bindings.push(binding);
         }
         if !covered {
-            *BINDINGS.get() = bindings;
+            watch::put_back(watch);
             return Ok(());
         }
         let child = (*node).ps.lefttree;
         let Some(child_exec) = (!child.is_null()).then(|| (*child).ExecProcNodeReal).flatten() else {
-            let all = (0..relations).zip(&bindings);
+            let all = (0..relations).zip(&watch.bindings);
             let mut all = all.filter_map(|(index, binding)| Some((index, binding.as_ref()?)));
             let reason = "its plan has no rows to count";
-            let counted =
-                all.try_for_each(|(index, binding)| cannot_count(binding, operations, reason, relation(index)));
-            *BINDINGS.get() = bindings;
-            return counted;
+            return all.try_for_each(|(index, binding)| cannot_count(binding, operations, reason, relation(index)));
         };
         if !matches!(kind, Kind::Conflict | Kind::Insert) {
-            require_where(estate, node, operations, &bindings)?;
+            require_where(estate, node, operations, &watch.bindings)?;
         }
-        let mut watch = watch::fresh(kind, estate, actor);
-        core::mem::swap(&mut watch.bindings, &mut bindings);
-        *BINDINGS.get() = bindings;
-        for index in 0..relations {
-            let target = (*node).resultRelInfo.add(index);
-            if (*target).ri_usesFdwDirectModify {
-                let scan = remote_scan(child, (*target).ri_RangeTableIndex);
-                if scan.is_null() {
-                    if is_remote_in_plan((*child).plan, (*target).ri_RangeTableIndex) {
-                        // Pruned when the executor started: it does not run.
-                        continue;
-                    }
-                    let reason = "rows that a foreign server changes cannot be counted here";
-                    if let Some(Some(binding)) = watch.bindings.get(index) {
-                        cannot_count(binding, operations, reason, relation(index))?;
-                    }
-                    continue;
-                }
-                if (*scan).instrument.is_null() {
-                    (*scan).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
-                }
-                let returned = scan == child && !(*plan).returningLists.is_null();
-                watch.remote.push(Remote { index, rows: (*scan).instrument, seen: 0, returned });
-            }
+        if (0..relations).any(|index| (*(*node).resultRelInfo.add(index)).ri_usesFdwDirectModify) {
+            watch_remotely(&mut watch, node, operations)?;
         }
         watch.node = node;
         watch.child = child;
@@ -206,6 +176,45 @@ unsafe fn watch_node(
             (*node).ps.ExecProcNodeReal = Some(count::node);
         }
         watch::activate(watch);
+        Ok(())
+    }
+}
+
+/// Finds where rows are counted that foreign servers change by themselves.
+#[cold]
+#[inline(never)]
+unsafe fn watch_remotely(
+    watch: &mut Watch,
+    node: *mut pg_sys::ModifyTableState,
+    operations: &[Operation],
+) -> Result<(), Failure> {
+    // SAFETY: as for `watch_node`, and the node has a child.
+    unsafe {
+        let plan: *mut pg_sys::ModifyTable = (*node).ps.plan.cast();
+        let child = (*node).ps.lefttree;
+        for (index, binding) in watch.bindings.iter().enumerate() {
+            let target = (*node).resultRelInfo.add(index);
+            if !(*target).ri_usesFdwDirectModify {
+                continue;
+            }
+            let scan = remote_scan(child, (*target).ri_RangeTableIndex);
+            if scan.is_null() {
+                if is_remote_in_plan((*child).plan, (*target).ri_RangeTableIndex) {
+                    // Pruned when the executor started: it does not run.
+                    continue;
+                }
+                if let Some(binding) = binding {
+                    let reason = "rows that a foreign server changes cannot be counted here";
+                    cannot_count(binding, operations, reason, (*(*target).ri_RelationDesc).rd_id)?;
+                }
+                continue;
+            }
+            if (*scan).instrument.is_null() {
+                (*scan).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
+            }
+            let returned = scan == child && !(*plan).returningLists.is_null();
+            watch.remote.push(Remote { index, rows: (*scan).instrument, seen: 0, returned });
+        }
         Ok(())
     }
 }
