@@ -20,9 +20,9 @@ pub struct Charge {
 
 /// A covered relation.
 pub struct Binding {
-    pub relation: RelationName,
+    pub relation: Rc<RelationName>,
     /// The relation's qualified name, as tokens have it.
-    pub name: String,
+    pub name: Rc<str>,
     /// Counts the relation's own rows.
     pub rows: MeterId,
     /// Where its statements are counted for the acting role.
@@ -38,7 +38,8 @@ pub struct Binding {
 impl Binding {
     /// A relation whose rows `rows` counts and whose statements `stat`, with the budgets of each operation in the order of [`Operation::ALL`].
     pub fn new(
-        relation: RelationName,
+        relation: Rc<RelationName>,
+        name: Rc<str>,
         rows: MeterId,
         stat: StatId,
         mut charges: [Vec<Charge>; Operation::ALL.len()],
@@ -60,7 +61,7 @@ impl Binding {
             .filter(|operation| *operation != Operation::Drop)
             .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.undo.is_some()))
             .fold(0, |bits, operation| bits | operation.bit());
-        Self { name: relation.to_sql(), relation, rows, stat, wants_where, keeps, charges }
+        Self { name, relation, rows, stat, wants_where, keeps, charges }
     }
 
     /// The budgets of an operation.
@@ -107,7 +108,7 @@ impl Binding {
         let mut charges = [const { Vec::new() }; Operation::ALL.len()];
         charges[operation as usize] =
             self.charges(operation).iter().filter(|charge| chosen(&charge.policy)).cloned().collect();
-        let (relation, name) = (self.relation.clone(), self.name.clone());
+        let (relation, name) = (Rc::clone(&self.relation), Rc::clone(&self.name));
         Binding {
             relation,
             name,

@@ -38,10 +38,25 @@ struct Book {
     recent: Option<(u32, Actor, Option<Rc<Binding>>)>,
     policies: FxHashMap<Revision, MeterId>,
     /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own.
-    relations: FxHashMap<String, MeterId>,
+    relations: FxHashMap<Rc<str>, MeterId>,
     further: Further,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
     stale: bool,
+}
+
+impl Book {
+    /// A relation's qualified name, and what counts its rows.
+    fn counted(&mut self, relation: &RelationName) -> (Rc<str>, MeterId) {
+        let name: Rc<str> = relation.to_sql().into();
+        match self.relations.get_key_value(&name) {
+            Some((name, meter)) => (Rc::clone(name), *meter),
+            None => {
+                let meter = self.ledger.add(None, None);
+                self.relations.insert(Rc::clone(&name), meter);
+                (name, meter)
+            }
+        }
+    }
 }
 
 static BOOK: Backend<Option<Book>> = Backend::new(None);
@@ -240,8 +255,8 @@ fn reviewed(relation: pg_sys::Oid) -> Option<Rc<Binding>> {
 /// What only counts the rows of a relation.
 fn counting(name: RelationName) -> Rc<Binding> {
     let book = book();
-    let rows = *book.relations.entry(name.to_sql()).or_insert_with(|| book.ledger.add(None, None));
-    Rc::new(Binding::new(name, rows, counters::UNCOUNTED, Default::default()))
+    let (sql, rows) = book.counted(&name);
+    Rc::new(Binding::new(Rc::new(name), sql, rows, counters::UNCOUNTED, Default::default()))
 }
 
 fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<Binding>>> {
@@ -273,12 +288,13 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
         }
     };
     let binding = covering.map(|covering| {
-        let rows = *book.relations.entry(covering.relation.to_sql()).or_insert_with(|| book.ledger.add(None, None));
+        let (name, rows) = book.counted(&covering.relation);
+        let covered = Rc::new(covering.relation);
         let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
         let tree = size::root_of_tree(relation);
         let root = if fractions { tree } else { relation };
-        let counted = if tree == relation { None } else { relation_name(tree) };
-        let stat = counters::place_of(counted.as_ref().unwrap_or(&covering.relation), actor.role());
+        let counted = if tree == relation { None } else { relation_name(tree).map(Rc::new) };
+        let stat = counters::place_of(counted.as_ref().unwrap_or(&covered), actor.role());
         let charges = covering.applying.map(|policies| {
             policies
                 .into_iter()
@@ -291,9 +307,11 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
                 })
                 .collect::<Vec<_>>()
         });
-        Rc::new(Binding::new(covering.relation, rows, stat, charges))
+        Rc::new(Binding::new(covered, name, rows, stat, charges))
     });
-    book.bindings.entry(u32::from(relation)).or_default().push((actor, binding.clone()));
+    // Nearly always there is one role.
+    let answers = book.bindings.entry(u32::from(relation)).or_insert_with(|| Vec::with_capacity(1));
+    answers.push((actor, binding.clone()));
     Ok(binding)
 }
 
@@ -381,7 +399,7 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
     let book = book();
     book.relations
         .iter()
-        .map(|(name, meter)| (name.clone(), book.ledger.in_statement(*meter, statement)))
+        .map(|(name, meter)| (name.to_string(), book.ledger.in_statement(*meter, statement)))
         .filter(|(_, rows)| *rows > 0)
         .collect()
 }

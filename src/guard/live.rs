@@ -13,7 +13,7 @@ use crate::ffi;
 use crate::policy::size;
 use crate::raise::Failure;
 use crate::stat::counters;
-use crate::words::Operation;
+use crate::words::{Operation, RelationName};
 use crate::{session, settings};
 
 /// Charges the rows of a table to the budgets of an operation, and the table alone: partitions and children have rows of
@@ -77,7 +77,7 @@ unsafe fn charge_rows(
                 return Err(Failure::Ours(Error::Undecided {
                     reason: "the rows of a foreign table cannot be counted before TRUNCATE".into(),
                     hint: format!("DELETE FROM {};", binding.name),
-                    relation: Some(binding.relation.clone()),
+                    relation: Some(RelationName::clone(&binding.relation)),
                 }));
             }
             _ => Scan::begin(table)?,

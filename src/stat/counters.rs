@@ -5,6 +5,7 @@
 //! statement is over, and the commonest one, of a single row, costs a few compares and one atomic addition.
 
 use core::sync::atomic::Ordering;
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 use rustc_hash::FxHashMap;
@@ -31,33 +32,39 @@ struct Local {
     /// The last statement that was counted as refused, and as overridden.
     refused: u64,
     overridden: u64,
-    key: Key,
 }
 
 static NOWHERE: Entry = Entry::blank();
 
 struct State {
     locals: Vec<Local>,
-    known: FxHashMap<(RelationName, u32), StatId>,
+    /// Whose they are, and for which role: as many of them as an operation has.
+    tables: Vec<(Rc<RelationName>, pg_sys::Oid)>,
+    known: FxHashMap<(Rc<RelationName>, u32), StatId>,
 }
 
 static STATE: Backend<Option<State>> = Backend::new(None);
 
 fn state() -> &'static mut State {
     // SAFETY: single-threaded; no reference is kept across a call.
-    unsafe { (*STATE.get()).get_or_insert_with(|| State { locals: Vec::new(), known: FxHashMap::default() }) }
+    unsafe {
+        (*STATE.get()).get_or_insert_with(|| State {
+            locals: Vec::new(),
+            tables: Vec::new(),
+            known: FxHashMap::default(),
+        })
+    }
 }
 
 /// The place of a table's counters for a role. Looks nothing up in shared memory yet.
-pub fn place_of(relation: &RelationName, role: pg_sys::Oid) -> StatId {
+pub fn place_of(relation: &Rc<RelationName>, role: pg_sys::Oid) -> StatId {
     let state = state();
-    if let Some(known) = state.known.get(&(relation.clone(), u32::from(role))) {
+    let key = (Rc::clone(relation), u32::from(role));
+    if let Some(known) = state.known.get(&key) {
         return *known;
     }
     let place = state.locals.len();
-    // SAFETY: a static of this process.
-    let database = unsafe { pg_sys::MyDatabaseId };
-    state.locals.extend(Operation::ALL.map(|operation| Local {
+    state.locals.extend(Operation::ALL.map(|_| Local {
         statement: 0,
         rows: 0,
         entry: &NOWHERE,
@@ -65,9 +72,9 @@ pub fn place_of(relation: &RelationName, role: pg_sys::Oid) -> StatId {
         number: u64::MAX,
         refused: 0,
         overridden: 0,
-        key: Key::new(database, role, operation, &relation.schema, &relation.name),
     }));
-    state.known.insert((relation.clone(), u32::from(role)), place);
+    state.tables.push((Rc::clone(relation), role));
+    state.known.insert(key, place);
     place
 }
 
@@ -75,6 +82,7 @@ pub fn place_of(relation: &RelationName, role: pg_sys::Oid) -> StatId {
 pub fn clear() {
     let state = state();
     state.locals.clear();
+    state.tables.clear();
     state.known.clear();
 }
 
@@ -83,18 +91,23 @@ impl Local {
     fn is_current(&self) -> bool {
         self.entry.number.load(Ordering::Relaxed) == self.number
     }
+}
 
-    /// Makes sure that the entry is the key's. False when there is none for it.
-    fn settle(&mut self) -> bool {
-        if self.is_current() {
-            return true;
+impl State {
+    /// A table's counters of an operation, with the entry that is theirs; none where there is none for them.
+    fn settled(&mut self, place: StatId, operation: Operation) -> Option<&mut Local> {
+        let local = self.locals.get_mut(place + operation as usize)?;
+        if !local.is_current() {
+            let (relation, role) = self.tables.get(place / Operation::ALL.len())?;
+            // SAFETY: a static of this process.
+            let database = unsafe { pg_sys::MyDatabaseId };
+            let entry = memory::find(&Key::new(database, *role, operation, &relation.schema, &relation.name))?;
+            local.entry = entry;
+            local.number = entry.number.load(Ordering::Acquire);
+            // What was counted of the running statement was counted elsewhere.
+            local.statement = 0;
         }
-        let Some(entry) = memory::find(&self.key) else { return false };
-        self.entry = entry;
-        self.number = entry.number.load(Ordering::Acquire);
-        // What was counted of the running statement was counted elsewhere.
-        self.statement = 0;
-        true
+        Some(local)
     }
 }
 
@@ -110,15 +123,17 @@ pub fn count(place: StatId, operation: Operation, rows: u64, statement: u64) {
         local.entry.statements[0].fetch_add(1, Ordering::Relaxed);
         return;
     }
-    count_more(local, rows, statement);
+    count_more(state, place, operation, rows, statement);
 }
 
 #[cold]
-fn count_more(local: &mut Local, rows: u64, statement: u64) {
+fn count_more(state: &mut State, place: StatId, operation: Operation, rows: u64, statement: u64) {
+    let Some(local) = state.locals.get(place + operation as usize) else { return };
     let before = if local.statement == statement { local.rows } else { 0 };
-    if rows == 0 || !local.settle() {
+    if rows == 0 {
         return;
     }
+    let Some(local) = state.settled(place, operation) else { return };
     let now = before.saturating_add(rows);
     let is_known = local.statement == statement;
     (local.statement, local.rows) = (statement, now);
@@ -140,9 +155,8 @@ fn count_more(local: &mut Local, rows: u64, statement: u64) {
 
 /// Counts a statement that was refused, once.
 pub fn refused(place: StatId, operation: Operation, statement: u64) {
-    if let Some(local) = state().locals.get_mut(place + operation as usize)
+    if let Some(local) = state().settled(place, operation)
         && local.refused != statement
-        && local.settle()
     {
         local.refused = statement;
         local.entry.refused.fetch_add(1, Ordering::Relaxed);
@@ -151,9 +165,8 @@ pub fn refused(place: StatId, operation: Operation, statement: u64) {
 
 /// Counts a statement that went past a limit on purpose, once.
 pub fn overridden(place: StatId, operation: Operation, statement: u64) {
-    if let Some(local) = state().locals.get_mut(place + operation as usize)
+    if let Some(local) = state().settled(place, operation)
         && local.overridden != statement
-        && local.settle()
     {
         local.overridden = statement;
         local.entry.overridden.fetch_add(1, Ordering::Relaxed);
