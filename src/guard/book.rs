@@ -90,8 +90,10 @@ pub struct Tab {
     pub owner: *mut Watch,
     /// The owner's child, where nothing but the tab is to be kept between two of its rows; else NULL.
     pub child: *mut pg_sys::PlanState,
-    /// The owner's result relation that it is for.
-    pub index: i32,
+    /// The owner's binding that it is for.
+    index: usize,
+    /// The same as the node has it, where there is a child.
+    pub result: i32,
     /// Rows that may still be put on it.
     pub left: u64,
     pub rows: u64,
@@ -104,6 +106,7 @@ static TAB: Backend<Tab> = Backend::new(Tab {
     owner: core::ptr::null_mut(),
     child: core::ptr::null_mut(),
     index: 0,
+    result: 0,
     left: 0,
     rows: 0,
     operation: Operation::Update,
@@ -119,7 +122,7 @@ pub fn tab() -> &'static mut Tab {
 }
 
 /// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
-pub fn open_tab(watch: &mut Watch, index: i32, binding: &Rc<Binding>, operation: Operation, place: Place) {
+pub fn open_tab(watch: &mut Watch, index: usize, binding: &Rc<Binding>, operation: Operation, place: Place) {
     if lift::has_say(place.statement) || lift::is_undoing() || !settings::enabled() {
         return;
     }
@@ -131,7 +134,20 @@ pub fn open_tab(watch: &mut Watch, index: i32, binding: &Rc<Binding>, operation:
     let left = charges.iter().map(|charge| ledger.left(charge.meter, place.statement)).min().unwrap_or(u64::MAX);
     let child = if watch.only_counts() { watch.child } else { core::ptr::null_mut() };
     let owner = core::ptr::from_mut(watch);
-    *tab() = Tab { owner, child, index, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
+    let result = i32::try_from(index).unwrap_or(-1);
+    *tab() = Tab { owner, child, index, result, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
+}
+
+/// Puts a row on the tab, where that is open for it.
+#[inline]
+pub fn put_on_tab(watch: &Watch, index: usize, operation: Operation) -> bool {
+    let tab = tab();
+    if !core::ptr::eq(tab.owner, watch) || tab.left == 0 || tab.index != index || tab.operation != operation {
+        return false;
+    }
+    tab.left -= 1;
+    tab.rows += 1;
+    true
 }
 
 /// Puts what is on the tab into the meters, and closes it.

@@ -23,10 +23,14 @@ pub fn wants_everything() -> bool {
 }
 
 /// Whether changed rows of a covered relation are to be seen.
+#[inline]
 pub fn wants(binding: &Binding, operations: &[Operation]) -> bool {
-    tally::is_open()
-        || binding.keeps_any(operations) && keep::is_wanted()
-        || lift::is_undoing() && lift::is_undoing_table(&binding.name)
+    tally::is_open() || (binding.keeps_any(operations) || lift::is_undoing()) && wants_kept(binding, operations)
+}
+
+#[cold]
+fn wants_kept(binding: &Binding, operations: &[Operation]) -> bool {
+    binding.keeps_any(operations) && keep::is_wanted() || lift::is_undoing() && lift::is_undoing_table(&binding.name)
 }
 
 /// Whether those of some covered relation may be.

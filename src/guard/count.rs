@@ -40,7 +40,7 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
             let watch = tab.owner;
             let processed = (*(*watch).estate).es_processed;
             if processed == (*watch).seen + 1
-                && tab.index == (*(*watch).node).mt_lastResultIndex
+                && tab.result == (*(*watch).node).mt_lastResultIndex
                 && let Some(exec) = (*watch).child_exec
             {
                 tab.left = left;
@@ -58,19 +58,7 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
     // SAFETY: the watch lives as long as the node.
     unsafe {
         let watch = watch::of_child(node);
-        let processed = (*(*watch).estate).es_processed;
-        let tab = book::tab();
-        if tab.left > 0
-            && tab.owner == watch
-            && processed == (*watch).seen + 1
-            && tab.index == (*(*watch).node).mt_lastResultIndex
-        {
-            tab.left -= 1;
-            tab.rows += 1;
-            (*watch).seen = processed;
-        } else {
-            raise(changed(watch, processed));
-        }
+        raise(changed(watch, (*(*watch).estate).es_processed));
         if (*watch).moves {
             note_deleted(&mut *watch);
         }
@@ -125,7 +113,7 @@ unsafe fn changed(watch: *mut Watch, processed: u64) -> *mut Raise {
         let rows = processed - watch.seen;
         watch.seen = processed;
         match watch.kind {
-            Kind::Update if rows == 0 => vanished(watch),
+            Kind::Update if rows == 0 && watch.moves => vanished(watch),
             Kind::Update => charge_last(watch, Operation::Update, rows),
             Kind::Delete => charge_last(watch, Operation::Delete, rows),
             Kind::Merge => merged(watch, rows),
@@ -171,18 +159,7 @@ unsafe fn charge_last(watch: &mut Watch, operation: Operation, rows: u64) -> *mu
     let place = usize::try_from(index).unwrap_or(0);
     // SAFETY: as above.
     watch.changed = unsafe { (*watch.node).resultRelInfo.add(place) };
-    let raise = charge(watch, place, operation, rows);
-    // A statement of one row is over before a tab could be of use.
-    if watch.seen > 1
-        && raise.is_null()
-        && watch.kind != Kind::Merge
-        && !watch.captures
-        && let (Some(Some(binding)), Some(charged)) = (watch.bindings.get(place), watch.place)
-    {
-        let binding = Rc::clone(binding);
-        book::open_tab(watch, index, &binding, operation, charged);
-    }
-    raise
+    charge(watch, place, operation, rows)
 }
 
 /// A MERGE's counters tell of updates and deletes apart; an update that turned out to move a row and was suppressed is
@@ -400,6 +377,9 @@ fn charge(watch: &mut Watch, index: usize, operation: Operation, rows: u64) -> *
     if rows == 0 {
         return ptr::null_mut();
     }
+    if rows == 1 && book::put_on_tab(watch, index, operation) {
+        return ptr::null_mut();
+    }
     let Some(Some(binding)) = watch.bindings.get(index) else {
         return ptr::null_mut();
     };
@@ -417,10 +397,17 @@ fn charge(watch: &mut Watch, index: usize, operation: Operation, rows: u64) -> *
         }
     };
     let raise = book::charge(binding, operation, rows, place, watch.estimate);
-    if !watch.captures || !raise.is_null() {
+    if !raise.is_null() {
         return raise;
     }
     let binding = Rc::clone(binding);
+    if !watch.captures {
+        // A statement of one row is over before a tab could be of use.
+        if watch.seen > 1 && !watch.node.is_null() {
+            book::open_tab(watch, index, &binding, operation, place);
+        }
+        return raise;
+    }
     captured(watch, |watch| {
         // SAFETY: between two rows of the node.
         unsafe { capture::changed(watch, &binding, operation, rows) }

@@ -19,7 +19,7 @@ use crate::expectation;
 use crate::ffi::{self, Backend};
 use crate::policy::catalog;
 use crate::raise::{Raise, guarded, raise};
-use crate::session;
+use crate::session::{self, Actor};
 use crate::stat::{self, counters};
 use crate::undo;
 
@@ -139,8 +139,9 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
         let writes = may_change_rows((*query_desc).operation, (*query_desc).plannedstmt);
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
-            if !write::is_known_uncovered(query_desc) {
-                raise(write::begin(query_desc));
+            let actor = Actor::current();
+            if !write::is_known_uncovered(query_desc, actor) {
+                raise(write::begin(query_desc, actor));
             }
         }
     }
@@ -284,11 +285,28 @@ unsafe extern "C-unwind" fn object_access(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        if ddl::is_of_interest(access) && !stays_out() {
-            raise(ddl::accessed(access, class, object, sub_id, argument));
+        if ddl::is_of_interest(access) {
+            accessed(access, class, object, sub_id, argument);
         }
         if let Some(next) = next().access {
             next(access, class, object, sub_id, argument);
+        }
+    }
+}
+
+/// Apart, because nearly always what is accessed is of no interest.
+#[inline(never)]
+unsafe fn accessed(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub_id: c_int,
+    argument: *mut c_void,
+) {
+    // SAFETY: plain old frame.
+    unsafe {
+        if !stays_out() {
+            raise(ddl::accessed(access, class, object, sub_id, argument));
         }
     }
 }
@@ -327,33 +345,14 @@ unsafe extern "C-unwind" fn shmem_startup() {
 
 unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
-            // SAFETY: plain old frame; an error here still aborts the transaction.
-            unsafe {
-                if observe::any() {
-                    raise(observe::before_commit(book::ledger()));
-                }
-                if lift::has_lifts() || undo::keep::any() {
-                    raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
-                }
-                if undo::keep::any() {
-                    raise(guarded(|| {
-                        undo::keep::close();
-                        Ok(())
-                    }));
-                }
-                if event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE && at_commit::any() {
-                    raise(guarded(|| Ok(at_commit::before_prepare()?)));
-                }
-            }
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
+            if observe::any() || lift::has_lifts() || undo::keep::any() || at_commit::any() =>
+        {
+            before_commit(event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE);
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
             if at_commit::any() {
-                // Too late for an error, whatever it would be.
-                let _nothing_to_raise = guarded(|| {
-                    at_commit::committed();
-                    Ok(())
-                });
+                committed();
             }
             end_transaction(Ending::Committed);
         }
@@ -368,6 +367,39 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
         }
         _ => {}
     }
+}
+
+/// A transaction of which something is to be stored commits or is prepared.
+#[cold]
+fn before_commit(prepares: bool) {
+    // SAFETY: plain old frame; an error here still aborts the transaction.
+    unsafe {
+        if observe::any() {
+            raise(observe::before_commit(book::ledger()));
+        }
+        if lift::has_lifts() || undo::keep::any() {
+            raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
+        }
+        if undo::keep::any() {
+            raise(guarded(|| {
+                undo::keep::close();
+                Ok(())
+            }));
+        }
+        if prepares && at_commit::any() {
+            raise(guarded(|| Ok(at_commit::before_prepare()?)));
+        }
+    }
+}
+
+/// Something is to be told once a transaction has committed.
+#[cold]
+fn committed() {
+    // Too late for an error, whatever it would be.
+    let _nothing_to_raise = guarded(|| {
+        at_commit::committed();
+        Ok(())
+    });
 }
 
 /// How a transaction ended here; a prepared one may still go either way.

@@ -220,9 +220,10 @@ impl Watch {
         bindings.clear();
     }
 
-    /// Whether nothing but counting is to be done between two of its node's rows.
+    /// Whether nothing but counting is to be done between two of its node's rows, and each row that it processes is one
+    /// more of the same.
     pub fn only_counts(&self) -> bool {
-        !self.moves && !self.remembers && self.remote.is_empty()
+        matches!(self.kind, Kind::Update | Kind::Delete) && !self.moves && !self.remembers && self.remote.is_empty()
     }
 }
 

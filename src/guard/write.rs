@@ -51,7 +51,7 @@ unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableSta
 /// # Safety
 /// As for [`begin`].
 #[inline]
-pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc) -> bool {
+pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> bool {
     // SAFETY: executor structures of the query that was just started.
     unsafe {
         let node: *mut pg_sys::ModifyTableState = (*query_desc).planstate.cast();
@@ -60,7 +60,7 @@ pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc) -> bool {
             && (*node).mt_nrels == 1
             && (*node).mt_partition_tuple_routing.is_null()
             && (*(*query_desc).estate).es_auxmodifytables.is_null()
-            && book::is_known_uncovered((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, Actor::current())
+            && book::is_known_uncovered((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, actor)
             && !capture::wants_everything()
             && !statement::is_executing()
     }
@@ -71,16 +71,15 @@ pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc) -> bool {
 ///
 /// # Safety
 /// `query_desc` was just started; called from a plain old frame.
-pub unsafe fn begin(query_desc: *mut pg_sys::QueryDesc) -> *mut Raise {
+pub unsafe fn begin(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> *mut Raise {
     // SAFETY: the caller's promise.
-    book::deciding(|| unsafe { begin_watching(query_desc) })
+    book::deciding(|| unsafe { begin_watching(query_desc, actor) })
 }
 
-unsafe fn begin_watching(query_desc: *mut pg_sys::QueryDesc) -> Result<(), Failure> {
+unsafe fn begin_watching(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Result<(), Failure> {
     // SAFETY: executor structures of the query that was just started.
     unsafe {
         let estate = (*query_desc).estate;
-        let actor = Actor::current();
         let operation = (*query_desc).operation;
         let own = own_node((*query_desc).planstate);
         if !own.is_null() {
