@@ -272,9 +272,12 @@ pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_
     unsafe {
         (*descriptor).attrs.as_mut_ptr().add(index)
     }
+    // Version 18's are behind the compact ones; core reaches them by an inline function, which is not there to be called.
     #[cfg(feature = "pg18")]
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; there are as many of either kind.
     unsafe {
-        pg_sys::TupleDescAttr(descriptor, index as i32)
+        let count = usize::try_from((*descriptor).natts).unwrap_or(0);
+        let attributes: *mut pg_sys::FormData_pg_attribute = (*descriptor).compact_attrs.as_mut_ptr().add(count).cast();
+        attributes.add(index)
     }
 }
