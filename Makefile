@@ -26,7 +26,6 @@ install: prepare
 
 bench: prepare
 	@benches/run
-	@benches/undo
 
 lint: prepare
 	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
