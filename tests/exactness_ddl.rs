@@ -140,6 +140,20 @@ fn a_dropped_column_changes_every_row() {
 }
 
 #[test]
+fn a_new_expression_that_rewrites_the_rows() {
+    let setup = "CREATE TABLE t (id int, v int GENERATED ALWAYS AS (id) STORED);
+        INSERT INTO t SELECT generate_series(1, 6);";
+    let alter = "ALTER TABLE t ALTER COLUMN v SET EXPRESSION AS (id + 1)";
+    let mut bed = Bed::new(setup);
+    if bed.number("SELECT current_setting('server_version_num')::int") >= 170_000 {
+        assert_drop("{public.t}", setup, alter, 6);
+    } else {
+        // There is no such command yet.
+        assert_eq!(expect_refusal(bed.writer.batch_execute(alter)).sqlstate, "42601");
+    }
+}
+
+#[test]
 fn a_new_type_that_rewrites_the_rows() {
     let refusal = assert_drop("{public.t}", SIX, "ALTER TABLE t ALTER COLUMN v TYPE text USING 'gone'", 6);
     assert!(refusal.detail.contains("rewrites every row"), "{refusal:?}");

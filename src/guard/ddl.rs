@@ -110,6 +110,16 @@ pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut Raise) {
     (begun, core::ptr::null_mut())
 }
 
+/// Whether an alteration may give every row other values, by a new heap: a new type, or another expression of a generated
+/// column, which there is from PostgreSQL 17 on.
+fn rewrites(subtype: pg_sys::AlterTableType::Type) -> bool {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    if subtype == pg_sys::AlterTableType::AT_SetExpression {
+        return true;
+    }
+    subtype == pg_sys::AlterTableType::AT_AlterColumnType
+}
+
 unsafe fn kind(node: *mut pg_sys::Node) -> Command {
     // SAFETY: the tag says what the node is.
     unsafe {
@@ -119,7 +129,7 @@ unsafe fn kind(node: *mut pg_sys::Node) -> Command {
                 let mut kind = Command::Moves;
                 for index in 0..alterations(node.cast()) {
                     let alteration = alteration(node.cast(), index);
-                    if (*alteration).subtype == pg_sys::AlterTableType::AT_AlterColumnType {
+                    if rewrites((*alteration).subtype) {
                         kind = Command::ChangesTypes;
                     }
                     // Cannot be combined with anything else.
@@ -289,11 +299,13 @@ fn vanish_with_session(relation: pg_sys::Oid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A command that changes types of columns made a new heap; if it is to take a table's place, that table's rows are
+/// A command that changes types or expressions of columns made a new heap; if it is to take a table's place, that table's rows are
 /// about to be rewritten into it.
 unsafe fn rewrite(heap: pg_sys::Oid) -> Result<(), Failure> {
     // SAFETY: the caller's promise.
-    unsafe { rewritten(heap).map_or(Ok(()), |old| vanish(old, "The new type of a column rewrites every row.")) }
+    unsafe {
+        rewritten(heap).map_or(Ok(()), |old| vanish(old, "The new type or expression of a column rewrites every row."))
+    }
 }
 
 /// The relation that a heap was made to take the place of.
