@@ -279,15 +279,17 @@ fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<B
     book.bindings.get(&u32::from(relation))?.iter().find(|(of, _)| *of == actor).map(|(_, binding)| binding)
 }
 
-/// Whether it is known already that no policy covers the relation. Neither raises nor looks anything up.
+/// What [`binding`] would give, where that is known already. Neither raises nor looks anything up.
 #[inline]
-pub fn is_known_uncovered(relation: pg_sys::Oid, actor: Actor) -> bool {
+pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<&'static Option<Rc<Binding>>> {
     let book = book();
-    catalog::answers_hold(book.generation)
-        && match &book.recent {
-            Some((of, by, binding)) if *of == u32::from(relation) && *by == actor => binding.is_none(),
-            _ => find(book, relation, actor).is_some_and(Option::is_none),
-        }
+    if !catalog::answers_hold(book.generation) {
+        return None;
+    }
+    match &book.recent {
+        Some((of, by, binding)) if *of == u32::from(relation) && *by == actor => Some(binding),
+        _ => find(book, relation, actor),
+    }
 }
 
 #[cold]

@@ -400,14 +400,15 @@ fn charge(watch: &mut Watch, index: usize, operation: Operation, rows: u64) -> *
     if !raise.is_null() {
         return raise;
     }
-    let binding = Rc::clone(binding);
     if !watch.captures {
         // A statement of one row is over before a tab could be of use.
         if watch.seen > 1 && !watch.node.is_null() {
+            let binding = Rc::clone(binding);
             book::open_tab(watch, index, &binding, operation, place);
         }
         return raise;
     }
+    let binding = Rc::clone(binding);
     captured(watch, |watch| {
         // SAFETY: between two rows of the node.
         unsafe { capture::changed(watch, &binding, operation, rows) }

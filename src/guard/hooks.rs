@@ -140,7 +140,7 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
             let actor = Actor::current();
-            if !write::is_known_uncovered(query_desc, actor) {
+            if !write::begin_plainly(query_desc, actor) {
                 raise(write::begin(query_desc, actor));
             }
         }

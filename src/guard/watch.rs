@@ -30,7 +30,8 @@ pub enum Kind {
     Whole(Operation),
 }
 
-type ExecProcNode = unsafe extern "C-unwind" fn(*mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot;
+/// A node's function that gives its next row.
+pub type ExecProcNode = unsafe extern "C-unwind" fn(*mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot;
 
 /// A foreign table whose rows the foreign server changes by itself.
 pub struct Remote {

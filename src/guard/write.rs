@@ -5,6 +5,7 @@
 //! node's child gets [`count::child`] in front, which runs before each row is fetched.
 
 use core::ptr;
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 
@@ -46,23 +47,78 @@ unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableSta
     }
 }
 
-/// Whether a plan changes rows of one table only, and that one is known to be covered by no policy.
+/// The whole of [`begin`] for nearly every write of a session that goes on for a while: a plan that changes rows of one
+/// table of which all is known. Where no policy covers it nothing is done, and where nothing but the number of rows is
+/// asked for the node is watched. Says whether that was all; neither raises nor looks anything up.
 ///
 /// # Safety
 /// As for [`begin`].
 #[inline]
-pub unsafe fn is_known_uncovered(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> bool {
+pub unsafe fn begin_plainly(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> bool {
     // SAFETY: executor structures of the query that was just started.
     unsafe {
         let node: *mut pg_sys::ModifyTableState = (*query_desc).planstate.cast();
-        !node.is_null()
+        let alone = !node.is_null()
             && (*node).ps.type_ == pg_sys::NodeTag::T_ModifyTableState
             && (*node).mt_nrels == 1
             && (*node).mt_partition_tuple_routing.is_null()
             && (*(*query_desc).estate).es_auxmodifytables.is_null()
-            && book::is_known_uncovered((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, actor)
             && !capture::wants_everything()
-            && !statement::is_executing()
+            && !statement::is_executing();
+        if !alone {
+            return false;
+        }
+        match book::known((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, actor) {
+            Some(Some(binding)) => watch_plainly((*query_desc).estate, node, binding, actor),
+            Some(None) => true,
+            None => false,
+        }
+    }
+}
+
+/// Watches a node that changes rows of one covered table, if nothing but their number is asked for.
+unsafe fn watch_plainly(
+    estate: *mut pg_sys::EState,
+    node: *mut pg_sys::ModifyTableState,
+    binding: &Rc<Binding>,
+    actor: Actor,
+) -> bool {
+    // SAFETY: a node of the query that was just started; it has not run.
+    unsafe {
+        let (kind, operation) = match (*node).operation {
+            pg_sys::CmdType::CMD_UPDATE => (Kind::Update, Operation::Update),
+            pg_sys::CmdType::CMD_DELETE => (Kind::Delete, Operation::Delete),
+            _ => return false,
+        };
+        let (target, child) = ((*node).resultRelInfo, (*node).ps.lefttree);
+        // A root of its own is that of a partition, from which rows may move.
+        let plain = (*node).rootResultRelInfo == target
+            && (*node).canSetTag
+            && !(*target).ri_usesFdwDirectModify
+            && !binding.wants_where(operation)
+            && !capture::wants(binding, &[operation])
+            && !child.is_null();
+        let Some(child_exec) = plain.then(|| (*child).ExecProcNodeReal).flatten() else { return false };
+        if !binding.charges(operation).is_empty() {
+            let mut watch = watch::fresh(kind, estate, actor);
+            watch.bindings.push(Some(Rc::clone(binding)));
+            put_in_front(watch, node, child_exec);
+        }
+        true
+    }
+}
+
+/// Puts [`count::child`] in front of a node's child, whose own function `child_exec` is, and the watch to work.
+unsafe fn put_in_front(mut watch: Box<Watch>, node: *mut pg_sys::ModifyTableState, child_exec: watch::ExecProcNode) {
+    // SAFETY: a node of the query that was just started; it has not run.
+    unsafe {
+        let child = (*node).ps.lefttree;
+        watch.node = node;
+        watch.child = child;
+        watch.child_exec = Some(child_exec);
+        watch.estimate = estimate((*child).plan);
+        (*child).ExecProcNodeReal = Some(count::child);
+        watch::activate(watch);
     }
 }
 
@@ -151,10 +207,6 @@ unsafe fn watch_node(
         if (0..relations).any(|index| (*(*node).resultRelInfo.add(index)).ri_usesFdwDirectModify) {
             watch_remotely(&mut watch, node, operations)?;
         }
-        watch.node = node;
-        watch.child = child;
-        watch.child_exec = Some(child_exec);
-        watch.estimate = estimate((*child).plan);
         let root = (*node).rootResultRelInfo;
         watch.moves = matches!(kind, Kind::Update | Kind::Merge)
             && !root.is_null()
@@ -168,13 +220,12 @@ unsafe fn watch_node(
             let deleted = |index: usize| count::deleted((*(*node).resultRelInfo.add(index)).ri_RelationDesc);
             watch.deleted.extend((0..relations).map(deleted));
         }
-        (*child).ExecProcNodeReal = Some(count::child);
         if !(*node).canSetTag {
             watch.node_exec = (*node).ps.ExecProcNodeReal;
             (*node).canSetTag = true;
             (*node).ps.ExecProcNodeReal = Some(count::node);
         }
-        watch::activate(watch);
+        put_in_front(watch, node, child_exec);
         Ok(())
     }
 }
