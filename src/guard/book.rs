@@ -97,7 +97,7 @@ pub struct Tab {
     /// Rows that may still be put on it.
     pub left: u64,
     pub rows: u64,
-    operation: Operation,
+    pub operation: Operation,
     place: Place,
     binding: Option<Rc<Binding>>,
 }

@@ -53,6 +53,37 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
     }
 }
 
+/// [`child`] of a MERGE, whose own counters have to say that the row before was updated.
+///
+/// # Safety
+/// As for [`child`].
+pub unsafe extern "C-unwind" fn child_of_merge(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: as for `child`.
+    unsafe {
+        let tab = book::tab();
+        if tab.child == node
+            && tab.operation == Operation::Update
+            && let Some(left) = tab.left.checked_sub(1)
+        {
+            let watch = tab.owner;
+            let (processed, merge) = ((*(*watch).estate).es_processed, (*watch).node);
+            let updated = (*merge).mt_merge_updated;
+            if processed == (*watch).seen + 1
+                && updated == (*watch).seen_updated + 1.0
+                && tab.result == (*merge).mt_lastResultIndex
+                && let Some(exec) = (*watch).child_exec
+            {
+                tab.left = left;
+                tab.rows += 1;
+                (*watch).seen = processed;
+                (*watch).seen_updated = updated;
+                return exec(node);
+            }
+        }
+        child_in_full(node)
+    }
+}
+
 #[inline(never)]
 unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: the watch lives as long as the node.

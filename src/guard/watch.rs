@@ -222,9 +222,12 @@ impl Watch {
     }
 
     /// Whether nothing but counting is to be done between two of its node's rows, and each row that it processes is one
-    /// more of the same.
+    /// more of the same, or of a MERGE, whose own stand-in asks.
     pub fn only_counts(&self) -> bool {
-        matches!(self.kind, Kind::Update | Kind::Delete) && !self.moves && !self.remembers && self.remote.is_empty()
+        matches!(self.kind, Kind::Update | Kind::Delete | Kind::Merge)
+            && !self.moves
+            && !self.remembers
+            && self.remote.is_empty()
     }
 }
 

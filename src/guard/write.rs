@@ -117,7 +117,7 @@ unsafe fn put_in_front(mut watch: Box<Watch>, node: *mut pg_sys::ModifyTableStat
         watch.child = child;
         watch.child_exec = Some(child_exec);
         watch.estimate = estimate((*child).plan);
-        (*child).ExecProcNodeReal = Some(count::child);
+        (*child).ExecProcNodeReal = Some(if watch.kind == Kind::Merge { count::child_of_merge } else { count::child });
         watch::activate(watch);
     }
 }
