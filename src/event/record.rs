@@ -151,7 +151,8 @@ impl Event {
             rows: None,
             rows_estimated: None,
             statement: None,
-            query_id: Some(query_id as i64).filter(|id| *id != 0),
+            // PostgreSQL 18 has it signed, the others unsigned.
+            query_id: Some(i64::from_ne_bytes(query_id.to_ne_bytes())).filter(|id| *id != 0),
             approval: None,
             reason: None,
         }
