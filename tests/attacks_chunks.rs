@@ -19,11 +19,11 @@ const TWELVE: &str = "
     INSERT INTO t SELECT i, 0 FROM generate_series(1, 12) AS i;
     CREATE TABLE u AS TABLE t;
     CREATE FUNCTION touch(i int) RETURNS int LANGUAGE plpgsql
-    AS 'BEGIN UPDATE t SET v = v + 1 WHERE id = i; RETURN i; END';
+    AS 'BEGIN UPDATE public.t SET v = v + 1 WHERE id = i; RETURN i; END';
     CREATE FUNCTION three(k int) RETURNS int LANGUAGE plpgsql
     AS 'BEGIN UPDATE t SET v = v + 1 WHERE id > k * 3 AND id <= k * 3 + 3; RETURN k; END';
     CREATE FUNCTION quiet(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE
-    AS 'BEGIN RETURN touch(i); END';";
+    AS 'BEGIN RETURN public.touch(i); END';";
 
 /// A bed whose writer is an ordinary role that owns all tables.
 fn owned(setup: &str) -> Bed {

@@ -469,9 +469,12 @@ fn ddl_that_moves_everything_but_no_row_is_free() {
         "ALTER TABLE p ALTER COLUMN id SET NOT NULL, ADD COLUMN n int DEFAULT 1",
         "CREATE TABLE q (LIKE p); ALTER TABLE p ATTACH PARTITION q FOR VALUES IN (2); ALTER TABLE p DETACH PARTITION q",
         "ALTER TABLE f ALTER COLUMN id TYPE int USING id, ALTER COLUMN id SET DEFAULT 7",
-        "CREATE TABLE z AS TABLE t WITH NO DATA; CREATE RULE \"_RETURN\" AS ON SELECT TO z DO INSTEAD TABLE t",
     ] {
         bed.passes(sql);
+    }
+    if bed.number("SELECT current_setting('server_version_num')::int") < 160_000 {
+        // Since 16 a table is not made a view any more.
+        bed.passes("CREATE TABLE z AS TABLE t WITH NO DATA; CREATE RULE \"_RETURN\" AS ON SELECT TO z DO INSTEAD TABLE t");
     }
     assert_eq!(uncovered(&mut bed), [""; 0]);
 }

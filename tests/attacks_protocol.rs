@@ -393,6 +393,19 @@ fn each_refusal_of_a_pipeline_names_its_own_statement() {
 
 // Messages of different kinds.
 
+/// What is read until a message that is not the pipeline's own is done. Servers differ in whether the pipeline's
+/// transaction is over then (15 and 16), or goes on until the pipeline is (PostgreSQL 18): then it is ended here.
+fn ended(raw: &mut Raw) -> String {
+    let trace = raw.ready().trace();
+    match trace.strip_suffix("ZT") {
+        Some(told) => {
+            assert_eq!(raw.sync().trace(), "ZI");
+            format!("{told}ZI")
+        }
+        None => trace,
+    }
+}
+
 #[test]
 fn a_query_inside_an_open_pipeline_shares_its_transaction() {
     let (mut bed, mut raw) = stage("");
@@ -404,7 +417,7 @@ fn a_query_inside_an_open_pipeline_shares_its_transaction() {
 
     bed.policy("tables => '{public.t}', max_rows => 3, max_rows_per_transaction => 6");
     raw.run(THREE).simple(THREE);
-    assert_eq!(raw.ready().trace(), "1 2 UPDATE:3 UPDATE:3 ZI");
+    assert_eq!(ended(&mut raw), "1 2 UPDATE:3 UPDATE:3 ZI");
     assert_eq!(sum(&mut bed), 6);
     raw.run(THREE);
     assert_eq!(raw.sync().trace(), "1 2 UPDATE:3 ZI");
@@ -445,7 +458,7 @@ fn a_fast_path_call_inside_an_open_pipeline_shares_its_transaction() {
     bed.policy("tables => '{public.t}', max_rows => 3, max_rows_per_transaction => 5");
     assert_eq!(raw.run(THREE).call(first, 3).ready().trace(), "1 2 UPDATE:3 WG001 ZI");
     assert_eq!(sum(&mut bed), 0);
-    assert_eq!(raw.run(THREE).call(first, 2).ready().trace(), "1 2 UPDATE:3 V ZI");
+    assert_eq!(ended(raw.run(THREE).call(first, 2)), "1 2 UPDATE:3 V ZI");
     assert_eq!(sum(&mut bed), 5);
 
     bed.limit("{public.t}", 3);

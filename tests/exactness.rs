@@ -399,7 +399,7 @@ fn explain_analyze_counts_what_it_runs() {
 #[test]
 fn explain_analyze_shows_the_same_numbers() {
     let mut bed = Bed::new(MERGED);
-    let sql = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) \
+    let sql = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) \
                WITH u AS (UPDATE s SET v = 0 WHERE id > 4 RETURNING id) \
                INSERT INTO t SELECT id, 1 FROM u ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v";
     let shown = |bed: &mut Bed| -> Vec<String> {

@@ -97,7 +97,7 @@ fn function_called_for_each_row() {
 fn function_called_by_other_commands() {
     let setup = format!(
         "{TWO} CREATE FUNCTION f(i int) RETURNS int LANGUAGE sql
-         AS 'UPDATE t SET v = v + 1 WHERE id = i RETURNING id';"
+         AS 'UPDATE public.t SET v = v + 1 WHERE id = i RETURNING id';"
     );
     for sql in [
         "EXPLAIN ANALYZE SELECT f(id) FROM u",
