@@ -474,7 +474,9 @@ fn ddl_that_moves_everything_but_no_row_is_free() {
     }
     if bed.number("SELECT current_setting('server_version_num')::int") < 160_000 {
         // Since 16 a table is not made a view any more.
-        bed.passes("CREATE TABLE z AS TABLE t WITH NO DATA; CREATE RULE \"_RETURN\" AS ON SELECT TO z DO INSTEAD TABLE t");
+        bed.passes(
+            "CREATE TABLE z AS TABLE t WITH NO DATA; CREATE RULE \"_RETURN\" AS ON SELECT TO z DO INSTEAD TABLE t",
+        );
     }
     assert_eq!(uncovered(&mut bed), [""; 0]);
 }

@@ -25,6 +25,35 @@ fn token(stage: &Stage) -> String {
     stage.approved(WRITE).1
 }
 
+/// Tools put where a statement comes from into a comment; PostgreSQL 18 takes it for no part of the statement.
+#[test]
+fn comments_before_a_statement_are_part_of_its_text() {
+    let mut stage = Stage::new("");
+    let commented = format!("/* app:shop */ -- it's; /*\n {WRITE}");
+    let id = request(&mut stage.requester(), &format!("  {commented};"), &[]);
+    let shown = |stage: &mut Stage, sql: &str| stage.admin.query_one(sql, &[]).unwrap().get::<_, String>(0);
+    assert_eq!(shown(&mut stage, "SELECT statement FROM writeguard.pending"), commented);
+    let token = approve(&mut stage.approver(), id);
+    let mut client = stage.requester();
+    for (before, passes) in [("SELECT '/*';", false), ("SELECT $$ -- $$; /* another */", false), ("SELECT '/*';", true)]
+    {
+        let write = if passes { &commented } else { WRITE };
+        let armed = format!("SET writeguard.override = on; SET writeguard.token = '{token}'");
+        let result = client.batch_execute(&format!("{armed}; {before} {write}"));
+        assert_eq!(result.is_ok(), passes, "{before} {write}: {result:?}");
+        assert_eq!(stage.changed(), if passes { 5 } else { 0 });
+    }
+    let statement = "SELECT statement FROM writeguard.event WHERE kind = 'overridden'";
+    assert_eq!(shown(&mut stage, statement), commented);
+
+    // The same in the other protocol.
+    stage.unguarded("UPDATE t SET a = 0");
+    let token = stage.approved(&commented).1;
+    arm(&mut client, &token);
+    client.execute(&commented, &[]).unwrap();
+    assert_eq!(stage.changed(), 5);
+}
+
 // ---- psql ----
 
 fn psql(stage: &Stage, arguments: &[&str]) -> (String, bool) {

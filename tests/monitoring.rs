@@ -273,7 +273,9 @@ fn the_exporter_shows_a_queue_without_room() {
     let mut owner = stage.db.connect(&stage.owner);
     pass(&mut stage.admin, "BEGIN; LOCK TABLE writeguard.event IN ACCESS EXCLUSIVE MODE");
     wait_until(60, || {
-        refuse(&mut owner, "UPDATE t SET v = 1", "WG001");
+        for _ in 0..20 {
+            refuse(&mut owner, "UPDATE t SET v = 1", "WG001");
+        }
         find(&exporter.scrape(), "pg_writeguard_event_queue_in_log_only_total").is_some_and(|events| events > 0.0)
     });
     pass(&mut stage.admin, "COMMIT");

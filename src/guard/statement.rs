@@ -19,6 +19,7 @@ use pgrx::pg_sys;
 
 use super::budget::{Place, Serial};
 use crate::ffi::{self, Backend, Opaque};
+use crate::token::statement::start_of;
 
 /// The outermost command now running, as the hooks saw it.
 #[derive(Clone, Copy)]
@@ -338,11 +339,13 @@ unsafe fn keep_text(statement: &mut Statement, source: *const c_char, location: 
     }
     // SAFETY: the caller's promise: a C string, of which the location is a part.
     let bytes = unsafe { core::ffi::CStr::from_ptr(source) }.to_bytes();
-    let from = usize::try_from(location).unwrap_or(0).min(bytes.len());
+    let first = usize::try_from(location).unwrap_or(0).min(bytes.len());
     let to = match usize::try_from(length) {
-        Ok(length) if length > 0 => from.saturating_add(length).min(bytes.len()),
+        Ok(length) if length > 0 => first.saturating_add(length).min(bytes.len()),
         _ => bytes.len(),
     };
+    // SAFETY: a static.
+    let from = if first == 0 { 0 } else { start_of(bytes, first, unsafe { !pg_sys::standard_conforming_strings }) };
     statement.text.extend_from_slice(bytes.get(from..to).unwrap_or_default());
 }
 

@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use crate::error::Error;
 use crate::ffi;
 use crate::raise::Failure;
+use crate::token::statement::start_of;
 
 /// Checks that `text` is one statement that can be rehearsed, and gives the part of it that is the statement.
 ///
@@ -35,10 +36,11 @@ pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
             | pg_sys::NodeTag::T_MergeStmt
             | pg_sys::NodeTag::T_SelectStmt
             | pg_sys::NodeTag::T_TruncateStmt => {
-                let from = usize::try_from((*raw).stmt_location).unwrap_or(0);
+                let first = usize::try_from((*raw).stmt_location).unwrap_or(0);
                 let length = usize::try_from((*raw).stmt_len).unwrap_or(0);
                 let whole = text.to_str().unwrap_or_default();
-                let to = if length > 0 { from + length } else { whole.len() };
+                let from = start_of(text.to_bytes(), first, !pg_sys::standard_conforming_strings);
+                let to = if length > 0 { first + length } else { whole.len() };
                 Ok(whole.get(from..to))
             }
             _ => {

@@ -15,6 +15,92 @@ pub fn normalize(text: &str) -> &str {
     text
 }
 
+/// Where the text of a statement begins in the client's string, whose first word is at `at`: the blanks and comments
+/// before it are its own. PostgreSQL's parser says so itself up to 17, and leaves them out since 18; a token is good for
+/// the text on all. `backslashes`: they escape in every string constant, as without `standard_conforming_strings`.
+pub fn start_of(string: &[u8], at: usize, backslashes: bool) -> usize {
+    let before = &string[..at.min(string.len())];
+    if !before.windows(2).any(|two| two == b"--" || two == b"/*") {
+        return before.len();
+    }
+    let (mut next, mut start) = (0, 0);
+    while let Some(&byte) = before.get(next) {
+        let rest = &before[next..];
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => {
+                next += 1;
+                continue;
+            }
+            b'-' if rest.starts_with(b"--") => {
+                next += rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
+                continue;
+            }
+            b'/' if rest.starts_with(b"/*") => {
+                next += comment(rest);
+                continue;
+            }
+            b'\'' => next += quoted(rest, backslashes),
+            b'"' => next += quoted(rest, false),
+            b'$' => next += dollar_quoted(rest).unwrap_or(1),
+            _ if is_of_word(byte) => {
+                let word = rest.iter().position(|byte| !is_of_word(*byte) && *byte != b'$').unwrap_or(rest.len());
+                next += word;
+                if word == 1 && byte.eq_ignore_ascii_case(&b'e') && before.get(next) == Some(&b'\'') {
+                    next += quoted(&before[next..], true);
+                }
+            }
+            _ => next += 1,
+        }
+        start = next;
+    }
+    start
+}
+
+/// Of identifiers and numbers; all letters beyond ASCII are of identifiers.
+fn is_of_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
+}
+
+/// Bytes of the comment that `text` begins with; comments nest.
+fn comment(text: &[u8]) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        match text[at..] {
+            [b'/', b'*', ..] => (depth, at) = (depth + 1, at + 2),
+            [b'*', b'/', ..] => (depth, at) = (depth - 1, at + 2),
+            _ => at += 1,
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    at
+}
+
+/// Bytes of the constant or name in quotes that `text` begins with. A doubled quote is one more that follows.
+fn quoted(text: &[u8], backslashes: bool) -> usize {
+    let mut at = 1;
+    while let Some(&byte) = text.get(at) {
+        at += if backslashes && byte == b'\\' { 2 } else { 1 };
+        if byte == text[0] {
+            break;
+        }
+    }
+    at.min(text.len())
+}
+
+/// Bytes of the constant between `$tag$`s that `text` begins with; none: it begins with a parameter, or an operator.
+fn dollar_quoted(text: &[u8]) -> Option<usize> {
+    let name = text[1..].iter().position(|byte| !is_of_word(*byte))? + 1;
+    if text[name] != b'$' || text[1].is_ascii_digit() {
+        return None;
+    }
+    let tag = &text[..=name];
+    let body = &text[tag.len()..];
+    let end = body.windows(tag.len()).position(|window| window == tag).map_or(body.len(), |at| at + tag.len());
+    Some(tag.len() + end)
+}
+
 /// SHA-256 in lower-case hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     base16ct::lower::encode_string(&Sha256::digest(bytes))
@@ -50,6 +136,38 @@ mod tests {
         assert_eq!(statement_hash("SELECT 1;;", &[]), known);
     }
 
+    /// The text from where it begins, of the statement that begins with X.
+    fn of_x(string: &str) -> &str {
+        &string[start_of(string.as_bytes(), string.find('X').unwrap(), false)..]
+    }
+
+    #[test]
+    fn comments_before_a_statement_are_its_own() {
+        assert_eq!(of_x("X"), "X");
+        assert_eq!(of_x("\n  X"), "X");
+        assert_eq!(of_x("/* a */ -- b;\n X"), "/* a */ -- b;\n X");
+        assert_eq!(of_x("SELECT 1;/* a /* nested; */ */ X"), "/* a /* nested; */ */ X");
+        assert_eq!(of_x("SELECT 1; X"), "X");
+        assert_eq!(of_x("SELECT 1 /* a */; X"), " X");
+        assert_eq!(of_x("SELECT 1; -- it's\nX"), " -- it's\nX");
+    }
+
+    #[test]
+    fn what_looks_like_a_comment_and_is_none() {
+        assert_eq!(of_x("SELECT '/* ;'; X"), " X");
+        assert_eq!(of_x("SELECT 'it''s /* ', E'\\'/*'; X"), " X");
+        assert_eq!(of_x("SELECT \"a\"\"--\"; X"), " X");
+        assert_eq!(of_x("SELECT $$ -- ; $$; X"), " X");
+        assert_eq!(of_x("SELECT $a$ /* $b$ $$ $a$; X"), " X");
+        assert_eq!(of_x("SELECT $1, a$b$c, '--'; X"), " X");
+        assert_eq!(of_x("SELECT 1 - -1, 4 / 2 -- $$\n; X"), " X");
+        // A backslash is a letter like any other, unless the server was told otherwise.
+        let string = r"SELECT '\'; /* '; */ X";
+        assert_eq!(start_of(string.as_bytes(), string.len() - 1, false), 11);
+        let string = r"SELECT '\'--'; X";
+        assert_eq!(start_of(string.as_bytes(), string.len() - 1, true), 14);
+    }
+
     #[test]
     fn null_is_not_the_letter_n_and_not_nothing() {
         let hashes = [
@@ -64,6 +182,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_start_is_found_in_any_string(string in "[-/*'\"$;a1\\\\ \né]{0,30}", backslashes: bool) {
+            let bytes = string.as_bytes();
+            for at in 0..=bytes.len() + 1 {
+                prop_assert!(start_of(bytes, at, backslashes) <= at.min(bytes.len()));
+            }
+        }
+
         #[test]
         fn normalizing_twice_changes_nothing(text in ".{0,40}") {
             prop_assert_eq!(normalize(normalize(&text)), normalize(&text));
