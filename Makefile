@@ -1,11 +1,12 @@
 # PG_CONFIG chooses the server: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
 
-.PHONY: help prepare demo test test-all install bench lint clean
+.PHONY: help prepare demo test test-all test-upstream install bench lint clean
 
 help:
 	@echo "make demo      the incident, refused: a transcript on a server made for it (KEEP=1 keeps it)"
 	@echo "make test      all tests, on private servers"
 	@echo "make test-all  the same on each supported server (PGWG_MAJORS='15 17'); as root"
+	@echo "make test-upstream  PostgreSQL's own regression and isolation tests, with the library and a policy over everything"
 	@echo "make install   build and install into the server that PG_CONFIG names"
 	@echo "make bench     measure what the README claims"
 	@echo "make lint      formatting and clippy, warnings denied"
@@ -23,6 +24,9 @@ test: prepare
 
 test-all: prepare
 	@scripts/test-all
+
+test-upstream: prepare
+	@scripts/test-upstream
 
 install: prepare
 	@bash -euc '. scripts/environment; choose_server; \
