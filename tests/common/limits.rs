@@ -27,7 +27,13 @@ impl Bed {
     /// Runs `setup` before there is any policy.
     #[track_caller]
     pub fn new(setup: &str) -> Bed {
-        let db = Server::shared().database();
+        Bed::on(Server::shared(), setup)
+    }
+
+    /// The same on a server of its own.
+    #[track_caller]
+    pub fn on(server: &Server, setup: &str) -> Bed {
+        let db = server.database();
         let mut writer = db.admin();
         let reader = db.admin();
         if let Err(error) = writer.batch_execute(setup) {
@@ -38,6 +44,11 @@ impl Bed {
 
     pub fn db(&self) -> &Database {
         self.db.as_ref().expect("the database is there")
+    }
+
+    /// The database is left when the bed goes.
+    pub fn stays(&mut self) {
+        self.db = None;
     }
 
     /// Sets the policy `p` from the second session, with further arguments of set_policy.
