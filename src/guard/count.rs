@@ -107,18 +107,18 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
     }
 }
 
-/// Stands in for the ModifyTable of a WITH branch, which counts its rows in the query's counter as if it had the tag.
+/// Stands in for what runs the ModifyTable of a WITH branch, which counts its rows in the query's counter as if it had the tag.
 ///
 /// # Safety
 /// Called by the executor for a node that `watch` prepared.
-pub unsafe extern "C-unwind" fn node(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
+pub unsafe extern "C-unwind" fn outer(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: the watch lives as long as the node. After an error the query, and with it the counter, is gone.
     unsafe {
-        let watch = watch::of_node(node);
+        let watch = watch::of_outer(node);
         let estate = (*watch).estate;
         let outside = (*estate).es_processed;
         (*estate).es_processed = (*watch).processed;
-        let slot = match (*watch).node_exec {
+        let slot = match (*watch).outer_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
         };
@@ -170,7 +170,7 @@ pub unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc) -> *mut Raise {
             if watch.is_null() {
                 return ptr::null_mut();
             }
-            if (*watch).node_exec.is_none() {
+            if (*watch).outer_exec.is_none() {
                 let raise = changed(watch, (*estate).es_processed);
                 if !raise.is_null() {
                     return raise;
@@ -301,10 +301,15 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
         let mut updated = false;
         let here = conflict_in(own, &mut updated).is_some();
         watch.changed = own;
+        let elsewhere = conflict_elsewhere(node);
         if (*node).mt_partition_tuple_routing.is_null() {
             return match here && updated {
                 _ if rows == 0 => ptr::null_mut(),
                 true => charge(watch, 0, Operation::Update, 1),
+                false if elsewhere != pg_sys::InvalidOid => {
+                    watch.changed = ptr::null_mut();
+                    charge_partition(watch, elsewhere)
+                }
                 false if watch.captures => captured(watch, |watch| capture::inserted(watch, rows)),
                 false => ptr::null_mut(),
             };
@@ -354,6 +359,21 @@ unsafe fn conflict_in(relation: *mut pg_sys::ResultRelInfo, updated: &mut bool) 
     }
 }
 
+/// The relation whose row was in conflict and was projected, also where its result relation is nobody's to see, as that
+/// of a hypertable's chunk; invalid: none was. The inner tuple of the node's expressions is the excluded row and nothing
+/// else, and their scanned tuple is then the row that was there, or what was made of it. Wipes the mark.
+unsafe fn conflict_elsewhere(node: *mut pg_sys::ModifyTableState) -> pg_sys::Oid {
+    // SAFETY: the node and its slots are those of a living query.
+    unsafe {
+        let context = (*node).ps.ps_ExprContext;
+        if context.is_null() || (*context).ecxt_innertuple.is_null() || (*context).ecxt_scantuple.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        (*context).ecxt_innertuple = ptr::null_mut();
+        (*(*context).ecxt_scantuple).tts_tableOid
+    }
+}
+
 /// Partitions of an INSERT are not known before its rows are; their bindings join the watch's when they turn up.
 unsafe fn charge_partition(watch: &mut Watch, partition: pg_sys::Oid) -> *mut Raise {
     let mut binding = None;
@@ -390,7 +410,7 @@ unsafe fn changed_remotely(watch: *mut Watch, returned: u64) -> *mut Raise {
             let index = remote.index;
             remote.seen = total;
             watch.changed = ptr::null_mut();
-            if watch.node_exec.is_none() {
+            if watch.outer_exec.is_none() {
                 // With the tag they are in the query's counter as well.
                 watch.seen += rows;
             }

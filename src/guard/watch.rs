@@ -53,8 +53,10 @@ pub struct Watch {
     pub node: *mut pg_sys::ModifyTableState,
     pub child: *mut pg_sys::PlanState,
     pub child_exec: Option<ExecProcNode>,
-    /// For a WITH branch, whose `canSetTag` was false: the node's own function, with its own count of processed rows.
-    pub node_exec: Option<ExecProcNode>,
+    /// For a WITH branch, whose `canSetTag` was false: what runs it, the node itself or a custom scan around it, and the
+    /// function of that, with its own count of processed rows.
+    pub outer: *mut pg_sys::PlanState,
+    pub outer_exec: Option<ExecProcNode>,
     pub processed: u64,
     /// What was counted so far, by the three clocks that nodes have.
     pub seen: u64,
@@ -119,10 +121,10 @@ pub fn of_child(child: *mut pg_sys::PlanState) -> *mut Watch {
     }
 }
 
-/// The watch of a node itself.
+/// The watch of a WITH branch.
 #[inline]
-pub fn of_node(node: *mut pg_sys::PlanState) -> *mut Watch {
-    find(|watch| watch.node.cast() == node)
+pub fn of_outer(outer: *mut pg_sys::PlanState) -> *mut Watch {
+    find(|watch| watch.outer == outer)
 }
 
 #[inline]
@@ -150,7 +152,8 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         node: ptr::null_mut(),
         child: ptr::null_mut(),
         child_exec: None,
-        node_exec: None,
+        outer: ptr::null_mut(),
+        outer_exec: None,
         processed: 0,
         seen: 0,
         seen_updated: 0.0,
@@ -186,7 +189,8 @@ impl Watch {
             node,
             child,
             child_exec,
-            node_exec,
+            outer,
+            outer_exec,
             processed,
             seen,
             seen_updated,
@@ -208,7 +212,8 @@ impl Watch {
         *node = ptr::null_mut();
         *child = ptr::null_mut();
         *child_exec = None;
-        *node_exec = None;
+        *outer = ptr::null_mut();
+        *outer_exec = None;
         (*processed, *seen) = (0, 0);
         (*seen_updated, *seen_deleted) = (0.0, 0.0);
         remote.clear();

@@ -139,21 +139,25 @@ unsafe fn begin_watching(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Re
         let operation = (*query_desc).operation;
         let own = own_node((*query_desc).planstate);
         if !own.is_null() {
-            watch_node(estate, own, actor)?;
+            watch_node(estate, own.cast(), own, actor)?;
         } else if matches!(operation, pg_sys::CmdType::CMD_UPDATE | pg_sys::CmdType::CMD_DELETE) {
             watch_whole(query_desc, actor)?;
         }
-        for node in pointers::<pg_sys::ModifyTableState>((*estate).es_auxmodifytables) {
-            if node != own {
-                watch_node(estate, node, actor)?;
+        for outer in pointers::<pg_sys::PlanState>((*estate).es_auxmodifytables) {
+            // TimescaleDB puts the custom scan that it runs a ModifyTable by in its place.
+            let node = own_node(outer);
+            if !node.is_null() && node != own {
+                watch_node(estate, outer, node, actor)?;
             }
         }
         Ok(())
     }
 }
 
+/// Watches a node that `outer` runs: itself, or a custom scan.
 unsafe fn watch_node(
     estate: *mut pg_sys::EState,
+    outer: *mut pg_sys::PlanState,
     node: *mut pg_sys::ModifyTableState,
     actor: Actor,
 ) -> Result<(), Failure> {
@@ -221,9 +225,10 @@ unsafe fn watch_node(
             watch.deleted.extend((0..relations).map(deleted));
         }
         if !(*node).canSetTag {
-            watch.node_exec = (*node).ps.ExecProcNodeReal;
+            watch.outer = outer;
+            watch.outer_exec = (*outer).ExecProcNodeReal;
             (*node).canSetTag = true;
-            (*node).ps.ExecProcNodeReal = Some(count::node);
+            (*outer).ExecProcNodeReal = Some(count::outer);
         }
         put_in_front(watch, node, child_exec);
         Ok(())
