@@ -1,5 +1,5 @@
-//! Flag and token from the clients that people have: psql, a driver that prepares on the server, a cursor's fetches,
-//! a connection pool in transaction mode. And that no token is to be read anywhere afterwards.
+//! Flag and token from the clients that people have: psql, a driver that prepares on the server, a cursor's fetches
+//! (pools: pools.rs, drivers: drivers.rs). And that no token is to be read anywhere afterwards.
 
 mod common;
 
@@ -11,12 +11,9 @@ mod limits;
 mod raw;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use approvals::*;
-use common::{Refusal, Server, expect_refusal, make_directory, server_command, wait_until};
-use postgres::{Client, Config, NoTls};
+use common::{Refusal, Server, expect_refusal};
 use raw::Raw;
 
 /// A token of the requester's for [`WRITE`].
@@ -264,144 +261,6 @@ fn a_driver_with_transactions_of_its_own() {
     assert_eq!(stage.changed(), 5);
     let refusal = expect_refusal(client.execute(&statement, &[&9, &100]));
     assert_eq!(refusal.sqlstate, "WG001", "{refusal:?}");
-}
-
-// ---- A pool in transaction mode ----
-
-/// PgBouncer in transaction mode with one connection to the server for each user, so that clients have to share it.
-struct Pool {
-    process: Child,
-    directory: PathBuf,
-}
-
-const POOL_PORT: u16 = 6432;
-
-impl Pool {
-    fn start(stage: &Stage) -> Pool {
-        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"];
-        let program =
-            program.into_iter().find(|path| Path::new(path).exists()).expect("no pgbouncer: run `make prepare`");
-        let server = Server::shared();
-        let directory = make_directory();
-        let file = |name: &str| directory.join(name).display().to_string();
-        let configuration = format!(
-            "[databases]\n* = host={} port={}\n[pgbouncer]\npool_mode = transaction\ndefault_pool_size = 1\n\
-             listen_port = {POOL_PORT}\nunix_socket_dir = {}\nauth_type = trust\nauth_file = {}\nlogfile = {}\n",
-            server.socket_dir().display(),
-            server.port(),
-            directory.display(),
-            file("users"),
-            file("log"),
-        );
-        fs::write(file("ini"), configuration).unwrap();
-        fs::write(file("users"), format!("\"{}\" \"\"\n\"{}\" \"\"\n", stage.requester, stage.approver)).unwrap();
-        for name in ["ini", "users"] {
-            let status = Command::new("chmod").args(["644", &file(name)]).status().unwrap();
-            assert!(status.success());
-        }
-        let mut command = server_command(program);
-        let process = command.arg("-q").arg(file("ini")).stderr(Stdio::null()).spawn().unwrap();
-        let pool = Pool { process, directory };
-        wait_until(20, || pool.config(&stage.requester, &stage.db.name).connect(NoTls).is_ok());
-        pool
-    }
-
-    fn config(&self, user: &str, database: &str) -> Config {
-        let mut config = Config::new();
-        config.host_path(&self.directory).port(POOL_PORT).user(user).dbname(database);
-        config
-    }
-
-    fn connect(&self, stage: &Stage) -> Client {
-        self.config(&stage.requester, &stage.db.name).connect(NoTls).unwrap()
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // Run by another user, it is ended by a signal to the process that started it for that user.
-        let _ = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// The server's process behind a client of the pool.
-fn backend(client: &mut Client) -> String {
-    match &client.simple_query("SELECT pg_backend_pid()").unwrap()[..] {
-        [.., postgres::SimpleQueryMessage::Row(row), _] => row.get(0).unwrap().to_owned(),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn set_local_in_a_pool_arms_its_own_transaction_and_nobody_elses() {
-    for (arguments, with_token) in [("override => 'flag'", false), ("override => 'token'", true)] {
-        let mut stage = Stage::new(&format!(
-            "SELECT writeguard.set_policy('p', tables => '{{public.t}}', max_rows => 3, {arguments})"
-        ));
-        let pool = Pool::start(&stage);
-        let (mut one, mut other) = (pool.connect(&stage), pool.connect(&stage));
-        assert_eq!(backend(&mut one), backend(&mut other));
-        let set =
-            if with_token { format!("; SET LOCAL writeguard.token = '{}'", token(&stage)) } else { String::new() };
-        for end in ["ROLLBACK", "COMMIT"] {
-            passes(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
-            passes(&mut one, end);
-            refused(&mut other, WRITE, "WG001");
-        }
-        for (end, changed) in [("ROLLBACK", 0), ("COMMIT", 5)] {
-            passes(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
-            passes(&mut one, WRITE);
-            passes(&mut one, end);
-            assert_eq!(stage.changed(), changed);
-            refused(&mut other, WRITE, "WG001");
-        }
-    }
-}
-
-#[test]
-fn set_in_a_pool_is_over_with_the_transaction_that_uses_it() {
-    let mut stage =
-        Stage::new("SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, override => 'flag')");
-    let pool = Pool::start(&stage);
-    let (mut one, mut other) = (pool.connect(&stage), pool.connect(&stage));
-    assert_eq!(backend(&mut one), backend(&mut other));
-    for (write, end) in [("UPDATE t SET a = 1 WHERE id = 1", "COMMIT"), (WRITE, "COMMIT"), (WRITE, "ROLLBACK")] {
-        passes(&mut one, &format!("BEGIN; SET writeguard.override = on; {write}"));
-        passes(&mut one, end);
-        refused(&mut other, WRITE, "WG001");
-    }
-    stage.unguarded("UPDATE t SET a = 0");
-    // A connection of another user is never the same one.
-    passes(&mut one, "SET writeguard.override = on");
-    let mut approver = pool.config(&stage.approver, &stage.db.name).connect(NoTls).unwrap();
-    refused(&mut approver, WRITE, "WG001");
-}
-
-#[test]
-fn a_token_that_is_set_in_a_pool_opens_nobody_elses_write() {
-    let mut stage = Stage::new("");
-    let pool = Pool::start(&stage);
-    let (mut one, mut other) = (pool.connect(&stage), pool.connect(&stage));
-    assert_eq!(backend(&mut one), backend(&mut other));
-    arm(&mut one, &token(&stage));
-    refused(&mut other, "UPDATE t SET a = 8", "WG006");
-    assert_eq!(stage.number("SELECT sum(a) FROM t"), 0);
-    // And what was refused has disarmed it.
-    refused(&mut one, WRITE, "WG001");
-    assert_eq!(stage.changed(), 0);
-}
-
-#[test]
-fn a_request_is_executed_through_a_pool() {
-    let mut stage = Stage::new("");
-    let pool = Pool::start(&stage);
-    let (id, _) = stage.approved(WRITE);
-    let (mut one, mut other) = (pool.connect(&stage), pool.connect(&stage));
-    passes(&mut one, &format!("SELECT * FROM writeguard.execute({id})"));
-    refused(&mut other, WRITE, "WG001");
-    assert_eq!(stage.changed(), 5);
 }
 
 // ---- Nothing of a token is to be read anywhere ----

@@ -71,7 +71,12 @@ impl Raw {
     }
 
     pub fn connect(user: &str, database: &str) -> Raw {
-        let mut raw = Raw { stream: socket(), key: Vec::new(), unsent: Vec::new() };
+        Raw::over(socket(), user, database)
+    }
+
+    /// Through a socket that leads to a server, if only behind a pool.
+    pub fn over(stream: UnixStream, user: &str, database: &str) -> Raw {
+        let mut raw = Raw { stream, key: Vec::new(), unsent: Vec::new() };
         let mut body = 196_608_u32.to_be_bytes().to_vec();
         for word in ["user", user, "database", database, ""] {
             body.extend_from_slice(&text(word));

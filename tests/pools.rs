@@ -1,0 +1,376 @@
+//! Behind PgBouncer, in each of its modes: what one client has armed, expected or used up is no other client's.
+//! Where a pool makes that impossible (a session-level SET behind a pool whose clients share sessions), what happens instead.
+
+mod common;
+
+#[path = "common/approvals.rs"]
+mod approvals;
+#[path = "common/limits.rs"]
+mod limits;
+#[path = "common/pool.rs"]
+mod pool;
+#[path = "common/raw.rs"]
+mod raw;
+
+use std::os::unix::net::UnixStream;
+
+use approvals::*;
+use common::wait_until;
+use pool::*;
+use postgres::Client;
+use raw::Raw;
+
+/// A limit of three rows that the flag lifts.
+const FLAG: &str = "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, override => 'flag')";
+
+/// A limit of three rows for all statements of a transaction.
+const BUDGET: &str = "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows_per_transaction => 3)";
+
+/// Changes as many rows as the policies of this file allow.
+const THREE: &str = "UPDATE t SET a = 1 WHERE id <= 3";
+
+/// A token of the requester's for [`WRITE`].
+#[track_caller]
+fn token(stage: &Stage) -> String {
+    stage.approved(WRITE).1
+}
+
+/// Waits until no session of the requester's is in a transaction, as after a client that is gone.
+#[track_caller]
+fn wait_for_no_transaction(stage: &mut Stage) {
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND datname = current_database() AND state <> 'idle'",
+        stage.requester
+    );
+    wait_until(20, || stage.number(&sql) == 0);
+}
+
+/// Two clients of the requester's that share one connection to the server.
+fn two_clients(pool: &Pool, stage: &Stage) -> (Client, Client) {
+    let (mut one, mut other) = (pool.connect(stage), pool.connect(stage));
+    assert_eq!(backend(&mut one), backend(&mut other));
+    (one, other)
+}
+
+// ---- Every mode ----
+
+#[test]
+fn limits_are_exact_in_every_mode_and_the_error_is_whole() {
+    let mut stage = Stage::new("");
+    for mode in ["session", "transaction", "statement"] {
+        let pool = Pool::start(&stage, mode, &[]);
+        let mut client = pool.connect(&stage);
+        passes(&mut client, THREE);
+        assert_eq!(stage.number("SELECT count(*) FROM t WHERE a = 1"), 3, "{mode}");
+        let refusal = refused(&mut client, "UPDATE t SET a = 9 WHERE id <= 4", "WG001");
+        let mut direct = refused(&mut stage.requester(), "UPDATE t SET a = 9 WHERE id <= 4", "WG001");
+        // The hint names the event of the refusal.
+        let number = |hint: &str| hint.chars().filter(char::is_ascii_digit).collect::<String>();
+        assert!(!number(&refusal.hint).is_empty(), "{mode}: {refusal:?}");
+        direct.hint = direct.hint.replace(&number(&direct.hint), &number(&refusal.hint));
+        assert_eq!(refusal, direct, "{mode}");
+        assert_eq!((&refusal.schema[..], &refusal.table[..]), ("public", "t"), "{mode}");
+        assert!(!refusal.detail.is_empty(), "{mode}: {refusal:?}");
+        assert_eq!(stage.changed(), 0, "{mode}");
+        drop((client, pool));
+        stage.unguarded("UPDATE t SET a = 0");
+    }
+}
+
+#[test]
+fn what_a_session_sets_never_reaches_another_database_user() {
+    let mut stage = Stage::new(FLAG);
+    for mode in ["session", "transaction", "statement"] {
+        let pool = Pool::start(&stage, mode, &[]);
+        let mut one = pool.connect(&stage);
+        passes(&mut one, "SET writeguard.override = on");
+        passes(&mut one, "SET writeguard.expect_rows = 1");
+        let mut other = pool.connect_other_user(&stage);
+        assert_ne!(backend(&mut one), backend(&mut other), "{mode}");
+        assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{mode}");
+        refused(&mut other, WRITE, "WG001");
+        passes(&mut other, "UPDATE t SET a = 1 WHERE id <= 2");
+        assert_eq!(stage.changed(), 0, "{mode}");
+    }
+}
+
+#[test]
+fn a_client_that_goes_in_the_middle_of_a_transaction_leaves_nothing_behind() {
+    let mut stage = Stage::new(BUDGET);
+    for mode in ["session", "transaction"] {
+        let pool = Pool::start(&stage, mode, &[]);
+        let mut one = pool.connect(&stage);
+        passes(&mut one, "BEGIN; SET LOCAL writeguard.override = on; SET writeguard.expect_rows = 3");
+        passes(&mut one, THREE);
+        passes(&mut one, "SET LOCAL writeguard.expect_rows = 5");
+        drop(one);
+        wait_for_no_transaction(&mut stage);
+        assert_eq!(stage.number("SELECT sum(a) FROM t"), 0, "{mode}");
+        let mut other = pool.connect(&stage);
+        assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{mode}");
+        assert_eq!(shown(&mut other, "SHOW writeguard.override"), "off", "{mode}");
+        // The whole budget is there, and no more than that.
+        passes(&mut other, &format!("BEGIN; {THREE}"));
+        refused(&mut other, "UPDATE t SET a = 1 WHERE id = 1", "WG001");
+        passes(&mut other, "ROLLBACK");
+        assert_eq!(stage.number("SELECT sum(a) FROM t"), 0, "{mode}");
+    }
+}
+
+// ---- Session mode ----
+
+#[test]
+fn a_session_that_is_given_back_is_disarmed() {
+    let mut stage = Stage::new("");
+    let pool = Pool::start(&stage, "session", &[]);
+    let token = token(&stage);
+    let mut one = pool.connect(&stage);
+    arm(&mut one, &token);
+    passes(&mut one, "SET writeguard.expect_rows = 5");
+    let of_one = backend(&mut one);
+    drop(one);
+    // The same session, and the very statement that the token opens.
+    let mut other = pool.connect(&stage);
+    assert_eq!(backend(&mut other), of_one);
+    assert_eq!(shown(&mut other, "SHOW writeguard.override"), "off");
+    assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1");
+    refused(&mut other, WRITE, "WG001");
+    passes(&mut other, THREE);
+    // Nobody has used it up.
+    arm(&mut other, &token);
+    passes(&mut other, WRITE);
+    assert_eq!(stage.changed(), 5);
+    assert_eq!(stage.overridden().len(), 1);
+}
+
+#[test]
+fn a_session_keeps_its_flag_for_one_transaction_behind_a_pool_as_without() {
+    let mut stage = Stage::new(FLAG);
+    let pool = Pool::start(&stage, "session", &[]);
+    let mut one = pool.connect(&stage);
+    passes(&mut one, "SET writeguard.override = on");
+    passes(&mut one, WRITE);
+    refused(&mut one, WRITE, "WG001");
+    assert_eq!(stage.changed(), 5);
+}
+
+/// What the documentation warns of: a pool that was told not to clean up.
+#[test]
+fn a_session_pool_without_a_reset_query_arms_the_next_client() {
+    let mut stage = Stage::new(FLAG);
+    let pool = Pool::start(&stage, "session", &["server_reset_query ="]);
+    let mut one = pool.connect(&stage);
+    passes(&mut one, "SET writeguard.override = on");
+    let of_one = backend(&mut one);
+    drop(one);
+    let mut other = pool.connect(&stage);
+    assert_eq!(backend(&mut other), of_one);
+    passes(&mut other, WRITE);
+    refused(&mut other, WRITE, "WG001");
+    assert_eq!(stage.changed(), 5);
+}
+
+// ---- Transaction mode ----
+
+#[test]
+fn set_local_arms_its_own_transaction_and_nobody_elses() {
+    for (arguments, with_token) in [("override => 'flag'", false), ("override => 'token'", true)] {
+        let mut stage = Stage::new(&format!(
+            "SELECT writeguard.set_policy('p', tables => '{{public.t}}', max_rows => 3, {arguments})"
+        ));
+        let pool = Pool::start(&stage, "transaction", &[]);
+        let (mut one, mut other) = two_clients(&pool, &stage);
+        let set =
+            if with_token { format!("; SET LOCAL writeguard.token = '{}'", token(&stage)) } else { String::new() };
+        for end in ["ROLLBACK", "COMMIT"] {
+            passes(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
+            passes(&mut one, end);
+            refused(&mut other, WRITE, "WG001");
+        }
+        for (end, changed) in [("ROLLBACK", 0), ("COMMIT", 5)] {
+            passes(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
+            passes(&mut one, WRITE);
+            passes(&mut one, end);
+            assert_eq!(stage.changed(), changed);
+            refused(&mut other, WRITE, "WG001");
+        }
+    }
+}
+
+#[test]
+fn a_set_that_a_transaction_uses_is_over_with_it() {
+    let mut stage = Stage::new(FLAG);
+    let pool = Pool::start(&stage, "transaction", &[]);
+    let (mut one, mut other) = two_clients(&pool, &stage);
+    for (write, end) in [("UPDATE t SET a = 1 WHERE id = 1", "COMMIT"), (WRITE, "COMMIT"), (WRITE, "ROLLBACK")] {
+        passes(&mut one, &format!("BEGIN; SET writeguard.override = on; {write}"));
+        passes(&mut one, end);
+        refused(&mut other, WRITE, "WG001");
+    }
+    assert_eq!(stage.changed(), 5);
+}
+
+/// What the documentation warns of: it opens one transaction, whoever's that is.
+#[test]
+fn a_set_outside_of_a_transaction_arms_the_next_write_of_the_same_user() {
+    let mut stage = Stage::new(FLAG);
+    let pool = Pool::start(&stage, "transaction", &[]);
+    let (mut one, mut other) = two_clients(&pool, &stage);
+    passes(&mut one, "SET writeguard.override = on");
+    passes(&mut other, WRITE);
+    refused(&mut other, WRITE, "WG001");
+    refused(&mut one, WRITE, "WG001");
+    assert_eq!(stage.changed(), 5);
+    // It is to be seen whose write it was.
+    assert_eq!(stage.overridden().len(), 1);
+}
+
+#[test]
+fn a_token_that_is_set_in_a_pool_opens_nobody_elses_write() {
+    for mode in ["transaction", "statement"] {
+        let mut stage = Stage::new("");
+        let pool = Pool::start(&stage, mode, &[]);
+        let (mut one, mut other) = two_clients(&pool, &stage);
+        let token = token(&stage);
+        passes(&mut one, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
+        refused(&mut other, "UPDATE t SET a = 8", "WG006");
+        assert_eq!(stage.number("SELECT sum(a) FROM t"), 0, "{mode}");
+        // And what was refused has disarmed it.
+        refused(&mut one, WRITE, "WG001");
+        assert_eq!(stage.changed(), 0, "{mode}");
+    }
+}
+
+#[test]
+fn a_request_is_executed_through_a_pool() {
+    for mode in ["transaction", "statement"] {
+        let mut stage = Stage::new("");
+        let pool = Pool::start(&stage, mode, &[]);
+        let (id, _) = stage.approved(WRITE);
+        let (mut one, mut other) = two_clients(&pool, &stage);
+        passes(&mut one, &format!("SELECT * FROM writeguard.execute({id})"));
+        refused(&mut other, WRITE, "WG001");
+        assert_eq!(stage.changed(), 5, "{mode}");
+    }
+}
+
+#[test]
+fn an_expectation_holds_for_its_own_transaction_only() {
+    let mut stage = Stage::new("");
+    let pool = Pool::start(&stage, "transaction", &[]);
+    let (mut one, mut other) = two_clients(&pool, &stage);
+    for end in ["COMMIT", "ROLLBACK"] {
+        passes(&mut one, "BEGIN; SET LOCAL writeguard.expect_rows = 1");
+        passes(&mut one, end);
+        assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{end}");
+        passes(&mut other, THREE);
+    }
+    passes(&mut one, "BEGIN; SET LOCAL writeguard.expect_rows = 1");
+    refused(&mut one, THREE, "WG004");
+    passes(&mut one, "ROLLBACK");
+    passes(&mut other, THREE);
+    // Outside of a transaction it meets the next write, whoever's that is: that can refuse too much, once.
+    passes(&mut one, "SET writeguard.expect_rows = 1");
+    refused(&mut other, THREE, "WG004");
+    passes(&mut other, THREE);
+    assert_eq!(stage.changed(), 0);
+}
+
+#[test]
+fn a_budget_of_a_transaction_is_its_own() {
+    let mut stage = Stage::new(BUDGET);
+    let pool = Pool::start(&stage, "transaction", &[]);
+    let (mut one, mut other) = two_clients(&pool, &stage);
+    for _ in 0..2 {
+        for client in [&mut one, &mut other] {
+            passes(client, "BEGIN; UPDATE t SET a = a + 1 WHERE id <= 2");
+            passes(client, "UPDATE t SET a = a + 1 WHERE id = 3");
+            passes(client, "COMMIT");
+        }
+    }
+    assert_eq!(stage.number("SELECT sum(a) FROM t"), 12);
+    passes(&mut one, &format!("BEGIN; {THREE}"));
+    refused(&mut one, "UPDATE t SET a = 1 WHERE id = 4", "WG001");
+    passes(&mut one, "COMMIT");
+    assert_eq!(stage.number("SELECT sum(a) FROM t"), 12);
+    passes(&mut other, THREE);
+}
+
+#[test]
+fn prepared_statements_through_a_pool() {
+    let mut stage = Stage::new("");
+    let settings: &[&str] = if pool_keeps_prepared_statements() { &["max_prepared_statements = 10"] } else { &[] };
+    let pool = Pool::start(&stage, "transaction", settings);
+    let connect = || {
+        let socket = UnixStream::connect(pool.directory().join(format!(".s.PGSQL.{POOL_PORT}"))).unwrap();
+        Raw::over(socket, &stage.requester, &stage.db.name)
+    };
+    let (mut one, mut other) = (connect(), connect());
+    let statement = "UPDATE t SET a = 9 WHERE id <= $1";
+    let id = request(&mut stage.requester(), statement, &[Some("5")]);
+    let token = approve(&mut stage.approver(), id);
+    // The unnamed statement goes with its pipeline, behind any PgBouncer.
+    let unnamed =
+        |raw: &mut Raw, rows: &str| raw.parse("", statement).bind("", "", &[rows]).execute("", 0).sync().trace();
+    assert_eq!(unnamed(&mut one, "3"), "1 2 UPDATE:3 ZI");
+    assert_eq!(unnamed(&mut other, "4"), "1 2 WG001 ZI");
+    if pool_keeps_prepared_statements() {
+        // Clients share the statement on the server, and neither its parameters nor what it was allowed.
+        for raw in [&mut one, &mut other] {
+            assert_eq!(raw.parse("S_1", statement).sync().trace(), "1 ZI");
+        }
+        let arm = format!("BEGIN; SET LOCAL writeguard.override = on; SET LOCAL writeguard.token = '{token}'");
+        assert_eq!(one.query(&arm), "BEGIN SET SET ZT");
+        assert_eq!(one.bind("", "S_1", &["5"]).execute("", 0).sync().trace(), "2 UPDATE:5 ZT");
+        assert_eq!(one.query("COMMIT"), "COMMIT ZI");
+        assert_eq!(other.bind("", "S_1", &["5"]).execute("", 0).sync().trace(), "2 WG001 ZI");
+        assert_eq!(other.bind("", "S_1", &["3"]).execute("", 0).sync().trace(), "2 UPDATE:3 ZI");
+        assert_eq!(stage.overridden(), [(5, Some(id))]);
+    }
+    assert!(stage.number("SELECT count(*) FROM t WHERE a = 9") >= 3);
+}
+
+// ---- Statement mode ----
+
+#[test]
+fn in_statement_mode_one_string_arms_itself() {
+    let mut stage = Stage::new(FLAG);
+    let pool = Pool::start(&stage, "statement", &[]);
+    let (mut one, mut other) = two_clients(&pool, &stage);
+    // By itself it arms nothing, and a transaction block is what this mode does not have.
+    passes(&mut one, "SET LOCAL writeguard.override = on");
+    refused(&mut other, WRITE, "WG001");
+    refused(&mut one, WRITE, "WG001");
+    passes(&mut one, &format!("SET LOCAL writeguard.override = on; {WRITE}"));
+    assert_eq!(stage.changed(), 5);
+    refused(&mut other, WRITE, "WG001");
+    refused(&mut one, WRITE, "WG001");
+    passes(&mut one, &format!("SET LOCAL writeguard.expect_rows = 3; {THREE}"));
+    assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1");
+    assert_eq!(stage.overridden().len(), 1);
+}
+
+#[test]
+fn in_statement_mode_a_block_is_refused_by_the_pool_and_leaves_nothing_behind() {
+    let mut stage = Stage::new(FLAG);
+    let pool = Pool::start(&stage, "statement", &[]);
+    let mut one = pool.connect(&stage);
+    assert!(one.batch_execute(&format!("BEGIN; SET writeguard.override = on; {WRITE}")).is_err());
+    wait_for_no_transaction(&mut stage);
+    refused(&mut pool.connect(&stage), WRITE, "WG001");
+    assert_eq!(stage.changed(), 0);
+}
+
+#[test]
+fn in_statement_mode_each_statement_has_a_budget_of_its_own() {
+    let mut stage = Stage::new(BUDGET);
+    let pool = Pool::start(&stage, "statement", &[]);
+    let (mut one, mut other) = two_clients(&pool, &stage);
+    for client in [&mut one, &mut other] {
+        passes(client, THREE);
+        refused(client, "UPDATE t SET a = 1 WHERE id <= 4", "WG001");
+        // One string is one transaction.
+        refused(client, &format!("{THREE}; UPDATE t SET a = 1 WHERE id = 4"), "WG001");
+    }
+    assert_eq!(stage.number("SELECT sum(a) FROM t"), 3);
+}
