@@ -90,10 +90,12 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // Not through what started it for another user, which would wait two seconds after it.
-        let pid = fs::read_to_string(self.directory.join("pid")).unwrap_or_default();
-        let pid = if pid.is_empty() { self.process.id().to_string() } else { pid.trim().to_owned() };
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        // Not through what started it for another user, which would wait two seconds after it. And at once: newer
+        // ones would wait for their clients.
+        match fs::read_to_string(self.directory.join("pid")) {
+            Ok(pid) => drop(Command::new("kill").args(["-KILL", pid.trim()]).status()),
+            Err(_) => drop(self.process.kill()),
+        }
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
