@@ -30,7 +30,8 @@ test-upstream: prepare
 
 install: prepare
 	@bash -euc '. scripts/environment; choose_server; \
-	  cargo pgrx install --release --pg-config "$$PG_CONFIG" $$(cargo_features)'
+	  cargo pgrx install --release --pg-config "$$PG_CONFIG" $$(cargo_features); \
+	  install_released_sql "$$("$$PG_CONFIG" --sharedir)"'
 
 bench: prepare
 	@benches/run

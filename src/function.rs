@@ -19,16 +19,22 @@ impl Arguments {
         Self(fcinfo)
     }
 
-    /// The argument at `index`; none for NULL.
+    /// The argument at `index`; none for NULL, and for one that the declaration of an older version does not have.
     pub fn get<T: FromDatum>(&self, index: usize) -> Option<T> {
         // SAFETY: the SQL declaration gives the argument the type that the caller asks for.
-        unsafe { pg_getarg(self.0, index) }
+        if self.has(index) { unsafe { pg_getarg(self.0, index) } } else { None }
     }
 
-    /// Whether the argument at `index` is NULL.
+    /// Whether the argument at `index` is NULL or not declared.
     pub fn is_null(&self, index: usize) -> bool {
-        // SAFETY: the call has as many arguments as the SQL declaration says.
-        unsafe { pgrx::fcinfo::pg_arg_is_null(self.0, index) }
+        // SAFETY: the call has that argument.
+        !self.has(index) || unsafe { pgrx::fcinfo::pg_arg_is_null(self.0, index) }
+    }
+
+    fn has(&self, index: usize) -> bool {
+        // SAFETY: PostgreSQL says with how many arguments it calls, which is how many are declared.
+        let declared = unsafe { (*self.0).nargs };
+        usize::try_from(declared).is_ok_and(|declared| index < declared)
     }
 
     /// A text argument that must not be NULL.

@@ -9,7 +9,7 @@ use super::pattern::{Element, Pattern, parse_element};
 use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
 use super::schedule::Schedule;
 use super::span::Span;
-use super::{catalog, conditions};
+use super::{catalog, conditions, stored};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
@@ -42,20 +42,16 @@ sql_function!(
     writeguard_owner_only, pg_finfo_writeguard_owner_only, owner_only
 );
 
-const UPSERT: &str = "INSERT INTO writeguard.policy AS p \
-     SELECT n.* FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
-     ON CONFLICT (name) DO UPDATE SET tables = EXCLUDED.tables, roles = EXCLUDED.roles, \
-       application = EXCLUDED.application, client = EXCLUDED.client, schedule = EXCLUDED.schedule, \
-       operations = EXCLUDED.operations, max_rows = EXCLUDED.max_rows, \
-       max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, rate_rows = EXCLUDED.rate_rows, \
-       rate_interval = EXCLUDED.rate_interval, max_fraction = EXCLUDED.max_fraction, \
-       require_where = EXCLUDED.require_where, \
-       require_transaction = EXCLUDED.require_transaction, mode = EXCLUDED.mode, \
-       \"override\" = EXCLUDED.\"override\", approvers = EXCLUDED.approvers, \
-       min_approvals = EXCLUDED.min_approvals, undo = EXCLUDED.undo, comment = EXCLUDED.comment, \
-       samples = EXCLUDED.samples \
-     WHERE p.* IS DISTINCT FROM EXCLUDED.* \
-     RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END";
+/// What becomes of a policy when it is stored; nothing where it is there already.
+fn upsert() -> String {
+    format!(
+        "INSERT INTO writeguard.policy AS p \
+         SELECT n.* FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
+         ON CONFLICT (name) DO UPDATE SET {} WHERE p.* IS DISTINCT FROM EXCLUDED.* \
+         RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END",
+        stored::assignments()
+    )
+}
 
 /// The arguments in the order of `sql/functions.sql`, which is that of the table's columns.
 fn set_policy(arguments: &Arguments) -> Returns {
@@ -100,7 +96,7 @@ fn printed_network(network: pg_sys::Datum) -> Option<String> {
 /// Checks a policy, and puts its names and times into the form in which they are stored.
 ///
 /// # Errors
-/// WG007 for a mistake, 0A000 for a column that this version does not have yet.
+/// WG007 for a mistake, and for what the version of the extension in this database has no place for.
 pub fn settle(document: &mut Document) -> Result<Policy, Error> {
     if document.rate_microseconds.is_none() {
         let rate_interval = document.rate_interval.as_deref().and_then(Span::read);
@@ -115,6 +111,7 @@ pub fn settle(document: &mut Document) -> Result<Policy, Error> {
         }
     }
     let policy = document.check()?;
+    stored::check(&policy)?;
     check_names(&policy)?;
     policy.schedule.as_ref().map_or(Ok(()), conditions::check_zones)?;
     document.schedule = policy.schedule.as_ref().map(Schedule::to_string);
@@ -127,7 +124,7 @@ fn store_policy(mut document: Document) -> Returns {
     let json = serde_json::to_string(&document).map_err(|error| {
         Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
     })?;
-    let action = owner::connect(|client| owner::rows(client, UPSERT, &[ascii_json(&json).into()]))?
+    let action = owner::connect(|client| owner::rows(client, &upsert(), &[ascii_json(&json).into()]))?
         .pop()
         .unwrap_or_else(|| "unchanged".into());
     if action != "unchanged" {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::document::{self, Given, KEYS, Key, Kind};
-use super::{api, model};
+use super::{api, model, stored};
 use crate::error::Error;
 use crate::event::record::{Event, Kind as EventKind};
 use crate::event::store;
@@ -57,17 +57,14 @@ const COMPARE: &str = "WITH given AS MATERIALIZED ( \
        )::pg_catalog.text \
      FROM compared AS c CROSS JOIN defaults AS d ORDER BY c.name COLLATE pg_catalog.\"C\"";
 
-const WRITE: &str = "INSERT INTO writeguard.policy \
-     SELECT n.* FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
-     ON CONFLICT (name) DO UPDATE SET tables = EXCLUDED.tables, roles = EXCLUDED.roles, \
-       application = EXCLUDED.application, client = EXCLUDED.client, schedule = EXCLUDED.schedule, \
-       operations = EXCLUDED.operations, max_rows = EXCLUDED.max_rows, \
-       max_rows_per_transaction = EXCLUDED.max_rows_per_transaction, rate_rows = EXCLUDED.rate_rows, \
-       rate_interval = EXCLUDED.rate_interval, max_fraction = EXCLUDED.max_fraction, \
-       require_where = EXCLUDED.require_where, require_transaction = EXCLUDED.require_transaction, \
-       mode = EXCLUDED.mode, \"override\" = EXCLUDED.\"override\", approvers = EXCLUDED.approvers, \
-       min_approvals = EXCLUDED.min_approvals, undo = EXCLUDED.undo, comment = EXCLUDED.comment, \
-       samples = EXCLUDED.samples";
+fn write_all() -> String {
+    format!(
+        "INSERT INTO writeguard.policy \
+         SELECT n.* FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
+         ON CONFLICT (name) DO UPDATE SET {}",
+        stored::assignments()
+    )
+}
 
 const DROP: &str = "DELETE FROM writeguard.policy AS p \
      USING pg_catalog.jsonb_array_elements_text($1::pg_catalog.jsonb) AS gone (name) \
@@ -193,7 +190,11 @@ fn blame(given: &Given, title: &str, error: Error) -> Error {
             message: format!("{title}, key \"{}\": {message}", key.name),
             detail,
             // Other hints are arguments of set_policy, which no document has.
-            hint: if hint.starts_with("SELECT ") && key.name != "name" { hint } else { key.example() },
+            hint: if (hint.starts_with("SELECT ") || hint.starts_with("ALTER ")) && key.name != "name" {
+                hint
+            } else {
+                key.example()
+            },
         },
         (None, Error::Invalid { message, detail, hint }) => {
             Error::Invalid { message: format!("{title}: {message}"), detail, hint }
@@ -228,7 +229,7 @@ fn write(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, outcome
         .collect();
     let gone: Vec<&str> = of(|action| action == "dropped").map(|outcome| outcome.name.as_str()).collect();
     if !new.is_empty() {
-        owner::rows(client, WRITE, &[array(new).as_str().into()])?;
+        owner::rows(client, &write_all(), &[array(new).as_str().into()])?;
     }
     if !gone.is_empty() {
         owner::rows(client, DROP, &[ascii_json(&Value::from(gone).to_string()).as_str().into()])?;

@@ -228,12 +228,20 @@ const COLUMNS: [(&str, pg_sys::Oid); 21] = [
     ("samples", pg_sys::BOOLOID),
 ];
 
-/// What is wrong with the first column that is not as this library reads it.
+/// The columns that came after the first release.
+pub const LATER: [&str; 1] = ["samples"];
+
+/// What is wrong with the first column that is not as this library reads it. A column that an older version of the
+/// extension does not have is its default in every policy.
 fn other_column(descriptor: &PgTupleDesc<'_>) -> Option<String> {
-    let is_there = |name: &str, type_oid: pg_sys::Oid| {
-        descriptor.iter().any(|column| !column.attisdropped && column.name() == name && column.atttypid == type_oid)
+    let is_fit = |name: &str, type_oid: pg_sys::Oid| {
+        let mut columns = descriptor.iter().filter(|column| !column.attisdropped);
+        match columns.find(|column| column.name() == name) {
+            Some(column) => column.atttypid == type_oid,
+            None => LATER.contains(&name),
+        }
     };
-    let other = COLUMNS.into_iter().find(|(name, type_oid)| !is_there(name, *type_oid));
+    let other = COLUMNS.into_iter().find(|(name, type_oid)| !is_fit(name, *type_oid));
     other.map(|(name, _)| {
         format!("column \"{name}\" of table writeguard.policy is not as this version of the library has it")
     })

@@ -15,6 +15,7 @@ use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function};
 use crate::guard::budget::Serial;
 use crate::owner;
+use crate::policy::stored;
 use crate::session::{Actor, role_name};
 use crate::settings;
 use crate::words::ascii_json;
@@ -90,6 +91,13 @@ pub fn before_commit(overridden: &[Overridden]) -> Result<Vec<(Serial, i64)>, Er
     }
     if !keep::any() {
         return Ok(Vec::new());
+    }
+    if !stored::has_table(c"image") {
+        return Err(Error::Undecided {
+            reason: "the extension in this database is older than the library and keeps no rows for undo".into(),
+            hint: "ALTER EXTENSION pg_writeguard UPDATE;".into(),
+            relation: None,
+        });
     }
     owner::connect(|client| {
         let mut changes: Vec<(Serial, i64)> = Vec::new();

@@ -197,6 +197,13 @@ impl Server {
         (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
     }
 
+    /// A client program of the private server with this server's address, for the superuser; run as the server's user.
+    pub fn client_program(&self, name: &str) -> Command {
+        let mut command = server_command(bin().join(name));
+        command.args(["-U", "postgres", "-p", &self.port.to_string(), "-h"]).arg(&self.dir);
+        command
+    }
+
     fn pg_ctl(&self, action: &str) -> Command {
         let mut command = server_command(bin().join("pg_ctl"));
         command.args([action, "-s", "-w", "-t", "60", "-D"]).arg(self.data_dir());
@@ -388,8 +395,9 @@ fn forget_environment(command: &mut Command) {
     command.env_remove("RUST_BACKTRACE").env_remove("LANGUAGE").env("LC_ALL", "C");
 }
 
+/// Runs a command that has to succeed, and gives what it prints.
 #[track_caller]
-fn run(command: &mut Command) -> String {
+pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
     assert!(output.status.success(), "{command:?} failed: {}", text(&output.stderr));

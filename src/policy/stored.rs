@@ -1,0 +1,59 @@
+//! The policy table as this database has it. A newer library serves the tables of an older version of the extension
+//! until `ALTER EXTENSION … UPDATE`: columns that are not there yet have their defaults, and what cannot be stored there
+//! is refused, never dropped.
+
+use core::ffi::CStr;
+
+use pgrx::pg_sys;
+
+use super::document::KEYS;
+use super::model::Policy;
+use super::table::{self, LATER, Place, SCHEMA};
+use crate::error::Error;
+
+/// Assigns, in an ON CONFLICT DO UPDATE, every column that the table has.
+pub fn assignments() -> String {
+    let columns = KEYS.iter().map(|key| key.name).filter(|name| *name != "name" && has_column(name));
+    // One of the names is a keyword.
+    columns.map(|name| format!("\"{name}\" = EXCLUDED.\"{name}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether the tables of this database can hold what a policy says.
+///
+/// # Errors
+/// WG007 for what needs a newer version of the extension.
+pub fn check(policy: &Policy) -> Result<(), Error> {
+    if !policy.samples && !has_column("samples") {
+        return Err(older("samples"));
+    }
+    if policy.undo.is_some() && !has_table(c"image") {
+        return Err(older("undo"));
+    }
+    Ok(())
+}
+
+fn older(column: &str) -> Error {
+    Error::Invalid {
+        message: format!("the extension in this database is too old for {column}"),
+        detail: Some("The library that the server runs is newer, and serves the tables that are there.".into()),
+        hint: "ALTER EXTENSION pg_writeguard UPDATE;".into(),
+    }
+}
+
+fn has_column(name: &str) -> bool {
+    if !LATER.contains(&name) {
+        return true;
+    }
+    let (Place::Table(table), Ok(name)) = (table::find(), std::ffi::CString::new(name)) else { return false };
+    // SAFETY: a syscache look-up that gives 0 for what is not there.
+    unsafe { pg_sys::get_attnum(table, name.as_ptr()) != 0 }
+}
+
+/// Whether the extension in this database has that table.
+pub fn has_table(name: &CStr) -> bool {
+    // SAFETY: syscache look-ups that give InvalidOid for what is not there.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        schema != pg_sys::InvalidOid && pg_sys::get_relname_relid(name.as_ptr(), schema) != pg_sys::InvalidOid
+    }
+}

@@ -1,0 +1,395 @@
+//! From the first release to this one: the upgrade script gives what a new installation has, and until it is run, the
+//! library serves the tables and functions of the first release.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Database, Refusal, Server, expect_refusal, run, wait_until};
+use postgres::Client;
+
+const FIRST: &str = "0.1.0";
+const UPDATE: &str = "ALTER EXTENSION pg_writeguard UPDATE";
+
+/// A database with the extension as the first release made it.
+fn first_release(server: &Server) -> Database {
+    let db = server.plain_database();
+    pass(&mut db.admin(), &format!("CREATE EXTENSION pg_writeguard VERSION '{FIRST}'"));
+    db
+}
+
+/// The same with the table `t` of ten rows, three of which may be changed at once.
+fn guarded(server: &Server) -> Database {
+    let db = first_release(server);
+    pass(
+        &mut db.admin(),
+        "CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t SELECT n FROM generate_series(1, 10) AS n;
+         GRANT ALL ON t TO PUBLIC; SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3)",
+    );
+    db
+}
+
+#[track_caller]
+fn pass(client: &mut Client, sql: &str) {
+    if let Err(error) = client.batch_execute(sql) {
+        panic!("{sql}: {:?}", Refusal::of(&error));
+    }
+}
+
+#[track_caller]
+fn refuse(client: &mut Client, sqlstate: &str, sql: &str) -> Refusal {
+    let refusal = expect_refusal(client.batch_execute(sql));
+    assert_eq!(refusal.sqlstate, sqlstate, "{sql}: {refusal:?}");
+    refusal
+}
+
+#[track_caller]
+fn number(client: &mut Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+}
+
+#[track_caller]
+fn text(client: &mut Client, sql: &str) -> String {
+    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+}
+
+const CHANGED: &str = "SELECT count(*) FROM t WHERE note IS NOT NULL";
+
+/// How many events of a kind there are, once there are so many.
+#[track_caller]
+fn events(client: &mut Client, kind: &str, expected: i64) {
+    let sql = format!("SELECT count(*) FROM writeguard.event WHERE kind = '{kind}'");
+    wait_until(30, || number(client, &sql) == expected);
+}
+
+// The catalog.
+
+/// What the system catalogs say of the extension and its schema, a line for each fact; without OIDs, and without what
+/// depends on the order of grants.
+const CATALOG: &str = r#"
+WITH schema AS (SELECT oid FROM pg_namespace WHERE nspname = 'writeguard'),
+     extension AS (SELECT * FROM pg_extension WHERE extname = 'pg_writeguard'),
+     relation AS (SELECT c.* FROM pg_class AS c JOIN schema AS s ON s.oid = c.relnamespace),
+     member AS (
+         SELECT 'pg_class'::regclass AS classid, oid AS objid FROM relation
+         UNION ALL SELECT 'pg_proc'::regclass, p.oid FROM pg_proc AS p JOIN schema AS s ON s.oid = p.pronamespace
+         UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_type AS t JOIN schema AS s ON s.oid = t.typnamespace
+         UNION ALL SELECT 'pg_constraint'::regclass, k.oid FROM pg_constraint AS k JOIN schema AS s ON s.oid = k.connamespace
+         UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM pg_trigger AS t JOIN relation AS c ON c.oid = t.tgrelid
+         UNION ALL SELECT 'pg_rewrite'::regclass, r.oid FROM pg_rewrite AS r JOIN relation AS c ON c.oid = r.ev_class
+         UNION ALL SELECT 'pg_attrdef'::regclass, d.oid FROM pg_attrdef AS d JOIN relation AS c ON c.oid = d.adrelid
+         UNION ALL SELECT 'pg_namespace'::regclass, oid FROM schema
+         UNION ALL SELECT 'pg_extension'::regclass, oid FROM extension),
+     fact (kind, name, says) AS (
+SELECT 'extension', extname::text,
+       jsonb_build_array(extowner::regrole, extversion, extrelocatable, extnamespace::regnamespace,
+                         (SELECT array_agg(o::regclass::text ORDER BY n) FROM unnest(extconfig) WITH ORDINALITY AS u (o, n)),
+                         extcondition)
+FROM extension
+UNION ALL
+SELECT 'schema', nspname::text,
+       jsonb_build_array(nspowner::regrole, ARRAY(SELECT a::text FROM unnest(nspacl) AS a ORDER BY 1))
+FROM pg_namespace WHERE oid = (SELECT oid FROM schema)
+UNION ALL
+SELECT 'function', p.oid::regprocedure::text,
+       to_jsonb(p) - '{oid,pronamespace,proowner,proacl,proargdefaults,prosqlbody,prorettype,proargtypes,proallargtypes}'::text[]
+       || jsonb_build_object('is', pg_get_functiondef(p.oid), 'owner', p.proowner::regrole,
+                             'acl', ARRAY(SELECT a::text FROM unnest(p.proacl) AS a ORDER BY 1), 'null', p.proacl IS NULL)
+FROM pg_proc AS p WHERE pronamespace = (SELECT oid FROM schema)
+UNION ALL
+SELECT 'relation', relname::text,
+       jsonb_build_array(relkind, relpersistence, relowner::regrole, reloptions, relrowsecurity, relforcerowsecurity,
+                         relreplident, relispartition, relhasindex, relhasrules, relhastriggers, relchecks, reltoastrelid <> 0,
+                         (SELECT amname FROM pg_am WHERE pg_am.oid = relam), reltablespace, relnatts,
+                         ARRAY(SELECT a::text FROM unnest(relacl) AS a ORDER BY 1), relacl IS NULL,
+                         CASE relkind WHEN 'v' THEN pg_get_viewdef(oid) WHEN 'i' THEN pg_get_indexdef(oid) END)
+FROM relation
+UNION ALL
+SELECT 'column', format('%s.%s', c.relname, a.attnum),
+       jsonb_build_array(a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated,
+                         a.attisdropped, a.attstorage, a.attcompression, a.attcollation::regcollation,
+                         -- Some builds of the server stamp each column.
+                         ARRAY(SELECT o FROM unnest(a.attoptions) AS o WHERE o NOT LIKE 'pg\_attver=%'),
+                         a.attislocal, ARRAY(SELECT i::text FROM unnest(a.attacl) AS i ORDER BY 1),
+                         pg_get_expr(d.adbin, d.adrelid))
+FROM pg_attribute AS a JOIN relation AS c ON c.oid = a.attrelid
+     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attnum > 0
+UNION ALL
+SELECT 'constraint', format('%s on %s', k.conname, k.conrelid::regclass),
+       jsonb_build_array(k.contype, pg_get_constraintdef(k.oid), k.convalidated, k.condeferrable, k.condeferred, k.connoinherit)
+FROM pg_constraint AS k WHERE k.connamespace = (SELECT oid FROM schema)
+UNION ALL
+SELECT 'trigger', format('%s on %s', CASE WHEN t.tgisinternal THEN t.tgfoid::regproc::text ELSE t.tgname END, c.relname),
+       jsonb_build_array(t.tgtype, t.tgenabled, t.tgisinternal,
+                         CASE WHEN NOT t.tgisinternal THEN pg_get_triggerdef(t.oid) END)
+FROM pg_trigger AS t JOIN relation AS c ON c.oid = t.tgrelid
+UNION ALL
+SELECT 'rule', format('%s on %s', r.rulename, c.relname), jsonb_build_array(r.ev_type, r.ev_enabled, r.is_instead)
+FROM pg_rewrite AS r JOIN relation AS c ON c.oid = r.ev_class
+UNION ALL
+SELECT 'row security', format('%s on %s', y.polname, c.relname), to_jsonb(y) - '{oid,polrelid}'::text[]
+FROM pg_policy AS y JOIN relation AS c ON c.oid = y.polrelid
+UNION ALL
+SELECT 'sequence', c.relname::text, to_jsonb(s) - '{seqrelid}'::text[]
+FROM pg_sequence AS s JOIN relation AS c ON c.oid = s.seqrelid
+UNION ALL
+SELECT 'initial privileges', pg_describe_object(i.classoid, i.objoid, i.objsubid),
+       jsonb_build_array(i.privtype, ARRAY(SELECT a::text FROM unnest(i.initprivs) AS a ORDER BY 1))
+FROM pg_init_privs AS i JOIN member AS m ON m.classid = i.classoid AND m.objid = i.objoid
+UNION ALL
+SELECT 'comment', pg_describe_object(d.classoid, d.objoid, d.objsubid), to_jsonb(d.description)
+FROM pg_description AS d JOIN member AS m ON m.classid = d.classoid AND m.objid = d.objoid
+UNION ALL
+SELECT 'dependency', pg_describe_object(d.classid, d.objid, d.objsubid),
+       jsonb_build_array(d.deptype, pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid))
+FROM pg_depend AS d JOIN member AS m USING (classid, objid)
+UNION ALL
+SELECT 'role', pg_describe_object(d.classid, d.objid, d.objsubid),
+       jsonb_build_array(d.deptype, pg_describe_object(d.refclassid, d.refobjid, 0))
+FROM pg_shdepend AS d JOIN member AS m USING (classid, objid)
+WHERE d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()))
+SELECT regexp_replace(format('%s %s: %s', kind, name, says), '(pg_toast_|_constraint_|RI_ConstraintTrigger_._)\d+', '\1', 'g')
+FROM fact"#;
+
+fn catalog(client: &mut Client) -> BTreeSet<String> {
+    let facts: BTreeSet<String> = client.query(CATALOG, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    // Less than that, and the query has lost sight of the extension.
+    assert!(facts.len() > 400, "{} facts", facts.len());
+    facts
+}
+
+#[track_caller]
+fn assert_same(upgraded: &BTreeSet<String>, fresh: &BTreeSet<String>) {
+    let only = |one: &BTreeSet<String>, other: &BTreeSet<String>| {
+        one.difference(other).map(|fact| format!("\n  {fact}")).collect::<String>()
+    };
+    let (lost, left) = (only(fresh, upgraded), only(upgraded, fresh));
+    assert!(
+        lost.is_empty() && left.is_empty(),
+        "only in a new installation (what sql/pg_writeguard--{FIRST}--{}.sql lacks):{lost}\nonly after the upgrade:{left}",
+        env!("CARGO_PKG_VERSION")
+    );
+}
+
+#[test]
+fn upgraded_extension_is_as_a_new_one() {
+    let server = Server::shared();
+    let fresh = catalog(&mut server.database().admin());
+    let mut admin = first_release(server).admin();
+    let first = catalog(&mut admin);
+    assert!(first.difference(&fresh).count() > 5 && fresh.difference(&first).count() > 100);
+    pass(&mut admin, UPDATE);
+    assert_same(&catalog(&mut admin), &fresh);
+}
+
+#[test]
+fn upgraded_extension_is_as_a_new_one_where_default_privileges_give_all_away() {
+    let server = Server::shared();
+    let catalogs = [None, Some(FIRST)].map(|first| {
+        let db = server.plain_database();
+        let mut admin = db.admin();
+        let role = db.role("everything");
+        for objects in ["TABLES", "SEQUENCES", "FUNCTIONS"] {
+            pass(&mut admin, &format!("ALTER DEFAULT PRIVILEGES GRANT ALL ON {objects} TO {role}, PUBLIC"));
+        }
+        match first {
+            None => pass(&mut admin, "CREATE EXTENSION pg_writeguard"),
+            Some(first) => pass(&mut admin, &format!("CREATE EXTENSION pg_writeguard VERSION '{first}'; {UPDATE}")),
+        }
+        let all = catalog(&mut admin);
+        assert_eq!(all.iter().filter(|fact| fact.contains(&role)).collect::<Vec<_>>(), Vec::<&String>::new());
+        refuse(&mut db.connect(&role), "42501", "SELECT nextval('writeguard.change_statement_id_seq')");
+        refuse(&mut db.connect(&role), "42501", "SELECT nextval('writeguard.event_id_seq')");
+        all
+    });
+    assert_same(&catalogs[1], &catalogs[0]);
+}
+
+#[test]
+fn upgrade_keeps_what_a_dba_granted_and_a_dump_has_it() {
+    let server = Server::shared();
+    let db = first_release(server);
+    let mut admin = db.admin();
+    let (setter, granter, watcher) = (db.role("setter"), db.role("Granter"), db.role("watcher"));
+    pass(
+        &mut admin,
+        &format!(
+            "GRANT EXECUTE ON FUNCTION writeguard.set_policy TO {setter};
+             GRANT EXECUTE ON FUNCTION writeguard.set_policy TO \"{granter}\" WITH GRANT OPTION;
+             GRANT EXECUTE ON FUNCTION writeguard.check_setup, writeguard.queue_counters TO {watcher};
+             GRANT SELECT ON writeguard.event, writeguard.event_queue TO {watcher}; {UPDATE}"
+        ),
+    );
+    for role in [&setter, &granter] {
+        pass(&mut db.connect(role), "SELECT writeguard.set_policy('p', max_rows => 3, samples => false)");
+    }
+    pass(&mut db.connect(&granter), &format!("GRANT EXECUTE ON FUNCTION writeguard.set_policy TO {watcher}"));
+    pass(
+        &mut db.connect(&watcher),
+        "TABLE writeguard.event; TABLE writeguard.event_queue; SELECT writeguard.check_setup()",
+    );
+    refuse(&mut db.connect(&watcher), "42501", "TABLE writeguard.stat");
+
+    let file = server.socket_dir().join(format!("grants-of-{}", db.name));
+    run(server.client_program("pg_dump").args(["-Fc", "-d", &db.name, "-f"]).arg(&file));
+    let copy = server.plain_database();
+    run(server.client_program("pg_restore").args(["--exit-on-error", "-d", &copy.name]).arg(&file));
+    let with_grants = catalog(&mut admin);
+    assert!(with_grants.iter().any(|fact| fact.contains(&setter)));
+    assert_same(&catalog(&mut copy.admin()), &with_grants);
+}
+
+// The newer library on the first release's SQL.
+
+#[test]
+fn first_release_is_served_as_it_promised() {
+    let server = Server::start(&[]);
+    let db = guarded(&server);
+    let mut admin = db.admin();
+    let (login, person) = (db.role("login"), db.role("person"));
+    pass(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.approve TO {person}"));
+    let mut client = db.connect(&login);
+
+    pass(&mut client, "BEGIN; UPDATE t SET note = 'x' WHERE id <= 3; ROLLBACK");
+    let refusal = refuse(&mut client, "WG001", "UPDATE t SET note = 'x' WHERE id <= 4");
+    assert!(refusal.hint.contains("SELECT writeguard.request("), "{refusal:?}");
+    refuse(&mut client, "WG005", "TRUNCATE t");
+    events(&mut admin, "blocked", 2);
+    assert_eq!(number(&mut client, "SELECT count(*) FROM writeguard.my_events WHERE kind = 'blocked'"), 2);
+
+    // A second person.
+    let id = number(&mut client, "SELECT writeguard.request('UPDATE t SET note = id::text', 'a test')");
+    assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.pending"), 1);
+    let token = text(&mut db.connect(&person), &format!("SELECT writeguard.approve({id})"));
+    pass(&mut client, &format!("BEGIN; SET LOCAL writeguard.override = on; SET LOCAL writeguard.token = '{token}'"));
+    pass(&mut client, "UPDATE t SET note = id::text");
+    pass(&mut client, "ROLLBACK");
+    pass(&mut client, &format!("SELECT writeguard.execute({id})"));
+    assert_eq!(number(&mut admin, CHANGED), 10);
+    assert_eq!(text(&mut client, "SELECT state FROM writeguard.my_requests"), "spent");
+    events(&mut admin, "overridden", 1);
+
+    // Policies are changed, exported and imported.
+    let set = |arguments: &str| {
+        text(&mut db.admin(), &format!("SELECT writeguard.set_policy('p', '{{public.t}}', {arguments})"))
+    };
+    assert_eq!(set("max_rows => 3"), "unchanged");
+    assert_eq!(set("max_rows => 3, require_where => true"), "changed");
+    refuse(&mut client, "WG002", "UPDATE t SET note = NULL");
+    let document = text(&mut admin, "SELECT writeguard.export_policies()::text");
+    assert!(!document.contains("samples"), "{document}");
+    let import = format!("SELECT action FROM writeguard.import_policies('{document}')");
+    assert_eq!(text(&mut admin, &import), "unchanged");
+    pass(&mut admin, "SELECT writeguard.drop_policy('p')");
+    assert_eq!(text(&mut admin, &import), "created");
+    assert_eq!(text(&mut admin, &import.replace("\"max_rows\": 3", "\"max_rows\": 2")), "changed");
+    refuse(&mut client, "WG001", "UPDATE t SET note = 'x' WHERE id <= 3");
+    let shown = format!("SELECT max_rows FROM writeguard.effective('t', '{login}', 'update')");
+    assert_eq!(number(&mut client, &shown), 2);
+
+    // By the flag, by nobody, and when it only looks on.
+    assert_eq!(set("max_rows => 3, override => 'flag'"), "changed");
+    pass(&mut client, "BEGIN; SET LOCAL writeguard.override = on; UPDATE t SET note = NULL WHERE id > 5; COMMIT");
+    events(&mut admin, "overridden", 2);
+    assert_eq!(set("max_rows => 3, mode => 'observe'"), "changed");
+    pass(&mut client, "UPDATE t SET note = 'y'");
+    events(&mut admin, "observed", 1);
+
+    let log = server.log();
+    assert!(!log.contains("own statement failed") && !log.contains("42703") && !log.contains("42P01"), "{log}");
+}
+
+#[test]
+fn what_the_first_release_has_no_place_for_is_refused_with_the_command_that_makes_it() {
+    let server = Server::shared();
+    let db = guarded(server);
+    let mut admin = db.admin();
+    for sql in [
+        "SELECT writeguard.set_policy('p', '{public.t}', max_rows => 3, undo => '1 day')",
+        r#"SELECT writeguard.import_policies('[{"name": "q", "samples": false}]')"#,
+        r#"SELECT writeguard.import_policies('[{"name": "q", "undo": "1 day"}]')"#,
+    ] {
+        let refusal = refuse(&mut admin, "WG007", sql);
+        assert_eq!(refusal.hint, "ALTER EXTENSION pg_writeguard UPDATE;", "{refusal:?}");
+    }
+    assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.policy"), 1);
+
+    // A policy that says so all the same is not written past without what it wants kept.
+    pass(&mut admin, "UPDATE writeguard.policy SET undo = '1 day', override = 'flag'");
+    refuse(&mut admin, "WG001", "UPDATE t SET note = 'x'");
+    pass(&mut admin, "SET writeguard.override = on");
+    let refusal = refuse(&mut admin, "WG008", "UPDATE t SET note = 'x'");
+    assert_eq!(refusal.hint, "ALTER EXTENSION pg_writeguard UPDATE;", "{refusal:?}");
+    assert_eq!(number(&mut db.admin(), CHANGED), 0);
+    pass(&mut admin, &refusal.hint);
+    pass(&mut admin, "SET writeguard.override = on");
+    pass(&mut admin, "UPDATE t SET note = 'x'");
+    assert_eq!(number(&mut db.admin(), CHANGED), 10);
+    pass(&mut admin, "SELECT writeguard.undo(id) FROM writeguard.change");
+    assert_eq!(number(&mut db.admin(), CHANGED), 0);
+}
+
+#[test]
+fn check_setup_of_the_first_release_names_the_command() {
+    let mut admin = first_release(Server::shared()).admin();
+    let extension = "SELECT problem, fix FROM writeguard.check_setup() WHERE subject = 'extension'";
+    let row = admin.query_one(extension, &[]).unwrap();
+    let (problem, fix): (String, String) = (row.get(0), row.get(1));
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(problem.contains(FIRST) && problem.contains(version), "{problem}");
+    assert_eq!(fix, format!("ALTER EXTENSION pg_writeguard UPDATE TO '{version}';"));
+    pass(&mut admin, &fix);
+    assert_eq!(admin.query(extension, &[]).unwrap().len(), 0);
+}
+
+#[test]
+fn upgrade_keeps_policies_events_and_requests_and_sessions_that_are_open() {
+    let server = Server::shared();
+    let db = guarded(server);
+    let mut admin = db.admin();
+    let (login, person) = (db.role("login"), db.role("person"));
+    pass(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.approve TO {person}"));
+    let mut client = db.connect(&login);
+    let prepared = client.prepare("UPDATE t SET note = 'x' WHERE id <= $1").unwrap();
+    let refused = |client: &mut Client| Refusal::of(&client.execute(&prepared, &[&4]).unwrap_err()).sqlstate;
+    assert_eq!(refused(&mut client), "WG001");
+    events(&mut admin, "blocked", 1);
+    let id = number(&mut client, "SELECT writeguard.request('DELETE FROM t', 'a test')");
+    let token = text(&mut db.connect(&person), &format!("SELECT writeguard.approve({id})"));
+    let stored = |client: &mut Client| {
+        text(
+            client,
+            "SELECT jsonb_build_array(
+                 (SELECT jsonb_agg(to_jsonb(p) - 'samples') FROM writeguard.policy AS p),
+                 (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e),
+                 (SELECT jsonb_agg(r) FROM writeguard.request AS r),
+                 (SELECT jsonb_agg(a) FROM writeguard.approval AS a))::text",
+        )
+    };
+    let before = stored(&mut admin);
+
+    // An upgrade that is taken back, one that a transaction holds, and one that stays.
+    pass(&mut admin, &format!("BEGIN; {UPDATE}; ROLLBACK"));
+    assert_eq!(refused(&mut client), "WG001");
+    pass(&mut admin, &format!("BEGIN; {UPDATE}"));
+    assert_eq!(refused(&mut client), "WG001");
+    pass(&mut admin, "COMMIT");
+    assert_eq!(refused(&mut client), "WG001");
+    assert_eq!(client.execute(&prepared, &[&3]).unwrap(), 3);
+    events(&mut admin, "blocked", 4);
+
+    pass(
+        &mut admin,
+        "DELETE FROM writeguard.event WHERE id > (SELECT max(id) FROM writeguard.event WHERE kind = 'approved')",
+    );
+    assert_eq!(stored(&mut admin), before);
+    assert_eq!(text(&mut admin, "SELECT samples::text FROM writeguard.policy"), "true");
+    let unchanged = "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3)";
+    assert_eq!(text(&mut admin, unchanged), "unchanged");
+
+    // The token that was given before.
+    pass(&mut client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
+    pass(&mut client, "DELETE FROM t");
+    assert_eq!(number(&mut admin, "SELECT count(*) FROM t"), 0);
+}
