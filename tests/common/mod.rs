@@ -55,6 +55,8 @@ extern "C" fn stop_shared() {
 
 /// A running PostgreSQL server with the library preloaded.
 pub struct Server {
+    /// Where its programs are.
+    bin: PathBuf,
     dir: PathBuf,
     port: u16,
     keeper: Mutex<Option<Child>>,
@@ -75,17 +77,58 @@ impl Server {
     pub fn start(extra_conf: &[&str]) -> Server {
         let dir = make_directory();
         run(server_command("cp").arg("-a").arg(template()).arg(dir.join("data")));
-        Server::start_in(dir, extra_conf)
+        Server::start_in(bin(), dir, extra_conf)
     }
 
     /// A server of another cluster: all others are copies of one, with its system identifier.
     pub fn start_another_cluster() -> Server {
         let dir = make_directory();
-        initialize(&dir.join("data"));
-        Server::start_in(dir, &[])
+        initialize(bin(), &dir.join("data"));
+        Server::start_in(bin(), dir, &[])
     }
 
-    fn start_in(dir: PathBuf, extra_conf: &[&str]) -> Server {
+    /// A server of the older PostgreSQL that `PGWG_OLDER_BIN` names, to be upgraded from. `scripts/test-all` names 15 for
+    /// the tests on 17; elsewhere the older server is of the same version, which pg_upgrade takes as well.
+    pub fn start_older() -> Server {
+        let older = std::env::var_os("PGWG_OLDER_BIN").map_or_else(|| bin().to_owned(), PathBuf::from);
+        let dir = make_directory();
+        initialize(&older, &dir.join("data"));
+        Server::start_in(&older, dir, &[])
+    }
+
+    /// A new server made of this one, which stays stopped, by pg_upgrade.
+    pub fn upgraded(&self) -> Server {
+        let dir = make_directory();
+        initialize(bin(), &dir.join("data"));
+        let mut conf =
+            fs::OpenOptions::new().append(true).open(dir.join("data/postgresql.conf")).expect("its configuration");
+        conf.write_all(CONFIGURATION.as_bytes()).expect("cannot write postgresql.conf");
+        self.stop("fast");
+        let mut upgrade = server_command(bin().join("pg_upgrade"));
+        upgrade.current_dir(&dir).args(["-U", "postgres", "-b"]).arg(&self.bin).arg("-B").arg(bin());
+        upgrade.arg("-d").arg(self.data_dir()).arg("-D").arg(dir.join("data")).arg("-s").arg(&dir);
+        run(&mut upgrade);
+        Server::start_in(bin(), dir, &[])
+    }
+
+    /// A new server started from a base backup of this one; with `-R` among the options, its standby.
+    pub fn from_backup(&self, options: &[&str]) -> Server {
+        let dir = make_directory();
+        run(self
+            .client_program("pg_basebackup")
+            .args(["-c", "fast", "--no-sync"])
+            .args(options)
+            .arg("-D")
+            .arg(dir.join("data")));
+        Server::start_in(&self.bin, dir, &[])
+    }
+
+    /// This server's connection to a database, as another server's `primary_conninfo` or CREATE SUBSCRIPTION has it.
+    pub fn address(&self, database: &str) -> String {
+        format!("host={} port={} user=postgres dbname={database}", self.dir.display(), self.port)
+    }
+
+    fn start_in(bin: &Path, dir: PathBuf, extra_conf: &[&str]) -> Server {
         let data = dir.join("data");
 
         let port = if extra_conf.iter().any(|line| line.starts_with("listen_addresses")) { free_port() } else { 5432 };
@@ -98,8 +141,8 @@ impl Server {
         }
         fs::write(data.join("postgresql.conf"), conf).expect("cannot write postgresql.conf");
 
-        let keeper = Mutex::new(Some(keeper(&dir)));
-        let server = Server { dir, port, keeper };
+        let keeper = Mutex::new(Some(keeper(bin, &dir)));
+        let server = Server { bin: bin.to_owned(), dir, port, keeper };
         server.start_again();
         server
     }
@@ -156,6 +199,11 @@ impl Server {
         Database { name, socket_dir: self.socket_dir(), port: self.port }
     }
 
+    /// A database that is there already, such as one that came with a backup.
+    pub fn existing(&self, name: &str) -> Database {
+        Database { name: name.to_owned(), socket_dir: self.socket_dir(), port: self.port }
+    }
+
     /// A superuser's connection to the database `postgres`.
     pub fn postgres(&self) -> Client {
         config(&self.dir, self.port, "postgres", "postgres")
@@ -199,13 +247,13 @@ impl Server {
 
     /// A client program of the private server with this server's address, for the superuser; run as the server's user.
     pub fn client_program(&self, name: &str) -> Command {
-        let mut command = server_command(bin().join(name));
+        let mut command = server_command(self.bin.join(name));
         command.args(["-U", "postgres", "-p", &self.port.to_string(), "-h"]).arg(&self.dir);
         command
     }
 
     fn pg_ctl(&self, action: &str) -> Command {
-        let mut command = server_command(bin().join("pg_ctl"));
+        let mut command = server_command(self.bin.join("pg_ctl"));
         command.args([action, "-s", "-w", "-t", "60", "-D"]).arg(self.data_dir());
         if action == "start" {
             command.arg("-l").arg(self.dir.join("log"));
@@ -417,8 +465,8 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("the port's address").port()
 }
 
-fn initialize(data: &Path) {
-    run(server_command(bin().join("initdb"))
+fn initialize(bin: &Path, data: &Path) {
+    run(server_command(bin.join("initdb"))
         .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
         .arg(data));
 }
@@ -433,7 +481,7 @@ fn template() -> &'static Path {
         if !template.exists() {
             let dir = make_directory();
             let data = dir.join("data");
-            initialize(&data);
+            initialize(bin(), &data);
             // Copied beside its place first, then renamed: whoever sees the template
             // sees all of it. Losing the race against another process does no harm.
             let copy = template.with_extension(std::process::id().to_string());
@@ -450,9 +498,9 @@ fn template() -> &'static Path {
 /// A process that waits until its standard input ends, which happens when the
 /// server is dropped and also when this process is killed; then it stops the server
 /// and removes its directory.
-fn keeper(dir: &Path) -> Child {
+fn keeper(bin: &Path, dir: &Path) -> Child {
     let stop = {
-        let mut command = server_command(bin().join("pg_ctl"));
+        let mut command = server_command(bin.join("pg_ctl"));
         command.args(["stop", "-s", "-m", "immediate", "-D"]).arg(dir.join("data"));
         command
     };
