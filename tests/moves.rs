@@ -68,6 +68,26 @@ fn lived_in(db: Database) -> Lived {
 }
 
 impl Lived {
+    /// With a write to `u` that can be undone.
+    fn keeping_rows(self) -> Lived {
+        let mut admin = self.db.admin();
+        pass(&mut admin, "ALTER TABLE u ADD PRIMARY KEY (id)");
+        let policy =
+            "SELECT writeguard.set_policy('q', '{public.u}', max_rows => 1, override => 'flag', undo => '1 day')";
+        pass(&mut admin, policy);
+        pass(&mut admin, "BEGIN; SET LOCAL writeguard.override = on; UPDATE u SET note = 'kept'; COMMIT");
+        assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.image"), 10);
+        Lived { stored: text(&mut admin, STORED), ..self }
+    }
+
+    /// That write can be undone here.
+    #[track_caller]
+    fn undoes(&self, db: &Database) {
+        let mut admin = db.admin();
+        pass(&mut admin, "SELECT writeguard.undo(id) FROM writeguard.change");
+        assert_eq!(number(&mut admin, "SELECT count(*) FROM u WHERE note = 'kept'"), 0);
+    }
+
     /// Everything is there, and the limits hold; what happens now is recorded after what was there.
     #[track_caller]
     fn arrived(&self, db: &Database) {
@@ -151,16 +171,7 @@ fn dumped(server: &Server, db: &Database, options: &[&str]) -> Database {
 #[test]
 fn dump_has_all_but_kept_rows() {
     let server = Server::shared();
-    let lived = lived_in(server.database());
-    let mut admin = lived.db.admin();
-    pass(&mut admin, "ALTER TABLE u ADD PRIMARY KEY (id)");
-    pass(
-        &mut admin,
-        "SELECT writeguard.set_policy('q', '{public.u}', max_rows => 1, override => 'flag', undo => '1 day')",
-    );
-    pass(&mut admin, "BEGIN; SET LOCAL writeguard.override = on; UPDATE u SET note = 'secret'; COMMIT");
-    assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.image"), 10);
-    let lived = Lived { stored: text(&mut admin, STORED), ..lived };
+    let lived = lived_in(server.database()).keeping_rows();
 
     let copy = dumped(server, &lived.db, &[]);
     lived.arrived(&copy);
@@ -169,7 +180,7 @@ fn dump_has_all_but_kept_rows() {
         // What was recorded since is on its way.
         wait_until(30, || number(&mut client, &format!("SELECT count(*) FROM writeguard.{table}")) == 0);
     }
-    assert_eq!(number(&mut client, "SELECT count(*) FROM u WHERE note = 'secret'"), 10);
+    assert_eq!(number(&mut client, "SELECT count(*) FROM u WHERE note = 'kept'"), 10);
     lived.takes_no_token(&copy);
 }
 
@@ -235,11 +246,12 @@ fn dump_of_the_whole_server_arrives_in_another() {
 #[test]
 fn base_backup_arrives_as_the_same_database() {
     let server = Server::start(&[]);
-    let lived = lived_in(server.database());
-    let restored = server.from_backup(&["-X", "stream"]);
+    let lived = lived_in(server.database()).keeping_rows();
+    let restored = server.restored(&["-X", "stream"]);
     server.stop("immediate");
     let db = restored.existing(&lived.db.name);
     lived.arrived(&db);
+    lived.undoes(&db);
     lived.takes_token(&db);
     refuse(&mut db.connect(&lived.login), "WG001", "DELETE FROM t");
 }
@@ -248,7 +260,7 @@ fn base_backup_arrives_as_the_same_database() {
 fn standby_has_everything_and_goes_on_with_it_once_it_is_promoted() {
     let server = Server::start(&[]);
     let lived = lived_in(server.database());
-    let standby = server.from_backup(&["-X", "stream", "-R"]);
+    let standby = server.restored(&["-X", "stream", "-R"]);
     let db = standby.existing(&lived.db.name);
     // What happens on the primary now comes through replication.
     refuse(&mut lived.db.connect(&lived.login), "WG001", "DELETE FROM t");
@@ -276,7 +288,7 @@ fn upgraded_server_has_everything_and_the_version_that_it_had() {
     let older = Server::start_older();
     let first = older.plain_database();
     pass(&mut first.admin(), "CREATE EXTENSION pg_writeguard VERSION '0.1.0'");
-    let (first, current) = (lived_in(first), lived_in(older.database()));
+    let (first, current) = (lived_in(first), lived_in(older.database()).keeping_rows());
     let newer = older.upgraded();
     let server_version = "SELECT current_setting('server_version_num')::int8 / 10000";
     let version = "SELECT extversion FROM pg_extension WHERE extname = 'pg_writeguard'";
@@ -290,6 +302,7 @@ fn upgraded_server_has_everything_and_the_version_that_it_had() {
         lived.arrived(&db);
         lived.takes_no_token(&db);
     }
+    current.undoes(&newer.existing(&current.db.name));
     let db = newer.existing(&first.db.name);
     pass(&mut db.admin(), "ALTER EXTENSION pg_writeguard UPDATE");
     first.holds(&db);

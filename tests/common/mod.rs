@@ -112,7 +112,7 @@ impl Server {
     }
 
     /// A new server started from a base backup of this one; with `-R` among the options, its standby.
-    pub fn from_backup(&self, options: &[&str]) -> Server {
+    pub fn restored(&self, options: &[&str]) -> Server {
         let dir = make_directory();
         run(self
             .client_program("pg_basebackup")
