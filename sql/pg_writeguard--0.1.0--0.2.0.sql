@@ -3,6 +3,11 @@
 -- Nothing that somebody made in the schema has a part in what follows.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+-- Policies before events, as whoever changes or approves something locks them.
+ALTER TABLE writeguard.policy ADD COLUMN samples boolean NOT NULL DEFAULT true;
+COMMENT ON COLUMN writeguard.policy.samples IS 'whether requests show some rows of these tables, before and after';
+COMMENT ON COLUMN writeguard.policy.mode IS 'past a limit: observe (record), warn (record and WARNING), enforce (refuse)';
+
 -- Events.
 CREATE INDEX event_policy ON writeguard.event (policy, id);
 CREATE INDEX event_relation ON writeguard.event (relation, id);
@@ -515,11 +520,6 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
         ORDER BY pg_catalog.array_position('{problem,warning,note}', f.severity), f.subject, f.problem
     $$;
 COMMENT ON FUNCTION writeguard.check_setup IS 'what a DBA should know of this installation: severity (problem, warning, note), subject, problem, and the next command to type';
-
--- Policies: late in here, because whoever reads them waits from now on.
-ALTER TABLE writeguard.policy ADD COLUMN samples boolean NOT NULL DEFAULT true;
-COMMENT ON COLUMN writeguard.policy.samples IS 'whether requests show some rows of these tables, before and after';
-COMMENT ON COLUMN writeguard.policy.mode IS 'past a limit: observe (record), warn (record and WARNING), enforce (refuse)';
 
 -- Privileges. What ALTER DEFAULT PRIVILEGES grants on new objects is not meant for these.
 CREATE FUNCTION writeguard.revoke_default_privileges(names text[]) RETURNS void

@@ -4,6 +4,8 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
 
 use common::{Database, Refusal, Server, expect_refusal, run, wait_until};
 use postgres::Client;
@@ -392,4 +394,96 @@ fn upgrade_keeps_policies_events_and_requests_and_sessions_that_are_open() {
     pass(&mut client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
     pass(&mut client, "DELETE FROM t");
     assert_eq!(number(&mut admin, "SELECT count(*) FROM t"), 0);
+}
+
+#[test]
+fn upgrade_under_fire_lets_nothing_through_and_loses_no_event() {
+    let server = Server::start(&[]);
+    let db = guarded(&server);
+    let (login, person) = (db.role("login"), db.role("person"));
+    pass(
+        &mut db.admin(),
+        &format!(
+            "CREATE TABLE v AS TABLE t; GRANT ALL ON v TO PUBLIC; SELECT writeguard.set_policy('v', '{{public.v}}', max_rows => 3);
+             GRANT EXECUTE ON FUNCTION writeguard.approve TO {person}"
+        ),
+    );
+    let (over, refused, rounds) = (AtomicBool::new(false), AtomicI64::new(0), AtomicI64::new(0));
+    let write = |client: &mut Client| {
+        refuse(client, "WG001", "UPDATE t SET note = 'x' WHERE id <= 4");
+        refused.fetch_add(1, Ordering::SeqCst);
+        pass(client, "UPDATE t SET note = 'x' WHERE id <= 3");
+    };
+    let fire = |shot: &dyn Fn()| {
+        while !over.load(Ordering::SeqCst) {
+            shot();
+            rounds.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let fired = |number: i64| {
+        let until = rounds.load(Ordering::SeqCst) + number;
+        wait_until(60, || rounds.load(Ordering::SeqCst) >= until || over.load(Ordering::SeqCst));
+    };
+    thread::scope(|scope| {
+        let threads = [
+            scope.spawn(|| {
+                let client = std::cell::RefCell::new(db.connect(&login));
+                fire(&|| write(&mut client.borrow_mut()));
+            }),
+            scope.spawn(|| fire(&|| write(&mut db.connect(&login)))),
+            scope.spawn(|| {
+                fire(&|| {
+                    let sql = "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, comment => clock_timestamp()::text)";
+                    if let Err(error) = db.admin().batch_execute(sql) {
+                        // A function that is replaced between its look-up and its call is gone, whatever it is.
+                        let refusal = Refusal::of(&error);
+                        assert!(refusal.sqlstate == "42883" || refusal.message.contains("cache lookup failed"), "{refusal:?}");
+                    }
+                });
+            }),
+            scope.spawn(|| {
+                fire(&|| {
+                    let id = number(&mut db.connect(&login), "SELECT writeguard.request('DELETE FROM v', 'a test')");
+                    text(&mut db.connect(&person), &format!("SELECT writeguard.approve({id})"));
+                });
+            }),
+        ];
+        let mut admin = db.admin();
+        for _ in 0..5 {
+            fired(5);
+            pass(&mut admin, &format!("BEGIN; {UPDATE}; SELECT pg_sleep(0.05); ROLLBACK"));
+        }
+        fired(5);
+        pass(&mut admin, UPDATE);
+        fired(20);
+        over.store(true, Ordering::SeqCst);
+        threads.into_iter().for_each(|thread| {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic)
+            }
+        });
+    });
+    let mut admin = db.admin();
+    events(&mut admin, "blocked", refused.load(Ordering::SeqCst));
+    assert_eq!(number(&mut admin, CHANGED), 3);
+    assert!(!server.log().contains("deadlock detected"));
+    assert_same(&catalog(&mut admin), &{
+        let fresh = server.database();
+        pass(&mut fresh.admin(), &format!("GRANT EXECUTE ON FUNCTION writeguard.approve TO {person}"));
+        catalog(&mut fresh.admin())
+    });
+}
+
+#[test]
+fn upgrade_needs_no_preload() {
+    let server = Server::start(&[]);
+    let db = guarded(&server);
+    let fresh = catalog(&mut server.database().admin());
+    pass(&mut db.admin(), "ALTER SYSTEM SET shared_preload_libraries = 'plpgsql'");
+    server.restart();
+    pass(&mut db.admin(), &format!("UPDATE t SET note = 'x'; {UPDATE}"));
+    assert_same(&catalog(&mut db.admin()), &fresh);
+    pass(&mut db.admin(), "ALTER SYSTEM RESET shared_preload_libraries");
+    server.restart();
+    refuse(&mut db.admin(), "WG001", "UPDATE t SET note = 'y'");
 }
