@@ -298,6 +298,13 @@ fn first_release_is_served_as_it_promised() {
     pass(&mut client, "UPDATE t SET note = 'y'");
     events(&mut admin, "observed", 1);
 
+    // What is over goes.
+    pass(&mut admin, "ALTER SYSTEM SET writeguard.event_retention = '1s'");
+    pass(&mut admin, "SELECT pg_reload_conf()");
+    for table in ["request", "approval", "event"] {
+        wait_until(60, || number(&mut admin, &format!("SELECT count(*) FROM writeguard.{table}")) == 0);
+    }
+
     let log = server.log();
     assert!(!log.contains("own statement failed") && !log.contains("42703") && !log.contains("42P01"), "{log}");
 }
