@@ -103,12 +103,31 @@ impl Server {
         let mut conf =
             fs::OpenOptions::new().append(true).open(dir.join("data/postgresql.conf")).expect("its configuration");
         conf.write_all(CONFIGURATION.as_bytes()).expect("cannot write postgresql.conf");
+        self.drop_stamps();
         self.stop("fast");
         let mut upgrade = server_command(bin().join("pg_upgrade"));
         upgrade.current_dir(&dir).args(["-U", "postgres", "-b"]).arg(&self.bin).arg("-B").arg(bin());
         upgrade.arg("-d").arg(self.data_dir()).arg("-D").arg(dir.join("data")).arg("-s").arg(&dir);
-        run(&mut upgrade);
+        // It says on its standard output and in its logs what is wrong.
+        let output = upgrade.output().expect("cannot run pg_upgrade");
+        if !output.status.success() {
+            let logs = "grep -h -B3 -A4 -e error: -e ERROR -e FATAL -e PANIC data/pg_upgrade_output.d/*/log/*.log | cut -c1-400 || true";
+            let logs = run(server_command("sh").current_dir(&dir).args(["-c", logs]));
+            panic!("{}\n{logs}", String::from_utf8_lossy(&output.stdout));
+        }
         Server::start_in(bin(), dir, &[])
+    }
+
+    /// Some builds of 15 stamp the columns of every table with an option of their own, which no other server knows:
+    /// pg_upgrade fails on it, whatever the table.
+    fn drop_stamps(&self) {
+        let databases = "SELECT datname FROM pg_database WHERE datallowconn";
+        for row in self.postgres().query(databases, &[]).expect("its databases") {
+            let sql = r"UPDATE pg_attribute SET attoptions = nullif(
+                            ARRAY(SELECT o FROM unnest(attoptions) AS o WHERE o NOT LIKE 'pg\_attver=%'), '{}')
+                        WHERE attrelid >= 16384 AND attoptions::text LIKE '%pg\_attver=%'";
+            self.existing(row.get(0)).admin().batch_execute(sql).expect("cannot drop stamps");
+        }
     }
 
     /// A new server started from a base backup of this one; with `-R` among the options, its standby.
