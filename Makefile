@@ -1,13 +1,17 @@
 # PG_CONFIG chooses the server: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
 
-.PHONY: help prepare demo test test-all test-upstream install bench lint clean
+.PHONY: help prepare demo test test-all test-upstream test-packages install deb dist deny bench lint clean
 
 help:
 	@echo "make demo      the incident, refused: a transcript on a server made for it (KEEP=1 keeps it)"
 	@echo "make test      all tests, on private servers"
 	@echo "make test-all  the same on each supported server (PGWG_MAJORS='15 17'); as root"
 	@echo "make test-upstream  PostgreSQL's own regression and isolation tests, with the library and a policy over everything"
+	@echo "make test-packages  the archives and the package, in a clean root of Debian; as root"
 	@echo "make install   build and install into the server that PG_CONFIG names"
+	@echo "make deb       a Debian package for the server that PG_CONFIG names, in target/deb"
+	@echo "make dist      the source archives of what is committed, in target/dist"
+	@echo "make deny      the crates' licences, origins and known vulnerabilities, against deny.toml"
 	@echo "make bench     measure what the README claims"
 	@echo "make lint      formatting and clippy, warnings denied"
 	@echo "make prepare   install what building needs and this machine lacks"
@@ -27,6 +31,18 @@ test-all: prepare
 
 test-upstream: prepare
 	@scripts/test-upstream
+
+test-packages: prepare
+	@scripts/test-packages
+
+deb: prepare
+	@scripts/deb
+
+dist:
+	@scripts/dist
+
+deny: prepare
+	@scripts/deny
 
 install: prepare
 	@bash -euc '. scripts/environment; choose_server; \

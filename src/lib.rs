@@ -32,6 +32,7 @@ mod worker;
 
 ::pgrx::pg_module_magic!();
 
+// One after another: what is left open comes in another order with every build, and a release is the same bytes each time.
 ::pgrx::extension_sql_file!("../sql/preload.sql", name = "preload", bootstrap);
 ::pgrx::extension_sql_file!("../sql/tables.sql", name = "tables", requires = ["preload"]);
 ::pgrx::extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["tables"]);
@@ -40,11 +41,11 @@ mod worker;
 ::pgrx::extension_sql_file!("../sql/keys.sql", name = "keys", requires = ["execute"]);
 ::pgrx::extension_sql_file!("../sql/documents.sql", name = "documents", requires = ["keys"]);
 ::pgrx::extension_sql_file!("../sql/stat.sql", name = "stat", requires = ["documents"]);
-::pgrx::extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["functions"]);
-::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["documents", "stat"]);
-::pgrx::extension_sql_file!("../sql/undo.sql", name = "undo", requires = ["functions"]);
+::pgrx::extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["stat"]);
+::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["monitoring"]);
+::pgrx::extension_sql_file!("../sql/undo.sql", name = "undo", requires = ["setup"]);
 ::pgrx::extension_sql_file!("../sql/undo_functions.sql", name = "undo_functions", requires = ["undo"]);
-::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["functions"]);
+::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["undo_functions"]);
 ::pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
 /// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend
