@@ -92,12 +92,47 @@ pub unsafe fn merges_all(
         let actions = at.and_then(|at| pointers::<pg_sys::List>((*plan).mergeActionLists).nth(at));
         let reader = Reader { columns: &OfResult { table, relation }, parameters };
         for one in pointers::<pg_sys::MergeAction>(actions.unwrap_or(core::ptr::null_mut())) {
-            if (*one).commandType == action && !reader.condition((*one).qual)?.narrows() {
+            if (*one).commandType == action
+                && !reader.condition((*one).qual)?.narrows()
+                && !is_matched_by_condition(plan, one, at.unwrap_or(0), &reader)?
+            {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+}
+
+/// Whether an action is for rows alone that the MERGE's own condition matches, and that narrows. Where there are actions
+/// for rows that no source matches, all rows are scanned and the condition is looked at for each.
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+unsafe fn is_matched_by_condition(
+    plan: *const pg_sys::ModifyTable,
+    action: *const pg_sys::MergeAction,
+    at: usize,
+    reader: &Reader<OfResult>,
+) -> Result<bool, Foreign> {
+    // SAFETY: as for `merges_all`.
+    unsafe {
+        if (*action).matchKind != pg_sys::MergeMatchKind::MERGE_WHEN_MATCHED {
+            return Ok(false);
+        }
+        match pointers::<pg_sys::Node>((*plan).mergeJoinConditions).nth(at) {
+            Some(condition) if !condition.is_null() => Ok(reader.condition(condition)?.narrows()),
+            _ => Ok(false),
+        }
+    }
+}
+
+/// There is no action for rows that no source matches.
+#[cfg(not(any(feature = "pg17", feature = "pg18")))]
+unsafe fn is_matched_by_condition(
+    _plan: *const pg_sys::ModifyTable,
+    _action: *const pg_sys::MergeAction,
+    _at: usize,
+    _reader: &Reader<OfResult>,
+) -> Result<bool, Foreign> {
+    Ok(false)
 }
 
 /// The columns in a MERGE's actions: those of the target are its own.

@@ -18,7 +18,7 @@ use crate::ffi::{self, Backend};
 use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
-use crate::undo::print::attribute;
+use crate::undo::print::{attribute, is_stored};
 use crate::words::RelationName;
 
 /// What a rehearsal wants to know.
@@ -239,7 +239,7 @@ unsafe fn json(
                 continue;
             }
             let name = || ffi::text(column.attname.data.as_ptr()).unwrap_or_default();
-            if !readable.includes(index) {
+            if !readable.includes(index) || !is_stored(column) {
                 nulls[index] = true;
                 hidden.push(name());
             } else if !nulls[index] && column.attlen == -1 {

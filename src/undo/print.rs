@@ -258,7 +258,8 @@ unsafe fn is_same_stored(one: pg_sys::Datum, other: pg_sys::Datum) -> bool {
 /// `ATTRIBUTE_GENERATED_VIRTUAL` of core's `pg_attribute.h`, from version 18 on.
 const VIRTUAL: u8 = b'v';
 
-fn is_stored(attribute: &pg_sys::FormData_pg_attribute) -> bool {
+/// Whether a row holds a value of its own for the column: one that was not dropped, nor is computed when it is read.
+pub fn is_stored(attribute: &pg_sys::FormData_pg_attribute) -> bool {
     !attribute.attisdropped && attribute.attgenerated as u8 != VIRTUAL
 }
 
