@@ -30,7 +30,7 @@ fn servers() -> [&'static Server; 2] {
 
 /// Thirty rows in three chunks, ten in each, and a function that changes one.
 const METRICS: &str = "CREATE EXTENSION timescaledb;
-    CREATE TABLE metrics (at int NOT NULL, device int NOT NULL, v int NOT NULL, UNIQUE (at, device));
+    CREATE TABLE metrics (at int NOT NULL, device int NOT NULL, v int NOT NULL, PRIMARY KEY (at, device));
     SELECT create_hypertable('metrics', 'at', chunk_time_interval => 10);
     INSERT INTO metrics SELECT i, i % 3, 0 FROM generate_series(0, 29) AS i;
     CREATE TABLE plain AS TABLE metrics;
@@ -150,5 +150,27 @@ fn chunks_belong_to_their_hypertable() {
         bed.policy("tables => '{public.metrics}', operations => '{drop}', max_rows => 10");
         bed.passes(drop);
         assert_eq!(held(bed).0, 20);
+    });
+}
+
+/// What is kept for undo are rows of chunks. Of an upsert they cannot be, so it is not lifted.
+#[test]
+fn changed_rows_of_chunks_are_put_back() {
+    on_each(|bed| {
+        bed.policy("tables => '{public.metrics}', max_rows => 3, override => 'flag', undo => '1 day'");
+        let contents = "SELECT string_agg(metrics::text, ';' ORDER BY at)::text FROM metrics";
+        let before: String = bed.reader.query_one(contents, &[]).unwrap().get(0);
+        for sql in ["UPDATE metrics SET v = v + 1 WHERE at < 15", "DELETE FROM metrics WHERE at BETWEEN 8 AND 21"] {
+            bed.passes(&format!("BEGIN; SET LOCAL writeguard.override = on; {sql}; COMMIT"));
+            assert_ne!(bed.reader.query_one(contents, &[]).unwrap().get::<_, String>(0), before, "{sql}");
+            bed.passes("SELECT * FROM writeguard.undo((SELECT max(id) FROM writeguard.change))");
+            assert_eq!(bed.reader.query_one(contents, &[]).unwrap().get::<_, String>(0), before, "{sql}");
+        }
+        let upsert = "INSERT INTO metrics SELECT i, i % 3, 1 FROM generate_series(16, 25) AS i
+                      ON CONFLICT (at, device) DO UPDATE SET v = metrics.v + 1";
+        let lifted = format!("BEGIN; SET LOCAL writeguard.override = on; {upsert}; COMMIT");
+        assert_eq!(expect_refusal(bed.writer.batch_execute(&lifted)).sqlstate, "WG008");
+        bed.passes("ROLLBACK");
+        assert_eq!(bed.reader.query_one(contents, &[]).unwrap().get::<_, String>(0), before);
     });
 }
