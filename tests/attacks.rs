@@ -1128,11 +1128,17 @@ fn functions_that_run_queries_show_nothing_of_our_tables() {
     let mut stage = Stage::new();
     with_secrets(&mut stage);
     let mut client = stage.client();
+    fail(&mut client, "SELECT ts_stat('SELECT to_tsvector(statement) FROM writeguard.event')::text", "42501");
+    let xml = "SELECT count(*) FROM pg_catalog.pg_config() WHERE name = 'CONFIGURE' AND setting ~ 'with-libxml'";
+    if stage.number(xml) == 0 {
+        // Such a server (that of a wheel, for 16) shows no table as XML to anybody.
+        fail(&mut client, "SELECT table_to_xml('pg_class', true, false, '')::text", "0A000");
+        return;
+    }
     for sql in [
         "SELECT query_to_xml('TABLE writeguard.event', true, false, '')::text",
         "SELECT table_to_xml('writeguard.request', true, false, '')::text",
         "SELECT query_to_xml('SELECT * FROM writeguard.pending', true, false, '')::text",
-        "SELECT ts_stat('SELECT to_tsvector(statement) FROM writeguard.event')::text",
     ] {
         fail(&mut client, sql, "42501");
     }

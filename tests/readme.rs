@@ -6,6 +6,9 @@
 
 mod common;
 
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use common::{Refusal, Server};
 use postgres::SimpleQueryMessage;
 
@@ -86,13 +89,22 @@ fn play(page: &str) {
     let examples = examples(page);
     assert!(examples.len() > 10 && examples.iter().any(|example| example.prints.is_some()));
     for Example { role, refused_with, sql, prints } in examples {
-        let state = "\n\\echo :LAST_ERROR_SQLSTATE\n";
-        let printed = server.psql(&db.name, &role, &format!("\\pset pager off\n{sql}{state}"));
-        let (printed, state) = printed.trim_end().rsplit_once('\n').unwrap_or(("", printed.trim_end()));
-        assert_eq!(state, refused_with.as_deref().unwrap_or("00000"), "{sql}\n{printed}");
-        if let Some(prints) = prints {
-            assert!(shown(printed) == prints, "{sql}\nprints\n{}\nand not\n{prints}", shown(printed));
+        let run = || {
+            let state = "\n\\echo :LAST_ERROR_SQLSTATE\n";
+            let output = server.psql(&db.name, &role, &format!("\\pset pager off\n{sql}{state}"));
+            let (printed, state) = output.trim_end().rsplit_once('\n').unwrap_or(("", output.trim_end()));
+            assert_eq!(state, refused_with.as_deref().unwrap_or("00000"), "{sql}\n{printed}");
+            shown(printed)
+        };
+        let mut printed = run();
+        let Some(prints) = prints else { continue };
+        // The event of a warning is stored a moment after its statement.
+        let until = Instant::now() + Duration::from_secs(if sql.contains("FROM writeguard.event ") { 30 } else { 0 });
+        while printed != prints && Instant::now() < until {
+            sleep(Duration::from_millis(50));
+            printed = run();
         }
+        assert!(printed == prints, "{sql}\nprints\n{printed}\nand not\n{prints}");
     }
 }
 
