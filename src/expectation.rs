@@ -3,7 +3,8 @@
 //! As for `override` and `token` (see `session`), the setting's own value cannot say what is in force, because a
 //! rollback brings old values back. So each assignment by SET carries a number. A write uses up all numbers so far,
 //! whatever becomes of it; a value that was SET inside a transaction block lapses with the block's end, so that a pool
-//! in transaction mode hands it to nobody. `guard::expect` knows which write it is that has to meet it.
+//! in transaction mode hands it to nobody; in a session that clients share (`writeguard.pooled`) with any transaction's
+//! end. `guard::expect` knows which write it is that has to meet it.
 
 use core::ffi::{c_char, c_int, c_void};
 
@@ -65,8 +66,10 @@ impl Assignments {
     }
 
     /// Called before PostgreSQL gives back what a SET LOCAL had replaced.
-    fn end_transaction(&mut self, block_committed: bool) {
-        if block_committed && self.last_number > self.before_transaction {
+    fn end_transaction(&mut self, block_committed: bool, pooled: bool) {
+        if pooled {
+            self.dead = self.last_number;
+        } else if block_committed && self.last_number > self.before_transaction {
             self.lapsed = (self.before_transaction, self.last_number);
         }
         self.before_transaction = self.last_number;
@@ -108,7 +111,7 @@ pub fn use_up() -> i32 {
 
 /// The transaction is over. `block_committed`: it was an explicit transaction block, and committed or was prepared.
 pub fn end_transaction(block_committed: bool) {
-    change(|assignments| assignments.end_transaction(block_committed));
+    change(|assignments| assignments.end_transaction(block_committed, settings::pooled()));
 }
 
 /// The hooks of the setting.
@@ -193,7 +196,7 @@ mod tests {
     fn what_is_used_up_does_not_come_back() {
         let mut assignments = Assignments::NONE;
         let first = set(&mut assignments, 3);
-        assignments.end_transaction(false);
+        assignments.end_transaction(false, false);
         set(&mut assignments, 5);
         assert_eq!(assignments.use_up(), 5);
         assert_eq!(assignments.in_force(), NOTHING);
@@ -225,24 +228,40 @@ mod tests {
     fn a_block_takes_along_what_was_set_in_it() {
         let mut assignments = Assignments::NONE;
         let outside = set(&mut assignments, 1);
-        assignments.end_transaction(false);
+        assignments.end_transaction(false, false);
         assert_eq!(assignments.in_force(), 1);
         // SET LOCAL in a block: the value from outside is back after it.
         set(&mut assignments, 2);
-        assignments.end_transaction(true);
+        assignments.end_transaction(true, false);
         assignments.assign(1, outside);
         assert_eq!(assignments.in_force(), 1);
         // SET in a block.
         let inside = set(&mut assignments, 3);
-        assignments.end_transaction(true);
+        assignments.end_transaction(true, false);
         assert_eq!(assignments.in_force(), NOTHING);
         // Another block does not bring it back, nor does one without any assignment.
-        assignments.end_transaction(true);
+        assignments.end_transaction(true, false);
         assert_eq!(assignments.in_force(), NOTHING);
         set(&mut assignments, 4);
-        assignments.end_transaction(true);
+        assignments.end_transaction(true, false);
         assignments.assign(3, inside);
         assert_eq!(assignments.in_force(), NOTHING);
+    }
+
+    #[test]
+    fn in_a_session_of_many_every_transaction_takes_along_what_was_set_in_it() {
+        for block_committed in [false, true] {
+            let mut assignments = Assignments::NONE;
+            let first = set(&mut assignments, 1);
+            assignments.end_transaction(block_committed, true);
+            assert_eq!(assignments.in_force(), NOTHING);
+            set(&mut assignments, 2);
+            assert_eq!(assignments.in_force(), 2);
+            assignments.end_transaction(block_committed, true);
+            // A rollback, or the end of a SET LOCAL.
+            assignments.assign(1, first);
+            assert_eq!(assignments.in_force(), NOTHING);
+        }
     }
 
     proptest! {

@@ -222,9 +222,9 @@ pub fn log_line(message: &str, detail: Option<&str>) {
 }
 
 /// Tells the client something: a NOTICE, or a WARNING, which the server log has as well.
-pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>) {
+pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option<&str>) {
     let message = ffi::encode(message);
-    let detail = palloc_opt(detail);
+    let (detail, hint) = (palloc_opt(detail), palloc_opt(hint));
     // SAFETY: below ERROR nothing is raised, and with interrupts held off a cancel does not come out of it either.
     unsafe {
         pg_sys::InterruptHoldoffCount += 1;
@@ -234,6 +234,9 @@ pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>) {
             ffi::errmsg_internal(c"%s".as_ptr(), message);
             if !detail.is_null() {
                 ffi::errdetail_internal(c"%s".as_ptr(), detail);
+            }
+            if !hint.is_null() {
+                ffi::errhint(c"%s".as_ptr(), hint);
             }
             ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
         }

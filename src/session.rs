@@ -6,7 +6,7 @@
 //! `writeguard.override` and `writeguard.token` are armed by SET, SET LOCAL, set_config and a function's SET clause
 //! only, and only until the transaction that uses them ends. The settings' own values cannot say that (a rollback or
 //! the end of a SET LOCAL brings old values back), so each assignment by SET carries a number, and the numbers up to
-//! `dead` count no more.
+//! `dead` count no more. In a session that clients share (`writeguard.pooled`) every transaction's end disarms.
 
 use core::ffi::{c_char, c_void};
 
@@ -14,6 +14,7 @@ use pgrx::datum::Inet;
 use pgrx::pg_sys;
 
 use crate::ffi::{self, Backend};
+use crate::guard::statement;
 use crate::settings;
 
 /// The acting role by OID; compared on every covered write.
@@ -174,10 +175,16 @@ pub fn use_armed() {
     state().used = true;
 }
 
+/// Whether something is armed that no covered write of this transaction has used.
+pub fn is_armed_unused() -> bool {
+    let state = state();
+    !state.used && (state.flag.holds() || state.token.holds())
+}
+
 /// The transaction is over.
 pub fn end_transaction() {
     let state = state();
-    if state.used {
+    if state.used || settings::pooled() {
         state.used = false;
         state.flag.dead = state.last_number;
         state.token.dead = state.last_number;
@@ -265,6 +272,7 @@ unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
     let number = unsafe { number_of(extra) };
     let state = state();
     state.flag.assign(new, number, state.last_number);
+    statement::touch();
 }
 
 /// Show hook of `writeguard.override`: what is armed, not what was once assigned.
@@ -288,6 +296,7 @@ unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void)
     let (says, number) = unsafe { (!new.is_null() && *new != 0, number_of(extra)) };
     let state = state();
     state.token.assign(says, number, state.last_number);
+    statement::touch();
 }
 
 /// Show hook of `writeguard.token`: whether one is armed, never which.

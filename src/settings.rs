@@ -18,6 +18,7 @@ static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60 * 
 static JWT_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(60 * 60);
 static BREAK_GLASS_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(5 * 60);
 static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
+static POOLED: GucSetting<bool> = GucSetting::<bool>::new(false);
 static CAPTURE_UNDO: GucSetting<bool> = GucSetting::<bool>::new(false);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static OBSERVED_PER_MINUTE: GucSetting<i32> = GucSetting::<i32>::new(60);
@@ -62,6 +63,12 @@ pub fn request_lifetime() -> i32 {
 /// How long events and finished requests are kept, in seconds; none: for ever.
 pub fn event_retention() -> Option<i32> {
     Some(EVENT_RETENTION.get()).filter(|seconds| *seconds > 0)
+}
+
+/// Whether clients share this session, so that nothing may stay armed in it beyond a transaction.
+#[inline]
+pub fn pooled() -> bool {
+    POOLED.get()
 }
 
 /// Whether rows are kept also of writes that need no override.
@@ -150,6 +157,14 @@ pub fn register(arming: Arming, expecting: Expecting) {
         7 * 24 * 60 * 60,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"writeguard.pooled",
+        c"Says that clients share the session, as behind a pool in transaction mode.",
+        c"Override, token and expect_rows then end with the transaction in which they are set, used or not.",
+        &POOLED,
+        GucContext::Suset,
+        GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"writeguard.capture_undo",

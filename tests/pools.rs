@@ -330,6 +330,137 @@ fn prepared_statements_through_a_pool() {
     assert!(stage.number("SELECT count(*) FROM t WHERE a = 9") >= 3);
 }
 
+// ---- Sessions that are shared, and said to be ----
+
+/// The requester's sessions are `writeguard.pooled`.
+fn pooled(stage: &mut Stage) {
+    let sql = format!("ALTER ROLE {} SET writeguard.pooled = on", stage.requester);
+    passes(&mut stage.admin, &sql);
+}
+
+#[test]
+fn in_a_pooled_session_a_set_outside_of_a_transaction_reaches_nobody() {
+    for (arguments, with_token) in [("override => 'flag'", false), ("override => 'token'", true)] {
+        let mut stage = Stage::new(&format!(
+            "SELECT writeguard.set_policy('p', tables => '{{public.t}}', max_rows => 3, {arguments})"
+        ));
+        pooled(&mut stage);
+        let pool = Pool::start(&stage, "transaction", &[]);
+        let (mut one, mut other) = two_clients(&pool, &stage);
+        let token = if with_token { token(&stage) } else { String::new() };
+        let flag = |how: &str| format!("{how} writeguard.override = on");
+        let value = |how: &str| format!("{how} writeguard.token = '{token}'");
+        let config = "SELECT set_config('writeguard.override', 'on', false)";
+        let block = format!(
+            "DO $$BEGIN PERFORM set_config('writeguard.token', '{token}', false); SET writeguard.override = on; COMMIT; END$$"
+        );
+        for arms in [
+            vec![flag("SET"), value("SET")],
+            vec![value("SET SESSION"), flag("SET SESSION")],
+            vec![format!("{}; {}", value("SET"), flag("SET"))],
+            vec![format!("{}; {config}", value("SET"))],
+            vec![block],
+            // A transaction block that makes no use of it.
+            vec!["BEGIN".into(), flag("SET"), value("SET"), "SELECT 1".into(), "COMMIT".into()],
+            vec!["BEGIN".into(), "SAVEPOINT s".into(), flag("SET"), value("SET"), "RELEASE s".into(), "COMMIT".into()],
+            vec!["BEGIN".into(), flag("SET"), value("SET"), "ROLLBACK".into()],
+        ] {
+            for sql in &arms {
+                passes(&mut one, sql);
+            }
+            assert_eq!(shown(&mut one, "SHOW writeguard.override"), "off", "{arms:?}");
+            refused(&mut other, WRITE, "WG001");
+            refused(&mut one, WRITE, "WG001");
+        }
+        assert_eq!(stage.changed(), 0);
+        // What a transaction arms for itself holds as ever.
+        passes(&mut one, &format!("BEGIN; {}; {}", flag("SET LOCAL"), value("SET LOCAL")));
+        passes(&mut one, WRITE);
+        passes(&mut one, "COMMIT");
+        refused(&mut other, WRITE, "WG001");
+        assert_eq!(stage.changed(), 5);
+        assert_eq!(stage.overridden().len(), 1);
+    }
+}
+
+#[test]
+fn in_a_pooled_session_nobody_meets_what_another_client_expects() {
+    let mut stage = Stage::new("");
+    pooled(&mut stage);
+    for mode in ["transaction", "statement"] {
+        let pool = Pool::start(&stage, mode, &[]);
+        let (mut one, mut other) = two_clients(&pool, &stage);
+        passes(&mut one, "SET writeguard.expect_rows = 1");
+        assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{mode}");
+        passes(&mut other, THREE);
+        refused(&mut one, &format!("SET writeguard.expect_rows = 1; {THREE}"), "WG004");
+        passes(&mut other, THREE);
+        // A string of its own, as without.
+        passes(&mut one, &format!("SET writeguard.expect_rows = 3; {THREE}"));
+        passes(&mut other, "UPDATE t SET a = 1 WHERE id = 1");
+    }
+}
+
+#[test]
+fn a_pooled_session_is_told_what_became_of_its_set() {
+    let mut stage = Stage::new(FLAG);
+    pooled(&mut stage);
+    let (mut client, told) = stage.listening();
+    let warned = |setting: &str| {
+        let message = format!("{setting} was set outside of a transaction block and is over with that command");
+        vec![("WARNING".to_owned(), message)]
+    };
+    passes(&mut client, "SET writeguard.override = on");
+    assert_eq!(told.take(), warned("writeguard.override"));
+    passes(&mut client, "SET writeguard.token = 'something'");
+    assert_eq!(told.take(), warned("writeguard.token"));
+    passes(&mut client, "SET writeguard.expect_rows = 0");
+    assert_eq!(told.take(), warned("writeguard.expect_rows"));
+    passes(&mut client, "SELECT set_config('writeguard.override', 'on', false)");
+    assert_eq!(told.take(), warned("writeguard.override"));
+    // Once.
+    passes(&mut client, "SELECT 1");
+    // A write in the same string has used it, and a block ends what it began.
+    passes(&mut client, &format!("SET writeguard.override = on; {WRITE}"));
+    passes(&mut client, &format!("BEGIN; SET LOCAL writeguard.override = on; {WRITE}"));
+    passes(&mut client, "COMMIT");
+    passes(&mut client, "BEGIN; SET writeguard.override = on");
+    passes(&mut client, "COMMIT");
+    passes(&mut client, "SET writeguard.override = off; RESET writeguard.token; SET writeguard.expect_rows = -1");
+    assert_eq!(told.take(), []);
+    refused(&mut client, WRITE, "WG001");
+}
+
+#[test]
+fn a_role_cannot_say_that_its_sessions_are_its_own() {
+    let mut stage = Stage::new(FLAG);
+    pooled(&mut stage);
+    let mut client = stage.requester();
+    let requester = stage.requester.clone();
+    refused(&mut client, "SET writeguard.pooled = off", "42501");
+    refused(&mut client, "SELECT set_config('writeguard.pooled', 'off', true)", "42501");
+    refused(&mut client, &format!("ALTER ROLE {requester} SET writeguard.pooled = off"), "42501");
+    for sql in ["RESET writeguard.pooled", "RESET ALL", "DISCARD ALL"] {
+        let _whether_it_passes = client.batch_execute(sql);
+        passes(&mut client, "SET writeguard.override = on");
+        refused(&mut client, WRITE, "WG001");
+    }
+    let mut with_options = stage.db.config(&requester);
+    assert!(with_options.options("-c writeguard.pooled=off").connect(postgres::NoTls).is_err());
+    assert_eq!(stage.changed(), 0);
+}
+
+#[test]
+fn a_session_that_was_armed_before_it_was_called_pooled_is_disarmed_by_its_next_command() {
+    let mut stage = Stage::new(FLAG);
+    passes(&mut stage.admin, "SET writeguard.override = on; SET writeguard.expect_rows = 2");
+    passes(&mut stage.admin, "SET writeguard.pooled = on");
+    assert_eq!(shown(&mut stage.admin, "SHOW writeguard.override"), "off");
+    assert_eq!(shown(&mut stage.admin, "SHOW writeguard.expect_rows"), "-1");
+    passes(&mut stage.admin, THREE);
+    refused(&mut stage.admin, WRITE, "WG001");
+}
+
 // ---- Statement mode ----
 
 #[test]

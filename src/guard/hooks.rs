@@ -12,7 +12,8 @@ use pgrx::pg_sys;
 
 use super::statement::Frame;
 use super::{
-    block, book, capture, count, ddl, decide, expect, lift, observe, rate_memory, statement, tally, watch, write,
+    block, book, capture, count, ddl, decide, expect, lift, observe, pooled, rate_memory, statement, tally, watch,
+    write,
 };
 use crate::event::{at_commit, keep, memory, queue, store, throttle, totals};
 use crate::expectation;
@@ -346,7 +347,11 @@ unsafe extern "C-unwind" fn shmem_startup() {
 unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
-            if observe::any() || lift::has_lifts() || undo::keep::any() || at_commit::any() =>
+            if observe::any()
+                || lift::has_lifts()
+                || undo::keep::any()
+                || at_commit::any()
+                || pooled::ends_unused() =>
         {
             before_commit(event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE);
         }
@@ -369,7 +374,7 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
     }
 }
 
-/// A transaction of which something is to be stored commits or is prepared.
+/// A transaction of which something is to be stored or told commits or is prepared.
 #[cold]
 fn before_commit(prepares: bool) {
     // SAFETY: plain old frame; an error here still aborts the transaction.
@@ -388,6 +393,12 @@ fn before_commit(prepares: bool) {
         }
         if prepares && at_commit::any() {
             raise(guarded(|| Ok(at_commit::before_prepare()?)));
+        }
+        if pooled::ends_unused() {
+            raise(guarded(|| {
+                pooled::before_commit();
+                Ok(())
+            }));
         }
     }
 }

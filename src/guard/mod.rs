@@ -10,7 +10,7 @@
 //! where a policy does: `narrow` finds the tables that a plan scans whole, `path` what stands over a scan, `expression`
 //! reads conditions, `condition` weighs them (pure). `ddl` looks at commands that make rows vanish without changing them
 //! one by one, `leave` at tables that leave a policy's names, `live` counts their rows; `expect` holds one command to the
-//! number of rows that the client said. `capture` shows changed rows to who wants to see them: `image` finds a row's
+//! number of rows that the client said; `pooled` leaves nothing of that behind in a session that clients share. `capture` shows changed rows to who wants to see them: `image` finds a row's
 //! versions, `tally` is a rehearsal's account of them.
 //!
 //! What is promised: a row change that the command tag would count is counted once, and at most one row past a limit is
@@ -39,6 +39,7 @@ pub mod narrow;
 pub mod observe;
 pub mod past;
 pub mod path;
+pub mod pooled;
 pub mod rate;
 pub mod rate_memory;
 pub mod statement;
