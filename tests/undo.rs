@@ -5,6 +5,7 @@ mod common;
 #[path = "common/kept.rs"]
 mod kept;
 
+use common::Server;
 use kept::{Bed, ORDERS, one};
 
 #[test]
@@ -113,8 +114,14 @@ const OTHER_HABITS: &str = "SET DateStyle = 'German, DMY'; SET IntervalStyle = i
 
 #[test]
 fn values_of_all_types_come_back_as_they_were() {
+    // A server without XML has the type, and no value of it.
+    let everything = if Server::shared().is_built_with("libxml") {
+        EVERYTHING.to_owned()
+    } else {
+        EVERYTHING.replace("tree xml", "tree text")
+    };
     for habits in ["", OTHER_HABITS] {
-        let mut bed = Bed::new(EVERYTHING);
+        let mut bed = Bed::new(&everything);
         bed.run("CREATE TABLE copy AS TABLE all_types");
         let same = "SELECT count(*)::text FROM all_types AS t JOIN copy AS c USING (id) WHERE t::text = c::text";
         let before = bed.table("all_types");
@@ -369,6 +376,11 @@ fn names_are_found_as_they_are() {
 
 #[test]
 fn keys_of_many_types_find_their_rows() {
+    let nocase = if Server::shared().is_built_with("icu") {
+        "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+    } else {
+        "CREATE COLLATION nocase FROM \"C\""
+    };
     for (of, one_key, other_key) in [
         ("text COLLATE \"C\"", "a", "B"),
         ("varchar(10)", "a", "b"),
@@ -391,7 +403,7 @@ fn keys_of_many_types_find_their_rows() {
         let mut bed = Bed::new(
             &format!(
                 "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN words AS varchar; CREATE TYPE pair AS (a int, b text);
-                 CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+                 {nocase};
                  CREATE DOMAIN folded AS text COLLATE nocase;
                  CREATE TABLE t (k {of} PRIMARY KEY, v int); INSERT INTO t VALUES ('{one_key}', 1), ('{other_key}', 1)"
             ),

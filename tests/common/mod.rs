@@ -183,6 +183,12 @@ impl Server {
         self.start_again();
     }
 
+    /// Whether the server was built with `libxml` or `icu`: Debian's are, that of a wheel is not.
+    pub fn is_built_with(&self, library: &str) -> bool {
+        let sql = "SELECT setting ~ ('--with-' || $1::text) FROM pg_catalog.pg_config() WHERE name = 'CONFIGURE'";
+        self.postgres().query_one(sql, &[&library]).expect("the server's configuration").get(0)
+    }
+
     /// The whole server log so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.dir.join("log")).unwrap_or_default();
