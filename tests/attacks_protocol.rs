@@ -394,12 +394,13 @@ fn each_refusal_of_a_pipeline_names_its_own_statement() {
 // Messages of different kinds.
 
 /// What is read until a message that is not the pipeline's own is done. Servers differ in whether the pipeline's
-/// transaction is over then (15 and 16), or goes on until the pipeline is (PostgreSQL 18): then it is ended here.
+/// transaction is over then (15 to 17), or goes on until the pipeline is (PostgreSQL 18): then it is ended here, by one more
+/// of its own statements, because 18.6 by itself forgets the commit if the Sync comes at once.
 fn ended(raw: &mut Raw) -> String {
     let trace = raw.ready().trace();
     match trace.strip_suffix("ZT") {
         Some(told) => {
-            assert_eq!(raw.sync().trace(), "ZI");
+            assert_eq!(raw.run("SET enable_sort = on").sync().trace(), "1 2 SET ZI");
             format!("{told}ZI")
         }
         None => trace,
