@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use common::{Database, Server, expect_refusal, make_directory, wait_until};
 use limits::{number, pass};
@@ -194,6 +195,22 @@ fn what_happens_while_it_is_away_comes_when_it_is_back() {
     wait_until(20, || second.ids().len() == 6);
     told.extend(second.kill());
     assert_eq!(told[..], stage.stored()[1..]);
+}
+
+/// A notification that comes together with the answer to a query is not waited for.
+#[test]
+fn an_event_of_the_first_moment_is_told_at_once() {
+    let stage = Stage::new(Server::shared());
+    let mut client = stage.db.connect(&stage.owner);
+    let _ = client.batch_execute("UPDATE t SET v = 1");
+    for round in 0..40 {
+        let _ = std::fs::remove_file(stage.state());
+        let follower = stage.follow(&[]);
+        thread::sleep(Duration::from_micros(75 * round));
+        let refusal = expect_refusal(client.batch_execute("UPDATE t SET v = 1"));
+        assert_eq!(refusal.sqlstate, "WG001");
+        wait_until(20, || follower.ids().len() == 1);
+    }
 }
 
 #[test]
