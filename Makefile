@@ -7,7 +7,7 @@ help:
 	@echo "make test      all tests, on private servers"
 	@echo "make test-all  the same on each supported server (PGWG_MAJORS='15 17'); as root"
 	@echo "make test-upstream  PostgreSQL's own regression and isolation tests, with the library and a policy over everything"
-	@echo "make test-packages  the archives and the package, in a clean root of Debian; as root"
+	@echo "make test-packages  the archives and the package, in a clean root of Debian (PGWG_MAJORS='15 17 18'); as root"
 	@echo "make install   build and install into the server that PG_CONFIG names"
 	@echo "make deb       a Debian package for the server that PG_CONFIG names, in target/deb"
 	@echo "make dist      the source archives of what is committed, in target/dist"
@@ -33,7 +33,7 @@ test-upstream: prepare
 	@scripts/test-upstream
 
 test-packages: prepare
-	@scripts/test-packages
+	@set -e; for major in $(or $(PGWG_MAJORS),15); do scripts/test-packages $$major; done
 
 deb: prepare
 	@scripts/deb
