@@ -1,10 +1,13 @@
 //! The drivers that people have: JDBC, psycopg 3 and node-postgres. Each runs a small program of tests/drivers/ and
-//! sees the limits, exactly, and all fields of the refusal; the data is looked at from here after each step.
+//! sees the limits, exactly, and all fields of the refusal, with and without PgBouncer in between; the data is looked at
+//! from here after each step.
 
 mod common;
 
 #[path = "common/approvals.rs"]
 mod approvals;
+#[path = "common/pool.rs"]
+mod pool;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,6 +16,7 @@ use std::sync::OnceLock;
 
 use approvals::*;
 use common::Server;
+use pool::{Pool, pool_keeps_prepared_statements};
 use serde_json::Value;
 
 /// JDBC knows no sockets of the file system.
@@ -24,6 +28,7 @@ fn server() -> &'static Server {
 /// A driver's program, which waits after each of its steps.
 struct Driver {
     stage: Stage,
+    _pool: Option<Pool>,
     process: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -31,10 +36,11 @@ struct Driver {
 }
 
 impl Driver {
-    /// The program's arguments are completed with host, port, user, database and a token.
-    fn start(mut command: Command) -> Driver {
+    /// The program's arguments are completed with host, port, user, database and a token. `pool_mode`: through
+    /// PgBouncer in that mode.
+    fn start(mut command: Command, pool_mode: Option<&str>) -> Driver {
         let stage = Stage::on(
-            server(),
+            if pool_mode.is_some() { Server::shared() } else { server() },
             "CREATE TABLE u (id int PRIMARY KEY, a int NOT NULL DEFAULT 0);
              INSERT INTO u SELECT generate_series(1, 5);
              GRANT ALL ON u TO PUBLIC;
@@ -43,14 +49,16 @@ impl Driver {
         let write = "UPDATE t SET a = 9 WHERE id <= $1";
         let id = request(&mut stage.requester(), write, &[Some("5")]);
         let token = approve(&mut stage.approver(), id);
-        command.args(["127.0.0.1", &server().port().to_string(), &stage.requester, &stage.db.name, &token]);
+        let pool = pool_mode.map(|mode| Pool::start_for_drivers(&stage, mode));
+        let port = pool.as_ref().map_or_else(|| server().port(), |pool| pool.port);
+        command.args(["127.0.0.1", &port.to_string(), &stage.requester, &stage.db.name, &token]);
         for name in ["PGOPTIONS", "PGSERVICE", "PGAPPNAME", "PGPASSWORD", "JAVA_TOOL_OPTIONS"] {
             command.env_remove(name);
         }
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut process = spawned.unwrap_or_else(|error| panic!("{command:?}: {error}; run `make prepare`"));
         let (input, output) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
-        Driver { stage, process, input, output, started: false }
+        Driver { stage, _pool: pool, process, input, output, started: false }
     }
 
     /// Runs the next step, which has to be this one, on rows that nobody has changed; gives what the program saw.
@@ -135,11 +143,10 @@ fn program(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/drivers").join(name)
 }
 
-#[test]
-fn jdbc() {
+fn jdbc(pool_mode: Option<&str>) {
     let mut command = Command::new("java");
     command.args(["-XX:TieredStopAtLevel=1", "-cp", "/usr/share/java/postgresql.jar"]).arg(program("Jdbc.java"));
-    let mut driver = Driver::start(command);
+    let mut driver = Driver::start(command, pool_mode);
     driver.passes("exactly", 3, "t", 3);
     driver.refused("past", "t");
     driver.passes("prepared", 3, "t", 3);
@@ -158,12 +165,11 @@ fn jdbc() {
     driver.end();
 }
 
-#[test]
-fn psycopg() {
+fn psycopg(pool_mode: Option<&str>) {
     // Debian's Python, which has Debian's psycopg.
     let mut command = Command::new("/usr/bin/python3");
     command.arg(program("pipelines.py"));
-    let mut driver = Driver::start(command);
+    let mut driver = Driver::start(command, pool_mode);
     driver.passes("exactly", 3, "t", 3);
     driver.refused("past", "t");
     driver.passes("prepared", 3, "t", 3);
@@ -182,13 +188,12 @@ fn psycopg() {
     driver.end();
 }
 
-#[test]
-fn node_postgres() {
+fn node_postgres(pool_mode: Option<&str>) {
     let mut command = Command::new("node");
     // Debian's package, or what `make prepare` unpacks where Debian's cannot be installed.
     command.arg(program("node-postgres.js"));
     command.env("NODE_PATH", "/usr/share/nodejs:/usr/local/share/pg_writeguard/nodejs");
-    let mut driver = Driver::start(command);
+    let mut driver = Driver::start(command, pool_mode);
     driver.passes("exactly", 3, "t", 3);
     driver.refused("past", "t");
     driver.passes("prepared", 3, "t", 3);
@@ -203,4 +208,40 @@ fn node_postgres() {
     driver.passes("token", 5, "t", 5);
     driver.refused("token spent", "t");
     driver.end();
+}
+
+/// The modes of PgBouncer in which a driver that prepares statements works at all: 1.20 and older lose them between
+/// transactions.
+fn pool_modes() -> &'static [&'static str] {
+    if pool_keeps_prepared_statements() { &["session", "transaction"] } else { &["session"] }
+}
+
+#[test]
+fn jdbc_sees_it_all() {
+    jdbc(None);
+}
+
+#[test]
+fn psycopg_sees_it_all() {
+    psycopg(None);
+}
+
+#[test]
+fn node_postgres_sees_it_all() {
+    node_postgres(None);
+}
+
+#[test]
+fn jdbc_sees_it_all_through_a_pool() {
+    pool_modes().iter().for_each(|mode| jdbc(Some(mode)));
+}
+
+#[test]
+fn psycopg_sees_it_all_through_a_pool() {
+    pool_modes().iter().for_each(|mode| psycopg(Some(mode)));
+}
+
+#[test]
+fn node_postgres_sees_it_all_through_a_pool() {
+    pool_modes().iter().for_each(|mode| node_postgres(Some(mode)));
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -15,6 +16,7 @@ use crate::common::{Server, make_directory, server_command, wait_until};
 pub struct Pool {
     process: Child,
     directory: PathBuf,
+    pub port: u16,
 }
 
 pub const POOL_PORT: u16 = 6432;
@@ -40,12 +42,31 @@ pub fn pool_keeps_prepared_statements() -> bool {
 impl Pool {
     /// `mode` is `session`, `transaction` or `statement`; `settings` are further lines for the section `pgbouncer`.
     pub fn start(stage: &Stage, mode: &str, settings: &[&str]) -> Pool {
+        Pool::start_on(stage, mode, settings, POOL_PORT)
+    }
+
+    /// For drivers, which may have several connections, and not know sockets of the file system.
+    pub fn start_for_drivers(stage: &Stage, mode: &str) -> Pool {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut settings = vec![
+            "listen_addr = 127.0.0.1",
+            "default_pool_size = 5",
+            // JDBC's, which the pool does not keep apart for its clients.
+            "ignore_startup_parameters = extra_float_digits",
+        ];
+        if pool_keeps_prepared_statements() {
+            settings.push("max_prepared_statements = 100");
+        }
+        Pool::start_on(stage, mode, &settings, free)
+    }
+
+    fn start_on(stage: &Stage, mode: &str, settings: &[&str], port: u16) -> Pool {
         let server = Server::shared();
         let directory = make_directory();
         let file = |name: &str| directory.join(name).display().to_string();
         let configuration = format!(
             "[databases]\n* = host={} port={}\n[pgbouncer]\npool_mode = {mode}\ndefault_pool_size = 1\n\
-             listen_port = {POOL_PORT}\nunix_socket_dir = {}\nauth_type = trust\nauth_file = {}\nlogfile = {}\npidfile = {}\n{}\n",
+             listen_port = {port}\nunix_socket_dir = {}\nauth_type = trust\nauth_file = {}\nlogfile = {}\npidfile = {}\n{}\n",
             server.socket_dir().display(),
             server.port(),
             directory.display(),
@@ -62,7 +83,7 @@ impl Pool {
         }
         let mut command = server_command(program());
         let process = command.arg("-q").arg(file("ini")).stderr(Stdio::null()).spawn().unwrap();
-        let pool = Pool { process, directory };
+        let pool = Pool { process, directory, port };
         wait_until(20, || pool.config(&stage.requester, &stage.db.name).connect(NoTls).is_ok());
         pool
     }
@@ -73,7 +94,7 @@ impl Pool {
 
     pub fn config(&self, user: &str, database: &str) -> Config {
         let mut config = Config::new();
-        config.host_path(&self.directory).port(POOL_PORT).user(user).dbname(database);
+        config.host_path(&self.directory).port(self.port).user(user).dbname(database);
         config
     }
 
