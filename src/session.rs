@@ -169,10 +169,11 @@ pub fn query_shows_token() -> bool {
 /// What stands for a token wherever it could be read.
 const HIDDEN: &str = "********";
 
-/// A covered write runs in this transaction: what is armed by its end ends with it.
+/// A covered write begins in this transaction, whether it finds a row or not: what is armed by its end ends with it.
 #[inline]
 pub fn use_armed() {
     state().used = true;
+    statement::touch();
 }
 
 /// Whether something is armed that no covered write of this transaction has used.

@@ -252,6 +252,38 @@ fn flag_ends_with_a_write_that_failed() {
     refused(&mut client, WRITE, "WG001");
 }
 
+/// The write that was meant may have found nothing, or failed with its first row: what comes next was not meant.
+#[test]
+fn flag_ends_with_a_write_that_changed_nothing() {
+    for (write, outcome) in [
+        ("UPDATE t SET a = 1 WHERE id = -1", None),
+        ("DELETE FROM t WHERE id = -1", None),
+        ("UPDATE t SET a = 1 / (1 - id) WHERE id = 1", Some("22012")),
+        ("WITH w AS (UPDATE t SET a = 1 WHERE id = -1 RETURNING id) SELECT count(*) FROM w", None),
+        ("MERGE INTO t USING (SELECT 1) AS s ON t.id = -1 WHEN MATCHED THEN UPDATE SET a = 1", None),
+        ("INSERT INTO t SELECT 1, 1 WHERE false ON CONFLICT (id) DO UPDATE SET a = 1", None),
+    ] {
+        let stage = Stage::new("flag");
+        let mut client = stage.requester();
+        passes(&mut client, ARM_FLAG);
+        // Neither of these is a covered write.
+        passes(&mut client, "EXPLAIN UPDATE t SET a = 1; SELECT count(*) FROM t; CREATE TEMP TABLE u AS TABLE t");
+        passes(&mut client, "UPDATE u SET a = 1");
+        assert_eq!(shown(&mut client), "on", "{write}");
+        match outcome {
+            None => passes(&mut client, write),
+            Some(sqlstate) => drop(refused(&mut client, write, sqlstate)),
+        }
+        assert_eq!(shown(&mut client), "off", "{write}");
+        refused(&mut client, WRITE, "WG001");
+    }
+}
+
+/// The flag as SHOW tells it.
+fn shown(client: &mut Client) -> String {
+    client.query_one("SHOW writeguard.override", &[]).unwrap().get(0)
+}
+
 #[test]
 fn flag_set_locally_ends_with_its_transaction() {
     let stage = Stage::new("flag");

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::ffi::pointers;
 use crate::policy::{catalog, relation};
 use crate::raise::{Failure, Raise};
-use crate::session::Actor;
+use crate::session::{self, Actor};
 use crate::words::Operation;
 
 /// The ModifyTable node of the plan itself, also below custom scans.
@@ -102,6 +102,7 @@ unsafe fn watch_plainly(
         if !binding.charges(operation).is_empty() {
             let mut watch = watch::fresh(kind, estate, actor);
             watch.bindings.push(Some(Rc::clone(binding)));
+            session::use_armed();
             put_in_front(watch, node, child_exec);
         }
         true
@@ -185,16 +186,18 @@ unsafe fn watch_node(
         let relations = usize::try_from((*node).mt_nrels).unwrap_or(0);
         let relation = |index: usize| (*(*(*node).resultRelInfo.add(index)).ri_RelationDesc).rd_id;
         let everything = capture::wants_everything();
-        let mut covered = everything || routed && catalog::installed()?;
+        let mut counted = false;
         let mut captures = everything;
         let mut watch = watch::fresh(kind, estate, actor);
         for index in 0..relations {
             let binding = book::binding_to_count(relation(index), actor)?;
             captures |= binding.as_ref().is_some_and(|binding| capture::wants(binding, operations));
-            covered |= binding.as_ref().is_some_and(|binding| book::is_counted(binding, operations));
+            counted |= binding.as_ref().is_some_and(|binding| book::is_counted(binding, operations));
             watch.bindings.push(binding);
         }
-        if !covered {
+        if counted {
+            session::use_armed();
+        } else if !(everything || routed && catalog::installed()?) {
             watch::put_back(watch);
             return Ok(());
         }
@@ -340,6 +343,7 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         watch.bindings.push(binding);
         watch.captures = capture::may_want();
         watch.estimate = estimate((*statement).planTree);
+        session::use_armed();
         watch::activate(watch);
         Ok(())
     }
