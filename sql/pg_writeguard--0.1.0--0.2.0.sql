@@ -470,7 +470,8 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
                                      CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END)
             FROM pg_catalog.pg_parameter_acl AS a CROSS JOIN pg_catalog.aclexplode(a.paracl) AS g
                  LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee
-            WHERE a.parname IN ('writeguard.enabled', 'shared_preload_libraries') AND r.rolsuper IS NOT TRUE
+            WHERE a.parname IN ('writeguard.enabled', 'writeguard.pooled', 'shared_preload_libraries')
+              AND r.rolsuper IS NOT TRUE
         UNION ALL
             SELECT 'warning', pg_catalog.format('role %I', r.rolname),
                    pg_catalog.format('it is not superuser and owns %s of the extension''s objects, such as %s',

@@ -14,7 +14,7 @@ use pgrx::datum::Inet;
 use pgrx::pg_sys;
 
 use crate::ffi::{self, Backend};
-use crate::guard::statement;
+use crate::guard::{pooled, statement};
 use crate::settings;
 
 /// The acting role by OID; compared on every covered write.
@@ -184,12 +184,17 @@ pub fn is_armed_unused() -> bool {
 
 /// The transaction is over.
 pub fn end_transaction() {
-    let state = state();
-    if state.used || settings::pooled() {
-        state.used = false;
-        state.flag.dead = state.last_number;
-        state.token.dead = state.last_number;
+    if state().used || settings::pooled() {
+        state().used = false;
+        disarm();
     }
+}
+
+/// Nothing is armed that was so far.
+pub fn disarm() {
+    let state = state();
+    state.flag.dead = state.last_number;
+    state.token.dead = state.last_number;
 }
 
 unsafe extern "C" {
@@ -254,6 +259,7 @@ pub fn arming() -> settings::Arming {
         check_token: Some(check_token),
         assign_token: Some(assign_token),
         show_token: Some(show_token),
+        assign_pooled: Some(pooled::assign),
     }
 }
 

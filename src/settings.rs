@@ -3,7 +3,7 @@
 use core::ffi::CStr;
 use std::ffi::CString;
 
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
@@ -14,6 +14,7 @@ static EVENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
 static APPROVAL_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
 static REQUEST_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
+static LOG_STATEMENT: GucSetting<LogStatement> = GucSetting::<LogStatement>::new(LogStatement::Full);
 static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60 * 60);
 static JWT_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(60 * 60);
 static BREAK_GLASS_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(5 * 60);
@@ -26,6 +27,20 @@ static STAT_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(2_048);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 const NOTHING_MORE: &CStr = c"";
+
+/// What events tell of a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub enum LogStatement {
+    /// Its text.
+    #[name = c"full"]
+    Full,
+    /// Its text without constants and comments.
+    #[name = c"normalized"]
+    Normalized,
+    /// Nothing.
+    #[name = c"none"]
+    None,
+}
 
 /// A year, in seconds.
 const LONGEST_LIFETIME: i32 = 366 * 24 * 60 * 60;
@@ -63,6 +78,11 @@ pub fn request_lifetime() -> i32 {
 /// How long events and finished requests are kept, in seconds; none: for ever.
 pub fn event_retention() -> Option<i32> {
     Some(EVENT_RETENTION.get()).filter(|seconds| *seconds > 0)
+}
+
+/// What events tell of a statement.
+pub fn log_statement() -> LogStatement {
+    LOG_STATEMENT.get()
 }
 
 /// Whether clients share this session, so that nothing may stay armed in it beyond a transaction.
@@ -111,7 +131,7 @@ pub fn rate_slots() -> usize {
     usize::try_from(RATE_SLOTS.get()).unwrap_or(0)
 }
 
-/// The hooks of the settings that arm a session.
+/// The hooks of the settings that arm a session, or disarm it.
 pub struct Arming {
     pub check_override: pg_sys::GucBoolCheckHook,
     pub assign_override: pg_sys::GucBoolAssignHook,
@@ -119,6 +139,7 @@ pub struct Arming {
     pub check_token: pg_sys::GucStringCheckHook,
     pub assign_token: pg_sys::GucStringAssignHook,
     pub show_token: pg_sys::GucShowHook,
+    pub assign_pooled: pg_sys::GucBoolAssignHook,
 }
 
 /// The hooks of `writeguard.expect_rows`.
@@ -159,14 +180,6 @@ pub fn register(arming: Arming, expecting: Expecting) {
         GucFlags::UNIT_S,
     );
     GucRegistry::define_bool_guc(
-        c"writeguard.pooled",
-        c"Says that clients share the session, as behind a pool in transaction mode.",
-        c"Override, token and expect_rows then end with the transaction in which they are set, used or not.",
-        &POOLED,
-        GucContext::Suset,
-        GucFlags::default(),
-    );
-    GucRegistry::define_bool_guc(
         c"writeguard.capture_undo",
         c"Keeps rows as they were before every covered write of the session, where a policy has undo.",
         c"Otherwise before overridden writes only.",
@@ -203,6 +216,14 @@ pub fn register(arming: Arming, expecting: Expecting) {
         LONGEST_LIFETIME,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_enum_guc(
+        c"writeguard.log_statement",
+        c"Sets what events tell of a statement, in their table and in the server log.",
+        c"Normalized is its text without constants and comments.",
+        &LOG_STATEMENT,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"writeguard.event_retention",
@@ -299,6 +320,17 @@ pub fn register(arming: Arming, expecting: Expecting) {
             arming.check_token,
             arming.assign_token,
             arming.show_token,
+        );
+        GucRegistry::define_bool_guc_with_hooks(
+            c"writeguard.pooled",
+            c"Says that clients share the session, as behind a pool in transaction mode.",
+            c"Override, token and expect_rows then end with the transaction in which they are set, used or not.",
+            &POOLED,
+            GucContext::Suset,
+            GucFlags::default(),
+            None,
+            arming.assign_pooled,
+            None,
         );
         GucRegistry::define_int_guc_with_hooks(
             c"writeguard.expect_rows",

@@ -418,6 +418,13 @@ fn a_pooled_session_is_told_what_became_of_its_set() {
     assert_eq!(told.take(), warned("writeguard.expect_rows"));
     passes(&mut client, "SELECT set_config('writeguard.override', 'on', false)");
     assert_eq!(told.take(), warned("writeguard.override"));
+    // What was used is not over: only what was not is told.
+    passes(&mut stage.admin, &format!("CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$BEGIN {WRITE}; END$$"));
+    passes(&mut client, "SET writeguard.override = on; SET writeguard.expect_rows = 5; SELECT f()");
+    assert_eq!(told.take(), warned("writeguard.expect_rows"));
+    // PostgreSQL says that there is no transaction, too.
+    passes(&mut client, "SET writeguard.override = on; COMMIT");
+    assert_eq!(told.take().split_off(1), warned("writeguard.override"));
     // Once.
     passes(&mut client, "SELECT 1");
     // A write in the same string has used it, and a block ends what it began.
@@ -451,8 +458,15 @@ fn a_role_cannot_say_that_its_sessions_are_its_own() {
 }
 
 #[test]
-fn a_session_that_was_armed_before_it_was_called_pooled_is_disarmed_by_its_next_command() {
+fn a_session_that_was_armed_before_it_was_called_pooled_is_disarmed() {
     let mut stage = Stage::new(FLAG);
+    for sql in [
+        format!("SET writeguard.override = on; SET writeguard.pooled = on; {WRITE}"),
+        format!("BEGIN; SET writeguard.override = on; SET LOCAL writeguard.pooled = on; {WRITE}; COMMIT"),
+    ] {
+        refused(&mut stage.admin, &sql, "WG001");
+        passes(&mut stage.admin, "ROLLBACK; RESET writeguard.pooled");
+    }
     passes(&mut stage.admin, "SET writeguard.override = on; SET writeguard.expect_rows = 2");
     passes(&mut stage.admin, "SET writeguard.pooled = on");
     assert_eq!(shown(&mut stage.admin, "SHOW writeguard.override"), "off");

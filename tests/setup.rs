@@ -271,6 +271,8 @@ fn roles_that_could_switch_it_off_are_told() {
     mended(&mut admin, "role r", "warning", "become superuser");
     run(&mut admin, "GRANT SET ON PARAMETER writeguard.enabled TO r");
     mended(&mut admin, "role r", "warning", "SET ON PARAMETER writeguard.enabled");
+    run(&mut admin, "GRANT SET ON PARAMETER writeguard.pooled TO r");
+    mended(&mut admin, "role r", "warning", "SET ON PARAMETER writeguard.pooled");
     run(&mut admin, "GRANT SET ON PARAMETER writeguard.enabled TO PUBLIC");
     mended(&mut admin, "everybody", "problem", "SET ON PARAMETER writeguard.enabled");
     run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.set_policy TO r");

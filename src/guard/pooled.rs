@@ -3,23 +3,22 @@
 //! `session` and `expectation` end with every transaction what was set in it. A SET that is a transaction by itself does
 //! nothing then, and whoever sent it has to know.
 
+use core::ffi::c_void;
+
 use pgrx::PgLogLevel;
 
-use crate::guard::statement;
-use crate::{expectation, ffi, raise, session, settings};
+use super::block;
+use crate::{expectation, raise, session, settings};
 
 /// Whether something that was set outside of a transaction block ends with this commit before any write could use it.
 #[inline]
 pub fn ends_unused() -> bool {
-    // SAFETY: reads the transaction's state.
-    settings::pooled()
-        && (session::is_armed_unused() || expectation::is_armed())
-        && !unsafe { ffi::IsTransactionBlock() }
+    settings::pooled() && (session::is_armed_unused() || expectation::is_armed()) && !block::is_explicit()
 }
 
 /// Tells the client of it.
 pub fn before_commit() {
-    let (setting, value) = if session::flag() {
+    let (setting, value) = if session::is_armed_unused() && session::flag() {
         ("override", "on".to_owned())
     } else if expectation::is_armed() {
         ("expect_rows", expectation::in_force().to_string())
@@ -32,6 +31,13 @@ pub fn before_commit() {
         Some("Clients share this session (writeguard.pooled), so nothing stays armed in it beyond a transaction."),
         Some(&format!("BEGIN; SET LOCAL writeguard.{setting} = {value}; …; COMMIT")),
     );
-    // Perhaps it was set before the session was called pooled; it is over all the same.
-    statement::touch();
+}
+
+/// Assign hook of `writeguard.pooled`: what was armed before the session was called pooled is over as well.
+pub unsafe extern "C-unwind" fn assign(new: bool, _extra: *mut c_void) {
+    // Not with each reload that says the same again.
+    if new && !settings::pooled() {
+        session::disarm();
+        expectation::use_up();
+    }
 }
