@@ -15,6 +15,7 @@ mod expectation;
 mod ffi;
 mod function;
 mod guard;
+mod lexer;
 mod monitor;
 mod owner;
 mod policy;

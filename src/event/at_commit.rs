@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use super::record::{Event, top_xid};
+use super::statement::told;
 use super::{queue, store};
 use crate::error::Error;
 use crate::ffi::{self, Backend};
@@ -16,7 +17,12 @@ struct Pending {
     /// Further objects of the same command that have no event of their own.
     further: u64,
     /// Apart from the event: one command may be the statement of thousands of events.
-    statement: Rc<str>,
+    statement: Rc<Statement>,
+}
+
+struct Statement {
+    text: String,
+    told: Option<String>,
 }
 
 static PENDING: Backend<Vec<Pending>> = Backend::new(Vec::new());
@@ -30,8 +36,8 @@ fn pending() -> &'static mut Vec<Pending> {
 const MOST_PER_COMMAND: usize = 100;
 
 /// Records an event when, and if, what is being done now commits. `statement` is the text of the client's statement.
-pub fn record_at_commit(event: Event, statement: &str) {
-    let same = pending().iter().rev().take_while(|pending| &*pending.statement == statement).count();
+pub fn record_at_commit(event: Event, statement: String) {
+    let same = pending().iter().rev().take_while(|pending| pending.statement.text == statement).count();
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
     if same >= MOST_PER_COMMAND
@@ -41,8 +47,8 @@ pub fn record_at_commit(event: Event, statement: &str) {
         return;
     }
     let statement = match pending().last() {
-        Some(last) if &*last.statement == statement => Rc::clone(&last.statement),
-        _ => Rc::from(statement),
+        Some(last) if last.statement.text == statement => Rc::clone(&last.statement),
+        _ => Rc::new(Statement { told: told(statement.clone()), text: statement }),
     };
     pending().push(Pending { level, event, further: 0, statement });
 }
@@ -58,7 +64,7 @@ fn take() -> impl Iterator<Item = Event> {
     let xid = top_xid();
     core::mem::take(pending()).into_iter().map(move |Pending { mut event, further, statement, .. }| {
         event.xid.clone_from(&xid);
-        event.statement = Some(statement.as_ref().to_owned());
+        event.statement.clone_from(&statement.told);
         if further > 0 {
             let more = format!("And {further} further tables by the same statement.");
             event.reason = Some(event.reason.map_or(more.clone(), |reason| format!("{reason} {more}")));

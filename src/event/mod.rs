@@ -5,7 +5,7 @@
 //! belongs to a write that happens goes through `store` into the write's own transaction; what is worth knowing of a
 //! transaction, but must not hinder it, waits in `at_commit` and is queued with the commit. `keep` carries the queue
 //! over a restart. `prune` deletes what is older than the retention, `rounds` says which database is next. `totals` counts, for
-//! monitoring. The server log has every event before anything else. Not promised: an event that waits in the queue
+//! monitoring. `statement` says how much of a statement is told. The server log has every event before anything else. Not promised: an event that waits in the queue
 //! when the whole server crashes is in the log only.
 
 pub mod at_commit;
@@ -16,6 +16,7 @@ pub mod queue;
 pub mod record;
 pub mod rounds;
 pub mod serve;
+pub mod statement;
 pub mod store;
 pub mod throttle;
 pub mod totals;

@@ -11,6 +11,7 @@ use crate::error::{Error, LetPass, Over, WayOut, request_call};
 use crate::event::at_commit::record_at_commit;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
+use crate::event::statement::{hinted, tells_all};
 use crate::ffi::{self, Backend};
 use crate::policy::model::Policy;
 use crate::policy::table::Loaded;
@@ -139,7 +140,7 @@ fn describe(event: &mut Event, attempt: &Attempt<'_>) {
     event.scope = Some(scope.to_string());
     event.row_limit = limit;
     event.rows_estimated = attempt.estimate;
-    event.statement = Some(session::without_token(statement::text()));
+    event.tell_statement(statement::text());
 }
 
 fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
@@ -256,8 +257,9 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
         Override::Flag => WayOut::SetFlag,
         Override::Token if session::token().is_some() && !session::flag() => WayOut::FlagForToken,
         Override::Token => WayOut::Request {
-            event: id,
-            statement: event.statement.unwrap_or_default(),
+            // The event is no request of its own where it lacks a part of the statement.
+            event: id.filter(|_| tells_all()),
+            statement: hinted(session::without_token(statement::text())),
             parameters: statement::parameter_count(),
         },
     };
@@ -335,7 +337,7 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
 
 /// The call that asks for the approval of the current statement once more.
 pub fn request_again() -> String {
-    request_call(None, &statement::text(), statement::parameter_count())
+    request_call(None, &hinted(statement::text()), statement::parameter_count())
 }
 
 /// Whether a statement was recorded already as running with the guard switched off.
@@ -349,7 +351,7 @@ pub fn record_disabled(relation: &RelationName, operation: Operation, serial: Se
     let mut event = Event::new(Kind::Disabled);
     event.operation = Some(operation.word().into());
     event.relation = Some(relation.to_sql());
-    event.statement = Some(session::without_token(statement::text()));
+    event.tell_statement(statement::text());
     queue::record(&event);
 }
 
@@ -363,7 +365,7 @@ pub fn record_uncovered(relation: &str, policy: Option<&str>, why: &str) {
     event.operation = Some(Operation::Drop.word().into());
     event.relation = Some(relation.to_owned());
     event.reason = Some(why.to_owned()).filter(|why| !why.is_empty());
-    record_at_commit(event, &session::without_token(statement::text()));
+    record_at_commit(event, statement::text());
 }
 
 /// The transaction is over.

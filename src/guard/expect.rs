@@ -21,7 +21,6 @@ use crate::expectation;
 use crate::ffi::{self, Backend};
 use crate::policy::{catalog, relation};
 use crate::raise::{Raise, guarded};
-use crate::session;
 use crate::words::RelationName;
 
 /// A string that queries are known by, and the nest level of the transaction that it was noted in: after an error its
@@ -298,7 +297,7 @@ fn decide(
         event.scope = Some("expectation".to_owned());
         event.row_limit = Some(expected);
         event.rows = Some(rows);
-        event.statement = Some(session::without_token(statement::text()));
+        event.tell_statement(statement::text());
         match catalog::installed() {
             Ok(true) => {
                 queue::record_and_wait(&event)?;

@@ -51,7 +51,7 @@ fn break_glass(arguments: &Arguments) -> Returns {
     })?;
     let mut event = Event::new(Kind::BreakGlass);
     event.rows = Some(stored.rows);
-    event.statement = Some(stored.statement);
+    event.tell_statement(stored.statement);
     event.approval = Some(stored.id);
     event.reason = Some(stored.reason.clone());
     let record = queue::record_or_withdraw(&event)?;

@@ -284,7 +284,7 @@ fn revoke(arguments: &Arguments) -> Returns {
 
 fn record(kind: Kind, request: &Request, max_rows: Option<i64>, comment: Option<String>) -> Result<(), Failure> {
     let mut event = Event::new(kind);
-    event.statement = Some(request.statement.clone());
+    event.tell_statement(request.statement.clone());
     event.rows = Some(request.rows);
     event.row_limit = max_rows.and_then(|rows| u64::try_from(rows).ok());
     event.approval = Some(request.id);

@@ -19,7 +19,6 @@ use crate::function::{Arguments, Returns, sql_function};
 use crate::guard::budget::Serial;
 use crate::guard::{book, decide, lift, statement};
 use crate::raise::{Failure, tell};
-use crate::session;
 use crate::settings;
 use crate::token::check::{self, Reviewed};
 use crate::token::grant::Grant;
@@ -48,7 +47,7 @@ fn execute(arguments: &Arguments) -> Returns {
 /// The client's statement, which is no reviewed one.
 fn statement_now() -> String {
     statement::current();
-    session::without_token(statement::text())
+    statement::text()
 }
 
 /// Whether a request may be executed here at all.
@@ -148,7 +147,7 @@ fn c_string(text: &str) -> CString {
 fn refuse<T>(error: Error, statement: String) -> Result<T, Failure> {
     let mut event = Event::new(Kind::TokenRefused);
     event.approval = error.request();
-    event.statement = Some(statement);
+    event.tell_statement(statement);
     event.reason = Some(match error.detail() {
         Some(detail) => format!("{error}. {detail}"),
         None => error.to_string(),

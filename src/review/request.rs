@@ -10,6 +10,7 @@ use super::{rehearse, run};
 use crate::error::Error;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
+use crate::event::statement::lacks_values;
 use crate::event::{store, throttle};
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::guard::concern::Concern;
@@ -67,7 +68,7 @@ struct Refused {
     kind: String,
     login: String,
     statement: Option<String>,
-    whole: bool,
+    whole: Option<bool>,
 }
 
 const REFUSED: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
@@ -85,17 +86,17 @@ fn request_event(arguments: &Arguments) -> Returns {
     let refused = refused
         .filter(|refused| refused.login == role_name(Actor::current().login))
         .ok_or_else(|| Error::invalid(format!("event {event} is not a refusal of yours"), mine))?;
-    match refused.statement {
-        Some(statement) if refused.kind == "blocked" && refused.whole => {
-            value(store_request(&statement, arguments.get(1), &[])?)
-        }
-        Some(_) if refused.kind == "blocked" => Err(Error::invalid(
-            format!("the statement of event {event} was too long to be kept whole"),
-            "SELECT writeguard.request('…', reason => 'why this is right');",
-        )
-        .into()),
-        _ => Err(Error::invalid(format!("event {event} is not a refusal of yours"), mine).into()),
+    if refused.kind != "blocked" {
+        return Err(Error::invalid(format!("event {event} is not a refusal of yours"), mine).into());
     }
+    let lacks = match refused.statement {
+        None => "was not kept",
+        Some(_) if refused.whole != Some(true) => "was too long to be kept whole",
+        Some(statement) if lacks_values(&statement) => "was kept without its values",
+        Some(statement) => return value(store_request(&statement, arguments.get(1), &[])?),
+    };
+    let again = "SELECT writeguard.request('…', reason => 'why this is right');";
+    Err(Error::invalid(format!("the statement of event {event} {lacks}"), again).into())
 }
 
 #[derive(Serialize)]
@@ -203,7 +204,7 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     let stored = rehearse_and_store(statement, reason, parameters)?;
     let mut event = Event::new(Kind::Requested);
     event.rows = Some(stored.rows);
-    event.statement = Some(stored.statement);
+    event.tell_statement(stored.statement);
     event.approval = Some(stored.id);
     event.reason = Some(stored.reason);
     store::insert(&event)?;

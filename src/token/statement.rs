@@ -6,6 +6,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::lexer::{Piece, pieces};
+
 /// The text without surrounding blanks and final semicolons.
 pub fn normalize(text: &str) -> &str {
     let mut text = text.trim();
@@ -23,82 +25,8 @@ pub fn start_of(string: &[u8], at: usize, backslashes: bool) -> usize {
     if !before.windows(2).any(|two| two == b"--" || two == b"/*") {
         return before.len();
     }
-    let (mut next, mut start) = (0, 0);
-    while let Some(&byte) = before.get(next) {
-        let rest = &before[next..];
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => {
-                next += 1;
-                continue;
-            }
-            b'-' if rest.starts_with(b"--") => {
-                next += rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
-                continue;
-            }
-            b'/' if rest.starts_with(b"/*") => {
-                next += comment(rest);
-                continue;
-            }
-            b'\'' => next += quoted(rest, backslashes),
-            b'"' => next += quoted(rest, false),
-            b'$' => next += dollar_quoted(rest).unwrap_or(1),
-            _ if is_of_word(byte) => {
-                let word = rest.iter().position(|byte| !is_of_word(*byte) && *byte != b'$').unwrap_or(rest.len());
-                next += word;
-                if word == 1 && byte.eq_ignore_ascii_case(&b'e') && before.get(next) == Some(&b'\'') {
-                    next += quoted(&before[next..], true);
-                }
-            }
-            _ => next += 1,
-        }
-        start = next;
-    }
-    start
-}
-
-/// Of identifiers and numbers; all letters beyond ASCII are of identifiers.
-fn is_of_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
-}
-
-/// Bytes of the comment that `text` begins with; comments nest.
-fn comment(text: &[u8]) -> usize {
-    let (mut depth, mut at) = (0, 0);
-    while at < text.len() {
-        match text[at..] {
-            [b'/', b'*', ..] => (depth, at) = (depth + 1, at + 2),
-            [b'*', b'/', ..] => (depth, at) = (depth - 1, at + 2),
-            _ => at += 1,
-        }
-        if depth == 0 {
-            break;
-        }
-    }
-    at
-}
-
-/// Bytes of the constant or name in quotes that `text` begins with. A doubled quote is one more that follows.
-fn quoted(text: &[u8], backslashes: bool) -> usize {
-    let mut at = 1;
-    while let Some(&byte) = text.get(at) {
-        at += if backslashes && byte == b'\\' { 2 } else { 1 };
-        if byte == text[0] {
-            break;
-        }
-    }
-    at.min(text.len())
-}
-
-/// Bytes of the constant between `$tag$`s that `text` begins with; none: it begins with a parameter, or an operator.
-fn dollar_quoted(text: &[u8]) -> Option<usize> {
-    let name = text[1..].iter().position(|byte| !is_of_word(*byte))? + 1;
-    if text[name] != b'$' || text[1].is_ascii_digit() {
-        return None;
-    }
-    let tag = &text[..=name];
-    let body = &text[tag.len()..];
-    let end = body.windows(tag.len()).position(|window| window == tag).map_or(body.len(), |at| at + tag.len());
-    Some(tag.len() + end)
+    let is_its_own = |piece| matches!(piece, Piece::Blank | Piece::Comment);
+    pieces(before, backslashes).filter(|(piece, _)| !is_its_own(*piece)).last().map_or(0, |(_, range)| range.end)
 }
 
 /// SHA-256 in lower-case hexadecimal.

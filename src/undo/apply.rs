@@ -18,7 +18,7 @@ use crate::owner;
 use crate::policy::model::Keep;
 use crate::policy::relation::{relation_name, with_descendants};
 use crate::raise::{Failure, Raise, guarded};
-use crate::session::{Actor, role_name, without_token};
+use crate::session::{Actor, role_name};
 use crate::words::RelationName;
 
 sql_function!(
@@ -163,7 +163,10 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
     statement::current();
     let mut event = Event::new(Kind::Undone);
     event.rows = Some(restored);
-    event.statement = Some(without_token(statement::text())).filter(|text| !text.is_empty());
+    let text = statement::text();
+    if !text.is_empty() {
+        event.tell_statement(text);
+    }
     event.reason = Some(format!("change {id}"));
     if let [only] = outcomes {
         event.relation = Some(only.name.to_sql());
