@@ -1,16 +1,20 @@
-//! Every SQL example of the README and of the pages of docs/, run in the order of the page.
+//! Every SQL example of the README and of the pages of docs/, typed into psql in the order of the page.
 //!
 //! An example runs as superuser unless its first line says `-- as ROLE`, and passes unless that line says
-//! `refused with SQLSTATE`. `{token}` stands for the token that the example before it showed. On the pages of docs/ psql runs
-//! them, and where a block of `text` follows, that is what it prints.
+//! `refused with SQLSTATE`. Each role has one session for the whole page, and no example leaves a transaction open.
+//! `{token}` stands for the token that was shown last. Where a block of `text` follows, that is what psql prints.
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
+use std::process::{Child, ChildStdin, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Refusal, Server};
-use postgres::SimpleQueryMessage;
+use common::{Database, Server};
+
+const README: &str = include_str!("../README.md");
 
 struct Example {
     role: String,
@@ -57,46 +61,81 @@ fn shown(printed: &str) -> String {
     lines.join("\n").trim_matches('\n').to_owned()
 }
 
-#[test]
-fn every_example_does_what_the_page_says() {
-    let db = Server::shared().plain_database();
-    let examples = examples(include_str!("../README.md"));
-    assert!(examples.len() > 10, "the page has {} examples", examples.len());
-    let mut token = String::new();
-    for example in examples {
-        let sql = example.sql.replace("{token}", &token);
-        let result = db.connect(&example.role).simple_query(&sql);
-        match (result, &example.refused_with) {
-            (Ok(messages), None) => {
-                for message in messages {
-                    if let SimpleQueryMessage::Row(row) = message
-                        && row.columns()[0].name() == "token"
-                    {
-                        token = row.get(0).unwrap_or_default().to_owned();
-                    }
-                }
+/// A role's psql, which stays for the whole page.
+struct Session {
+    psql: Child,
+    typed: ChildStdin,
+    printed: BufReader<PipeReader>,
+}
+
+/// What comes after all that an example prints, before its SQLSTATE.
+const DONE: &str = "-- done ";
+
+impl Session {
+    fn new(server: &Server, db: &Database, role: &str) -> Session {
+        let (reader, writer) = pipe().expect("a pipe");
+        let mut command = server.client_program("psql");
+        command.args(["-X", "-q", "-d", &db.name, "-U", role]);
+        command.stdin(Stdio::piped()).stdout(writer.try_clone().expect("the same pipe")).stderr(writer);
+        let mut psql = command.spawn().expect("cannot run psql");
+        let typed = psql.stdin.take().expect("psql's standard input");
+        Session { psql, typed, printed: BufReader::new(reader) }
+    }
+
+    /// What psql prints for an example, and the SQLSTATE of its last error, `00000` without any.
+    fn run(&mut self, sql: &str) -> (String, String) {
+        let script = format!("\\set LAST_ERROR_SQLSTATE 00000\n{sql}\n\\warn '{DONE}' :LAST_ERROR_SQLSTATE\n");
+        self.typed.write_all(script.as_bytes()).expect("psql reads");
+        let mut printed = String::new();
+        loop {
+            let mut line = String::new();
+            let length = self.printed.read_line(&mut line).expect("psql prints text");
+            assert!(length > 0, "psql ended\n{sql}\n{printed}");
+            if let Some(state) = line.strip_prefix(DONE) {
+                return (shown(&printed), state.trim().to_owned());
             }
-            (Err(error), Some(code)) => assert_eq!(&Refusal::of(&error).sqlstate, code, "{sql}"),
-            (Err(error), None) => panic!("{sql}\n{:?}", error.as_db_error()),
-            (Ok(_), Some(code)) => panic!("{sql}\nwas to be refused with {code}"),
+            printed += &line;
         }
     }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.psql.kill();
+        let _ = self.psql.wait();
+    }
+}
+
+/// The token among what was printed.
+fn token_in(printed: &str) -> Option<&str> {
+    let is_token = |word: &&str| word.len() == 64 && word.bytes().all(|letter| letter.is_ascii_hexdigit());
+    printed.lines().map(str::trim).find(is_token)
 }
 
 fn play(page: &str) {
     let server = Server::start(&[]);
     let db = server.plain_database();
     let examples = examples(page);
-    assert!(examples.len() > 10 && examples.iter().any(|example| example.prints.is_some()));
+    assert!(examples.len() > 10, "the page has {} examples", examples.len());
+    let mut watcher = db.admin();
+    let mut sessions: BTreeMap<String, Session> = BTreeMap::new();
+    let mut token = String::new();
     for Example { role, refused_with, sql, prints } in examples {
-        let run = || {
-            let state = "\n\\echo :LAST_ERROR_SQLSTATE\n";
-            let output = server.psql(&db.name, &role, &format!("\\pset pager off\n{sql}{state}"));
-            let (printed, state) = output.trim_end().rsplit_once('\n').unwrap_or(("", output.trim_end()));
+        assert!(sql.ends_with(';') || sql.ends_with("\\gexec"), "psql would wait for more\n{sql}");
+        let sql = sql.replace("{token}", &token);
+        let session = sessions.entry(role.clone()).or_insert_with(|| Session::new(&server, &db, &role));
+        let mut run = || {
+            let (printed, state) = session.run(&sql);
             assert_eq!(state, refused_with.as_deref().unwrap_or("00000"), "{sql}\n{printed}");
-            shown(printed)
+            let open = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+            let open: i64 = watcher.query_one(open, &[]).expect("the sessions' states").get(0);
+            assert_eq!(open, 0, "the transaction that it leaves open is in the way of the next example\n{sql}");
+            printed
         };
         let mut printed = run();
+        if let Some(new) = token_in(&printed) {
+            token = new.to_owned();
+        }
         let Some(prints) = prints else { continue };
         // The event of a warning is stored a moment after its statement.
         let until = Instant::now() + Duration::from_secs(if sql.contains("FROM writeguard.event ") { 30 } else { 0 });
@@ -106,6 +145,11 @@ fn play(page: &str) {
         }
         assert!(printed == prints, "{sql}\nprints\n{printed}\nand not\n{prints}");
     }
+}
+
+#[test]
+fn every_example_does_what_the_page_says() {
+    play(README);
 }
 
 #[test]
