@@ -1,4 +1,5 @@
-//! Every SQL example of the README and of the pages of docs/, typed into psql in the order of the page.
+//! Every SQL example of the README and of the pages of docs/, typed into psql in the order of the page, and what the
+//! README's tables say that the catalogs know as well.
 //!
 //! An example runs as superuser unless its first line says `-- as ROLE`, and passes unless that line says
 //! `refused with SQLSTATE`. Each role has one session for the whole page, and no example leaves a transaction open.
@@ -6,13 +7,14 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Database, Server};
+use common::{Database, Server, make_directory};
+use postgres::Client;
 
 const README: &str = include_str!("../README.md");
 
@@ -155,4 +157,123 @@ fn every_example_does_what_the_page_says() {
 #[test]
 fn the_way_to_enforce_is_as_the_page_says() {
     play(include_str!("../docs/rollout.md"));
+}
+
+#[test]
+fn a_document_of_a_thousand_policies_goes_the_way_that_the_page_shows() {
+    let server = Server::shared();
+    let db = server.database();
+    let policies =
+        "SELECT count(writeguard.set_policy('policy ' || n, tables => ARRAY['public.t_' || n || '_*'], max_rows => n,
+                        comment => repeat('long ', 50))) FROM generate_series(1, 1000) AS n";
+    db.admin().query_one(policies, &[]).expect("policies");
+    let section = README.split("\n## ").find(|section| section.starts_with("One document for a fleet")).expect("there");
+    let blocks: Vec<&str> = section.split("```sh\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+    assert_eq!(blocks.len(), 2);
+    let programs = std::env::var("PGWG_BIN").expect("PGWG_BIN is set");
+    let output = Command::new("bash")
+        .args(["-euc", &format!("exec 2>&1; trap 'rm -rf \"$PWD\"' EXIT\n{}", blocks.concat())])
+        .current_dir(make_directory())
+        .env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()))
+        .env("PGHOST", server.socket_dir())
+        .env("PGPORT", server.port().to_string())
+        .env("PGUSER", "postgres")
+        .env("PGDATABASE", &db.name)
+        .output()
+        .expect("cannot run bash");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}");
+    assert_eq!(printed.matches("| unchanged |").count(), 1000, "{printed}");
+}
+
+// ---- What the tables say ----
+
+/// The cells of a table by rows, without its head.
+type Rows = Vec<Vec<String>>;
+
+/// The table with that head.
+fn table(head: &str) -> Rows {
+    let mut lines = README.lines().skip_while(|line| *line != head);
+    assert!(lines.next().is_some() && lines.next().is_some(), "no table with the head {head}");
+    lines
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect())
+        .collect()
+}
+
+/// What stands between backquotes.
+fn quoted(cell: &str) -> impl Iterator<Item = String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned)
+}
+
+fn strings(client: &mut Client, sql: &str) -> BTreeSet<String> {
+    client.query(sql, &[]).expect(sql).iter().map(|row| row.get(0)).collect()
+}
+
+fn columns(client: &mut Client, relation: &str) -> BTreeSet<String> {
+    let of = format!("attrelid = '{relation}'::regclass AND attnum > 0 AND NOT attisdropped");
+    strings(client, &format!("SELECT attname::text FROM pg_attribute WHERE {of}"))
+}
+
+#[test]
+fn the_columns_are_those_of_the_catalog() {
+    let mut admin = Server::shared().database().admin();
+    for relation in ["writeguard.event", "writeguard.change"] {
+        let rows = table(&format!("| column of `{relation}` | meaning |"));
+        let names: BTreeSet<String> = rows.iter().flat_map(|row| quoted(&row[0])).collect();
+        assert_eq!(names, columns(&mut admin, relation), "{relation}");
+    }
+    let told = README.split("not simply allowed: ").nth(1).and_then(|rest| rest.split(". ").next()).expect("the kinds");
+    let kinds = strings(&mut admin, "SELECT kind FROM writeguard.event_totals WHERE policy IS NULL");
+    assert_eq!(quoted(told).collect::<BTreeSet<_>>(), kinds);
+}
+
+#[test]
+fn the_policy_columns_and_their_defaults_are_those_of_the_catalog() {
+    let mut admin = Server::shared().database().admin();
+    let mut named = BTreeSet::new();
+    for row in table("| column | default | meaning |") {
+        let defaults: Vec<&str> = row[1].split(", ").map(|word| word.trim_matches('`')).collect();
+        let names: Vec<String> = quoted(&row[0]).collect();
+        // One value may have commas in it.
+        let defaults = if names.len() == 1 { vec![row[1].trim_matches('`')] } else { defaults };
+        assert_eq!(names.len(), defaults.len(), "{row:?}");
+        for (name, default) in names.into_iter().zip(defaults) {
+            let sql = "SELECT pg_get_expr(adbin, adrelid), format_type(atttypid, atttypmod) FROM pg_attribute
+                       LEFT JOIN pg_attrdef ON (adrelid, adnum) = (attrelid, attnum)
+                       WHERE attrelid = 'writeguard.policy'::regclass AND attname = $1::text";
+            let column = admin.query_one(sql, &[&name]).unwrap_or_else(|_| panic!("no column {name}"));
+            let (has, type_): (Option<String>, String) = (column.get(0), column.get(1));
+            let says = if matches!(default, "" | "NULL") { "NULL".to_owned() } else { format!("'{default}'") };
+            let same = format!("SELECT ({says})::{type_} IS NOT DISTINCT FROM {}", has.as_deref().unwrap_or("NULL"));
+            assert!(admin.query_one(&same, &[]).expect(&same).get::<_, bool>(0), "{name}: {same}");
+            named.insert(name);
+        }
+    }
+    assert_eq!(named, columns(&mut admin, "writeguard.policy"));
+}
+
+#[test]
+fn the_settings_are_those_of_the_library() {
+    let mut admin = Server::shared().database().admin();
+    // The token is listed nowhere.
+    let all = "SELECT name FROM pg_settings WHERE name LIKE 'writeguard.%' UNION SELECT 'writeguard.token'";
+    let mut named = BTreeSet::new();
+    for row in table("| setting | who, default | meaning |") {
+        let name = quoted(&row[0]).next().expect("a name");
+        let (who, default) = row[1].split_once(", ").expect("who, default");
+        let context = match who {
+            "superuser" => "superuser",
+            "everybody" => "user",
+            "restart" => "postmaster",
+            other => other,
+        };
+        let sql = "SELECT current_setting($1), (SELECT context FROM pg_settings WHERE name = $1)";
+        let setting = admin.query_one(sql, &[&name]).unwrap_or_else(|_| panic!("no setting {name}"));
+        let default = if default == "empty" { "" } else { default.trim_matches('`') };
+        assert_eq!(setting.get::<_, &str>(0), default, "{name}");
+        assert_eq!(setting.get::<_, Option<&str>>(1).unwrap_or("user"), context, "{name}");
+        named.insert(name);
+    }
+    assert_eq!(named, strings(&mut admin, all));
 }
