@@ -1,6 +1,6 @@
 # PG_CONFIG chooses the server: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
 
-.PHONY: help prepare demo test test-all test-upstream test-packages install deb dist deny bench lint clean
+.PHONY: help prepare prepare-build demo test test-all test-upstream test-packages install deb dist deny bench lint clean
 
 help:
 	@echo "make demo      the incident, refused: a transcript on a server made for it (KEEP=1 keeps it)"
@@ -8,17 +8,21 @@ help:
 	@echo "make test-all  the same on each supported server (PGWG_MAJORS='15 17'); as root"
 	@echo "make test-upstream  PostgreSQL's own regression and isolation tests, with the library and a policy over everything"
 	@echo "make test-packages  the archives and the package, in a clean root of Debian (PGWG_MAJORS='15 17 18'); as root"
-	@echo "make install   build and install into the server that PG_CONFIG names"
+	@echo "make install   build and install into the server that PG_CONFIG names (DESTDIR=... below another directory)"
 	@echo "make deb       a Debian package for the server that PG_CONFIG names, in target/deb"
 	@echo "make dist      the source archives of what is committed, in target/dist"
 	@echo "make deny      the crates' licences, origins and known vulnerabilities, against deny.toml"
 	@echo "make bench     measure what the README claims"
 	@echo "make lint      formatting and clippy, warnings denied"
-	@echo "make prepare   install what building needs and this machine lacks"
+	@echo "make prepare   install what building and testing need and this machine lacks; for building alone, make prepare-build"
 	@echo "make clean     remove what was built"
 
 prepare:
 	@scripts/prepare
+
+# No more than that, for it may be a production server.
+prepare-build:
+	@scripts/prepare build
 
 demo: prepare
 	@scripts/demo
@@ -35,7 +39,7 @@ test-upstream: prepare
 test-packages: prepare
 	@set -e; for major in $(or $(PGWG_MAJORS),15); do scripts/test-packages $$major; done
 
-deb: prepare
+deb: prepare-build
 	@scripts/deb
 
 dist:
@@ -44,10 +48,8 @@ dist:
 deny: prepare
 	@scripts/deny
 
-install: prepare
-	@bash -euc '. scripts/environment; choose_server; \
-	  cargo pgrx install --release --pg-config "$$PG_CONFIG" $$(cargo_features); \
-	  install_released_sql "$$("$$PG_CONFIG" --sharedir)"'
+install: prepare-build
+	@scripts/install
 
 bench: prepare
 	@benches/run
