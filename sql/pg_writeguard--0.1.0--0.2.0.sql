@@ -362,8 +362,8 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
                    END,
                    CASE p.defect WHEN 'unreadable' THEN 'ALTER EXTENSION pg_writeguard UPDATE;'
                    WHEN 'undo' THEN CASE p.reason
-                       WHEN 'has no primary key' THEN pg_catalog.format('ALTER TABLE %s ADD PRIMARY KEY (…);', p.element)
-                       ELSE pg_catalog.format('SELECT writeguard.set_policy(%L, …); -- without it, or undo => NULL', p.policy) END
+                       WHEN 'has no primary key' THEN pg_catalog.format('ALTER TABLE %s ADD PRIMARY KEY (...);', p.element)
+                       ELSE pg_catalog.format('SELECT writeguard.set_policy(%L, ...); -- without it, or undo => NULL', p.policy) END
                    ELSE pg_catalog.format('SELECT writeguard.drop_policy(%L);', p.policy)
                         || CASE p.defect WHEN 'broken' THEN '' ELSE ' -- or set_policy with other tables' END
                    END
@@ -386,7 +386,7 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
                    pg_catalog.format('it asks for %s approvals%s; logins that can give one: %s', p.min_approvals,
                                      coalesce(pg_catalog.format(' by members of %I', p.approvers), ''), a.logins),
                    'GRANT EXECUTE ON FUNCTION writeguard.approve TO '
-                   || coalesce(pg_catalog.quote_ident(p.approvers), '…') || ';'
+                   || coalesce(pg_catalog.quote_ident(p.approvers), '...') || ';'
             FROM policies AS p JOIN (
                 SELECT asked.approvers, (
                     SELECT pg_catalog.count(*) FROM pg_catalog.pg_roles AS r

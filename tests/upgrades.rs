@@ -1,4 +1,4 @@
-//! From the first release to this one: the upgrade script gives what a new installation has, and until it is run, the
+//! From each release to this one: the upgrade script gives what a new installation has, and until it is run, the
 //! library serves the tables and functions of the first release.
 
 mod common;
@@ -11,12 +11,19 @@ use common::{Database, Refusal, Server, expect_refusal, run, wait_until};
 use postgres::Client;
 
 const FIRST: &str = "0.1.0";
+/// The release before this one.
+const LAST: &str = "0.2.0";
 const UPDATE: &str = "ALTER EXTENSION pg_writeguard UPDATE";
 
 /// A database with the extension as the first release made it.
 fn first_release(server: &Server) -> Database {
+    release(server, FIRST)
+}
+
+/// A database with the extension as that release made it.
+fn release(server: &Server, version: &str) -> Database {
     let db = server.plain_database();
-    pass(&mut db.admin(), &format!("CREATE EXTENSION pg_writeguard VERSION '{FIRST}'"));
+    pass(&mut db.admin(), &format!("CREATE EXTENSION pg_writeguard VERSION '{version}'"));
     db
 }
 
@@ -169,7 +176,7 @@ fn assert_same(upgraded: &BTreeSet<String>, fresh: &BTreeSet<String>) {
     let (lost, left) = (only(fresh, upgraded), only(upgraded, fresh));
     assert!(
         lost.is_empty() && left.is_empty(),
-        "only in a new installation (what sql/pg_writeguard--{FIRST}--{}.sql lacks):{lost}\nonly after the upgrade:{left}",
+        "only in a new installation (what sql/pg_writeguard--{LAST}--{}.sql lacks):{lost}\nonly after the upgrade:{left}",
         env!("CARGO_PKG_VERSION")
     );
 }
@@ -178,17 +185,20 @@ fn assert_same(upgraded: &BTreeSet<String>, fresh: &BTreeSet<String>) {
 fn upgraded_extension_is_as_a_new_one() {
     let server = Server::shared();
     let fresh = catalog(&mut server.database().admin());
-    let mut admin = first_release(server).admin();
-    let first = catalog(&mut admin);
-    assert!(first.difference(&fresh).count() > 5 && fresh.difference(&first).count() > 100);
-    pass(&mut admin, UPDATE);
-    assert_same(&catalog(&mut admin), &fresh);
+    for (version, news) in [(FIRST, 100), (LAST, 1)] {
+        let mut admin = release(server, version).admin();
+        let before = catalog(&mut admin);
+        let told = (before.difference(&fresh).count(), fresh.difference(&before).count());
+        assert!(told.0 >= news / 20 && told.1 >= news, "{version}: {told:?}");
+        pass(&mut admin, UPDATE);
+        assert_same(&catalog(&mut admin), &fresh);
+    }
 }
 
 #[test]
 fn upgraded_extension_is_as_a_new_one_where_default_privileges_give_all_away() {
     let server = Server::shared();
-    let catalogs = [None, Some(FIRST)].map(|first| {
+    let catalogs = [None, Some(FIRST), Some(LAST)].map(|first| {
         let db = server.plain_database();
         let mut admin = db.admin();
         let role = db.role("everything");
@@ -206,6 +216,7 @@ fn upgraded_extension_is_as_a_new_one_where_default_privileges_give_all_away() {
         all
     });
     assert_same(&catalogs[1], &catalogs[0]);
+    assert_same(&catalogs[2], &catalogs[0]);
 }
 
 #[test]
