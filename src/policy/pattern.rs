@@ -55,35 +55,45 @@ impl Part {
         }
     }
 
+    /// What stands before the first wildcard and after the last one has its place; of what stands between two, the first
+    /// occurrence leaves the most room for the rest. So no choice is ever taken back, and the time is that of reading
+    /// both texts once.
     fn matches(&self, text: &str) -> bool {
-        fn from(pieces: &[Piece], text: &str) -> bool {
-            match pieces {
-                [] => text.is_empty(),
-                [Piece::Literal(literal), rest @ ..] => {
-                    text.strip_prefix(literal.as_str()).is_some_and(|text| from(rest, text))
-                }
-                [Piece::Any] => true,
-                [Piece::Any, Piece::Literal(literal), rest @ ..] => {
-                    text.match_indices(literal.as_str()).any(|(at, _)| from(rest, &text[at + literal.len()..]))
-                }
-                // Two wildcards in a row are one; the parser does not make them.
-                [Piece::Any, rest @ ..] => from(rest, text),
+        let mut pieces = self.0.as_slice();
+        let mut rest = text;
+        if let [Piece::Literal(first), others @ ..] = pieces {
+            let Some(after) = rest.strip_prefix(first.as_str()) else { return false };
+            (pieces, rest) = (others, after);
+            if pieces.is_empty() {
+                return rest.is_empty();
             }
         }
-        from(&self.0, text)
+        if let [others @ .., Piece::Literal(last)] = pieces {
+            let Some(before) = rest.strip_suffix(last.as_str()) else { return false };
+            (pieces, rest) = (others, before);
+        }
+        for piece in pieces {
+            if let Piece::Literal(literal) = piece {
+                let Some(at) = rest.find(literal.as_str()) else { return false };
+                rest = &rest[at + literal.len()..];
+            }
+        }
+        true
+    }
+}
+
+/// Adds a letter or more to what was read of an identifier.
+fn push(pieces: &mut Vec<Piece>, text: &str) {
+    match pieces.last_mut() {
+        Some(Piece::Literal(literal)) => literal.push_str(text),
+        _ => pieces.push(Piece::Literal(text.to_owned())),
     }
 }
 
 /// Reads one identifier from the front of `text`; gives it and what follows it.
 fn part(text: &str) -> Option<(Part, &str)> {
     let mut pieces: Vec<Piece> = Vec::new();
-    let mut push = |text: &str| match pieces.last_mut() {
-        Some(Piece::Literal(literal)) => literal.push_str(text),
-        _ => pieces.push(Piece::Literal(text.to_owned())),
-    };
     let mut rest = text;
-    let mut wildcards = Vec::new();
-    let mut empty = true;
     while let Some(letter) = rest.chars().next() {
         let after = &rest[letter.len_utf8()..];
         match letter {
@@ -104,50 +114,22 @@ fn part(text: &str) -> Option<(Part, &str)> {
                 if quoted.is_empty() {
                     return None;
                 }
-                push(&quoted);
+                push(&mut pieces, &quoted);
+                continue;
             }
-            '*' => {
-                // A mark that no identifier can hold stands for the wildcard until all letters are read.
-                push("\0");
-                wildcards.push(());
-                rest = after;
+            // Several in a row are one.
+            '*' if pieces.last() == Some(&Piece::Any) => {}
+            '*' => pieces.push(Piece::Any),
+            '0'..='9' | '$' if pieces.is_empty() => return None,
+            'A'..='Z' | 'a'..='z' | '_' | '0'..='9' | '$' => {
+                push(&mut pieces, letter.to_ascii_lowercase().encode_utf8(&mut [0; 4]));
             }
-            'A'..='Z' => {
-                push(letter.to_ascii_lowercase().encode_utf8(&mut [0; 4]));
-                rest = after;
-            }
-            'a'..='z' | '_' => {
-                push(letter.encode_utf8(&mut [0; 4]));
-                rest = after;
-            }
-            '0'..='9' | '$' if !empty => {
-                push(letter.encode_utf8(&mut [0; 4]));
-                rest = after;
-            }
-            other if !other.is_ascii() => {
-                push(letter.encode_utf8(&mut [0; 4]));
-                rest = after;
-            }
+            other if !other.is_ascii() => push(&mut pieces, other.encode_utf8(&mut [0; 4])),
             _ => break,
         }
-        empty = false;
+        rest = after;
     }
-    if empty {
-        return None;
-    }
-    let Some(Piece::Literal(letters)) = pieces.first() else {
-        return None;
-    };
-    let mut pieces = Vec::new();
-    for (index, literal) in letters.split('\0').enumerate() {
-        if index > 0 && pieces.last() != Some(&Piece::Any) {
-            pieces.push(Piece::Any);
-        }
-        if !literal.is_empty() {
-            pieces.push(Piece::Literal(literal.to_owned()));
-        }
-    }
-    Some((Part(pieces), rest))
+    (!pieces.is_empty()).then_some((Part(pieces), rest))
 }
 
 /// Reads an element of a policy's `tables`.
@@ -193,13 +175,22 @@ impl Pattern {
         Some(RelationName::new(self.schema.literal()?, self.name.literal()?))
     }
 
+    /// The schema of all that it can match, where that has no wildcard.
+    pub fn schema(&self) -> Option<&str> {
+        self.schema.literal()
+    }
+
+    fn is_exact(&self) -> bool {
+        self.schema.literal().is_some() && self.name.literal().is_some()
+    }
+
     fn matches(&self, name: &RelationName) -> bool {
         self.schema.matches(&name.schema) && self.name.matches(&name.name)
     }
 
     /// How closely this fits a relation with the given name and ancestors (with their distance, 1 for a parent).
     pub fn fit(&self, name: &RelationName, ancestors: &[(RelationName, u32)]) -> Option<Fit> {
-        if self.exact().is_some() {
+        if self.is_exact() {
             if self.matches(name) {
                 return Some(Fit::Own);
             }
@@ -282,6 +273,53 @@ mod tests {
             assert_eq!(error.sqlstate(), "WG007", "{text}");
         }
         assert_eq!(parse_element("Orders").unwrap(), Element::Unqualified("orders".into()));
+    }
+
+    #[test]
+    fn many_wildcards_take_no_longer_than_reading() {
+        let relation = RelationName::new("k", "a".repeat(100_000));
+        let started = std::time::Instant::now();
+        for wildcards in [6, 60, 6_000] {
+            let pattern = Pattern::parse(&format!("k.{}*b", "*a".repeat(wildcards))).unwrap();
+            assert_eq!(pattern.fit(&relation, &[]), None);
+            let pattern = Pattern::parse(&format!("*k*.{}*a", "*a".repeat(wildcards))).unwrap();
+            assert_eq!(pattern.fit(&relation, &[]), Some(Fit::Pattern));
+        }
+        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+    }
+
+    /// What matching means: a wildcard is any letters, one more of them or none.
+    fn matches_by_definition(pattern: &[char], text: &[char]) -> bool {
+        match (pattern, text) {
+            ([], []) => true,
+            (['*', rest @ ..], _) if matches_by_definition(rest, text) => true,
+            (['*', ..], [_, others @ ..]) => matches_by_definition(pattern, others),
+            ([letter, rest @ ..], [first, others @ ..]) => letter == first && matches_by_definition(rest, others),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        #[test]
+        fn matching_is_what_it_is_by_definition(pattern in "[ab*]{1,9}", text in "[ab]{0,9}") {
+            let expected = matches_by_definition(
+                &pattern.chars().collect::<Vec<_>>(),
+                &text.chars().collect::<Vec<_>>(),
+            );
+            let part = part(&pattern).unwrap().0;
+            prop_assert_eq!(part.matches(&text), expected);
+        }
+
+        #[test]
+        fn letters_of_several_bytes_match_as_a_whole(pattern in "[äöß*]{1,6}", text in "[äöß]{0,6}") {
+            let expected = matches_by_definition(
+                &pattern.chars().collect::<Vec<_>>(),
+                &text.chars().collect::<Vec<_>>(),
+            );
+            prop_assert_eq!(part(&pattern).unwrap().0.matches(&text), expected);
+        }
     }
 
     proptest! {
