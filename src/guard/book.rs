@@ -32,6 +32,8 @@ type Answers = Vec<(Actor, Option<Rc<Binding>>)>;
 
 struct Book {
     ledger: Ledger,
+    /// What [`catalog::changes`] and [`catalog::generation`] gave when the answers were good.
+    changes: u64,
     generation: u64,
     bindings: FxHashMap<u32, Answers>,
     /// The answer that was asked for last: the next question is mostly the same.
@@ -66,6 +68,7 @@ fn book() -> &'static mut Book {
     unsafe {
         (*BOOK.get()).get_or_insert_with(|| Book {
             ledger: Ledger::new(),
+            changes: 0,
             generation: 0,
             bindings: FxHashMap::default(),
             recent: None,
@@ -192,17 +195,19 @@ pub fn goes_on(statement: Serial) -> bool {
 /// Forgets answers that may be stale. Invalidations must have been accepted.
 fn refresh(book: &mut Book) {
     let generation = catalog::generation();
+    let changed = target::take_changed();
     if book.generation != generation || book.bindings.len() > MOST_BINDINGS {
         book.bindings.clear();
         book.recent = None;
         book.generation = generation;
         book.stale = true;
-    } else if target::any_changed() {
+    } else if !changed.is_empty() {
         book.recent = None;
-        for relation in target::take_changed() {
+        for relation in changed {
             book.bindings.remove(&relation);
         }
     }
+    book.changes = catalog::changes();
 }
 
 /// What a relation's rows are charged to; none where no policy covers it. One hash look-up after the first time.
@@ -212,7 +217,7 @@ fn refresh(book: &mut Book) {
 #[inline]
 pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
     let book = book();
-    if catalog::answers_hold(book.generation)
+    if catalog::answers_hold(book.changes)
         && let Some((of, by, binding)) = &book.recent
         && *of == u32::from(relation)
         && *by == actor
@@ -223,7 +228,7 @@ pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>
 }
 
 fn look_up(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
-    catalog::settle_conditions();
+    catalog::settle();
     let book = book();
     refresh(book);
     let binding = match find(book, relation, actor) {
@@ -283,7 +288,7 @@ fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<B
 #[inline]
 pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<&'static Option<Rc<Binding>>> {
     let book = book();
-    if !catalog::answers_hold(book.generation) {
+    if !catalog::answers_hold(book.changes) {
         return None;
     }
     match &book.recent {
@@ -296,9 +301,9 @@ pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<&'static Option<Rc<B
 fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
     // Looking it up may process invalidations: an answer is good only if nothing changed while it was made.
     let (book, covering) = loop {
-        let generation = catalog::generation();
+        let changes = catalog::changes();
         let covering = catalog::covering(relation, actor)?;
-        let unchanged = generation == catalog::generation() && !target::any_changed();
+        let unchanged = changes == catalog::changes();
         let book = book();
         refresh(book);
         if unchanged {

@@ -1,20 +1,22 @@
 //! The policies of this database as this backend sees them, and for any relation and acting role the ones that apply.
 //!
 //! Read on the first covered write and again after a change. Changes arrive as ordinary cache invalidations, with
-//! their commit and never for a rolled-back one. Answers depend on names, ancestors and memberships besides;
-//! [`generation`] changes when any of them may have.
+//! their commit and never for a rolled-back one. Answers depend on names, ancestors and memberships besides. What an
+//! invalidation is about decides what is thrown away: the answers about some relations (see `target`) for a relation or
+//! a schema, all of them for a policy, none for what no answer depends on, however often others make and drop it.
+//! Memberships are looked up again after a change of roles, and matter only where they came out otherwise.
 
 use std::rc::Rc;
 
 use pgrx::pg_sys;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::conditions::{self, Now};
 use super::model::Policy;
 use super::relation::{never_covered, role_oid};
 use super::resolve::{self, Candidate};
 use super::table::{self, Loaded, Place, Policies};
-use super::target;
+use super::target::{self, Change};
 use crate::error::Error;
 use crate::ffi::{Backend, Foreign};
 use crate::raise::Failure;
@@ -22,7 +24,9 @@ use crate::session::{Actor, role_name};
 use crate::words::{Operation, RelationName};
 
 struct State {
-    registered: bool,
+    /// What PostgreSQL tells of the extension's schema with, by its name; none: not registered for invalidations yet.
+    schema_hash: Option<u32>,
+    changes: u64,
     generation: u64,
     /// The policies are those in the table.
     valid: bool,
@@ -35,10 +39,35 @@ struct State {
     in_force: Vec<bool>,
     /// What that depended on; none where no policy has conditions.
     now: Option<Now>,
-    /// Memberships by acting role, as of `actors_generation`.
+    /// Memberships by acting role, as of `roles_seen`.
     actors: FxHashMap<Actor, Rc<resolve::Actor>>,
-    actors_generation: u64,
+    /// What PostgreSQL tells of the roles with that policies name, and of acting roles, by their names.
+    role_hashes: FxHashSet<u32>,
+    /// Changes of roles that may matter to memberships.
+    role_changes: u64,
+    /// Of these, those that `actors` knows of.
+    roles_seen: u64,
 }
+
+impl State {
+    /// All answers are stale.
+    fn drop_answers(&mut self) {
+        self.generation += 1;
+        self.changes += 1;
+    }
+
+    /// Some are, or all.
+    fn note(&mut self, change: Change) {
+        match change {
+            Change::Nothing => {}
+            Change::Some => self.changes += 1,
+            Change::All => self.drop_answers(),
+        }
+    }
+}
+
+/// Acting roles whose memberships this backend keeps; past that it starts again.
+const MOST_ACTORS: usize = 1_000;
 
 static STATE: Backend<Option<State>> = Backend::new(None);
 fn state() -> &'static mut State {
@@ -46,7 +75,8 @@ fn state() -> &'static mut State {
     // `load`, which touches only fields the callbacks do not replace.
     unsafe {
         (*STATE.get()).get_or_insert_with(|| State {
-            registered: false,
+            schema_hash: None,
+            changes: 1,
             generation: 1,
             valid: false,
             found: false,
@@ -55,7 +85,9 @@ fn state() -> &'static mut State {
             in_force: Vec::new(),
             now: None,
             actors: FxHashMap::default(),
-            actors_generation: 0,
+            role_hashes: FxHashSet::default(),
+            role_changes: 0,
+            roles_seen: 0,
         })
     }
 }
@@ -64,38 +96,76 @@ unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation:
     let state = state();
     if relation == pg_sys::InvalidOid || state.place == Place::Table(relation) {
         state.valid = false;
-        state.generation += 1;
-    } else if !target::relation_changed(relation) {
-        state.generation += 1;
+        state.drop_answers();
+    } else {
+        let change = target::relation_changed(relation);
+        self::state().note(change);
     }
 }
 
-unsafe extern "C-unwind" fn roles_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
-    state().generation += 1;
-}
-
-/// A schema was made, renamed or dropped: names changed, and the extension may have come or gone.
-unsafe extern "C-unwind" fn schemas_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+/// A role came, went, or got another name.
+unsafe extern "C-unwind" fn role_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
     let state = state();
-    state.found = false;
-    state.generation += 1;
+    if hash == ALL || state.role_hashes.contains(&hash) {
+        state.role_changes += 1;
+        state.changes += 1;
+    }
 }
 
-/// A number that changes when all answers of this file may have. Invalidations must have been accepted.
+/// A role joined another one, or left it.
+unsafe extern "C-unwind" fn member_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    let state = state();
+    state.role_changes += 1;
+    state.changes += 1;
+}
+
+/// A schema was made, renamed or dropped: by its OID, for the names of what is in it.
+unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
+    let change = if hash == ALL { Change::All } else { target::schema_changed(hash) };
+    state().note(change);
+}
+
+/// The same by its name: the extension may have come or gone.
+unsafe extern "C-unwind" fn schema_name_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
+    let state = state();
+    if hash == ALL || state.schema_hash == Some(hash) {
+        state.found = false;
+        state.drop_answers();
+    }
+}
+
+/// In place of a hash: all that a cache holds may have changed.
+const ALL: u32 = 0;
+
+/// A number that changes when any answer of this file may have. Invalidations must have been accepted.
+#[inline]
+pub fn changes() -> u64 {
+    state().changes
+}
+
+/// A number that changes when all answers are stale at once; else [`target::take_changed`] tells which are.
 #[inline]
 pub fn generation() -> u64 {
     state().generation
 }
 
-/// Whether nothing has changed since `generation`, as far as that can be told without looking anything up.
+/// Whether nothing has changed since `changes`, as far as that can be told without looking anything up.
 #[inline]
-pub fn answers_hold(generation: u64) -> bool {
+pub fn answers_hold(changes: u64) -> bool {
     let state = state();
-    state.generation == generation && !target::any_changed() && state.now.as_ref().is_none_or(Now::is_current)
+    state.changes == changes && state.now.as_ref().is_none_or(Now::is_current)
 }
 
-/// Looks whether other policies are in force than before; all answers change with that.
-pub fn settle_conditions() {
+/// Looks whether other policies are in force than before, or acting roles are members of others; all answers change with
+/// that.
+pub fn settle() {
+    settle_conditions();
+    if let Some(policies) = state().policies.clone() {
+        settle_roles(&policies);
+    }
+}
+
+fn settle_conditions() {
     if state().now.as_ref().is_none_or(Now::is_current) {
         return;
     }
@@ -105,9 +175,25 @@ pub fn settle_conditions() {
         state.now = now;
         if state.in_force != in_force {
             state.in_force = in_force;
-            state.generation += 1;
+            state.drop_answers();
         }
     }
+}
+
+fn settle_roles(policies: &Policies) {
+    let seen = state().role_changes;
+    if state().roles_seen == seen {
+        return;
+    }
+    let known: Vec<(Actor, Rc<resolve::Actor>)> =
+        state().actors.iter().map(|(actor, known)| (*actor, Rc::clone(known))).collect();
+    // A change that arrives while these are looked up makes another round, and so does an error.
+    if known.iter().any(|(actor, known)| memberships(&actor.roles(), policies) != **known) {
+        let state = state();
+        state.actors.clear();
+        state.drop_answers();
+    }
+    state().roles_seen = seen;
 }
 
 /// For which policies the conditions hold, and what that depends on.
@@ -116,28 +202,30 @@ fn in_force(policies: &Policies) -> (Vec<bool>, Option<Now>) {
     (all().map(conditions::hold).collect(), all().any(Policy::is_conditional).then(Now::current))
 }
 
+type Callback = unsafe extern "C-unwind" fn(pg_sys::Datum, i32, u32);
+
 /// Registers for invalidations, once per backend that writes. The slots for them are few in core.
 fn register() {
-    let state = state();
-    if state.registered {
+    if state().schema_hash.is_some() {
         return;
     }
-    state.registered = true;
+    let schema =
+        target::hash_of(pg_sys::SysCacheIdentifier::NAMESPACENAME, pg_sys::Datum::from(table::SCHEMA.as_ptr()));
+    state().schema_hash = Some(schema);
+    // Sets up the cache of names, which may take invalidations in; from then on taking a hash does not.
+    role_hash("public");
     let nothing = pg_sys::Datum::from(0);
     // SAFETY: the callbacks live as long as the process and never raise.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
-        pg_sys::CacheRegisterSyscacheCallback(pg_sys::SysCacheIdentifier::AUTHOID as i32, Some(roles_changed), nothing);
-        pg_sys::CacheRegisterSyscacheCallback(
-            pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM as i32,
-            Some(roles_changed),
-            nothing,
-        );
-        pg_sys::CacheRegisterSyscacheCallback(
-            pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
-            Some(schemas_changed),
-            nothing,
-        );
+        for (cache, callback) in [
+            (pg_sys::SysCacheIdentifier::AUTHNAME, role_changed as Callback),
+            (pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM, member_changed),
+            (pg_sys::SysCacheIdentifier::NAMESPACEOID, schema_changed),
+            (pg_sys::SysCacheIdentifier::NAMESPACENAME, schema_name_changed),
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(callback), nothing);
+        }
     }
 }
 
@@ -185,8 +273,12 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
                 },
             };
             let (in_force, now) = in_force(&policies);
+            let role_hashes = policies.roles.iter().filter_map(|role| role_hash(role)).collect();
             let state = state();
             state.policies = Some(Rc::new(policies));
+            // Memberships are those in roles that policies name.
+            state.actors.clear();
+            state.role_hashes = role_hashes;
             state.in_force = in_force;
             state.now = now;
         }
@@ -232,24 +324,36 @@ pub fn shows_samples(relation: pg_sys::Oid) -> Result<bool, Foreign> {
 
 /// The acting role with its memberships, for all roles that policies name.
 fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
-    let state = state();
-    if state.actors_generation != state.generation {
-        state.actors.clear();
-        state.actors_generation = state.generation;
-    }
-    if let Some(known) = state.actors.get(&actor) {
+    settle_roles(policies);
+    if let Some(known) = state().actors.get(&actor) {
         return Rc::clone(known);
     }
-    let known = Rc::new(memberships(&actor.roles(), &policies.roles));
-    self::state().actors.insert(actor, Rc::clone(&known));
+    let known = Rc::new(memberships(&actor.roles(), policies));
+    let state = state();
+    if state.actors.len() >= MOST_ACTORS {
+        // Of what is forgotten nobody could tell whether it comes out otherwise.
+        state.actors.clear();
+        state.drop_answers();
+    }
+    state.actors.insert(actor, Rc::clone(&known));
     known
 }
 
-fn memberships(roles: &[pg_sys::Oid], named: &[String]) -> resolve::Actor {
-    let itself: Vec<String> = roles.iter().map(|role| role_name(*role)).collect();
-    let member_of = named
+/// The hash with which PostgreSQL tells of a role; none for what is no role's name.
+fn role_hash(name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    Some(target::hash_of(pg_sys::SysCacheIdentifier::AUTHNAME, pg_sys::Datum::from(name.as_ptr())))
+}
+
+/// The names of roles, and which of those that policies name they are members of. From now on a change of any of them is
+/// noticed.
+fn memberships(roles: &[pg_sys::Oid], policies: &Policies) -> resolve::Actor {
+    let itself: FxHashSet<String> = roles.iter().map(|role| role_name(*role)).collect();
+    state().role_hashes.extend(itself.iter().filter_map(|name| role_hash(name)));
+    let member_of = policies
+        .roles
         .iter()
-        .filter(|name| !itself.contains(name))
+        .filter(|name| !itself.contains(name.as_str()))
         .filter(|name| {
             role_oid(name).is_some_and(|of| {
                 // SAFETY: syscache look-ups.
@@ -275,7 +379,7 @@ pub struct Covering {
 /// foreign error when reading the policies was interrupted.
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
     if !target::has_room() {
-        state().generation += 1;
+        state().drop_answers();
     }
     let policies = policies()?;
     let none = policies.loaded.is_empty() && policies.broken.is_empty() && policies.unreadable.is_none();
@@ -305,8 +409,9 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
     }
     let acting = actor(actor_now, &policies);
     let (places, _) = by_force(policies.naming(&target));
+    let fitting = resolve::fitting(&policies.loaded, &places, &target, &acting);
     let applying = Operation::ALL.map(|operation| {
-        resolve::candidates(&policies.loaded, &places, &target, &acting, operation)
+        resolve::candidates(&policies.loaded, &fitting, operation)
             .into_iter()
             .filter(|candidate| candidate.set_aside_by.is_none())
             .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
@@ -335,17 +440,18 @@ pub struct Explained {
 /// What waiting for the policy table's lock may raise.
 pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Result<Vec<Explained>, Foreign> {
     let policies = policies()?;
-    settle_conditions();
+    settle();
     if never_covered(relation).is_some() {
         return Ok(Vec::new());
     }
     let Some(target) = target::find(relation) else {
         return Ok(Vec::new());
     };
-    let acting = memberships(&[role], &policies.roles);
+    let acting = memberships(&[role], &policies);
     let (taking_part, not_now) = by_force(policies.naming(&target));
     let explain = |places: &[usize], in_force: bool| -> Vec<Explained> {
-        let candidates = resolve::candidates(&policies.loaded, places, &target, &acting, operation);
+        let fitting = resolve::fitting(&policies.loaded, places, &target, &acting);
+        let candidates = resolve::candidates(&policies.loaded, &fitting, operation);
         let explained = candidates.into_iter().map(|Candidate { policy, set_aside_by }| Explained {
             loaded: Rc::clone(&policies.loaded[policy]),
             in_force,

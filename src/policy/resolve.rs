@@ -3,7 +3,9 @@
 //! A policy is set aside only by another that is more specific on table or on role and no less specific on the other;
 //! all that remain apply together. Pure: names and memberships come in, the answer goes out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+use rustc_hash::FxHashSet;
 
 use super::model::Policy;
 use super::pattern::Fit;
@@ -33,12 +35,12 @@ pub enum RoleFit {
 }
 
 /// The acting role as resolution sees it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Actor {
     /// Login, session_user, and the role that is SET, where one is.
-    pub itself: Vec<String>,
+    pub itself: FxHashSet<String>,
     /// Every role that one of these is a member of; being superuser makes nobody a member.
-    pub member_of: Vec<String>,
+    pub member_of: FxHashSet<String>,
 }
 
 /// A relation as resolution sees it.
@@ -84,11 +86,12 @@ pub fn names(policy: &Policy, target: &Target) -> bool {
 }
 
 /// Where to look for the policies that may cover a table: however many there are, those with exact names only are
-/// found by name.
+/// found by name, and those with a literal schema by that.
 #[derive(Debug, Default)]
 pub struct Index {
     by_name: HashMap<RelationName, Vec<usize>>,
-    with_wildcards: Vec<usize>,
+    by_schema: HashMap<String, Vec<usize>>,
+    elsewhere: Vec<usize>,
 }
 
 impl Index {
@@ -97,9 +100,10 @@ impl Index {
         let mut index = Self::default();
         for (place, policy) in policies.iter().enumerate() {
             for pattern in &policy.as_policy().tables {
-                let places = match pattern.exact() {
-                    Some(name) => index.by_name.entry(name).or_default(),
-                    None => &mut index.with_wildcards,
+                let places = match (pattern.exact(), pattern.schema()) {
+                    (Some(name), _) => index.by_name.entry(name).or_default(),
+                    (None, Some(schema)) => index.by_schema.entry(schema.to_owned()).or_default(),
+                    (None, None) => &mut index.elsewhere,
                 };
                 if places.last() != Some(&place) {
                     places.push(place);
@@ -111,33 +115,40 @@ impl Index {
 
     /// The places of the policies that may cover the table, in order and each once.
     pub fn naming(&self, target: &Target) -> Vec<usize> {
-        let names = core::iter::once(&target.name).chain(target.ancestors.iter().map(|(name, _)| name));
-        let exact = names.filter_map(|name| self.by_name.get(name)).flatten();
-        let mut places: Vec<usize> = exact.chain(&self.with_wildcards).copied().collect();
+        let names = || core::iter::once(&target.name).chain(target.ancestors.iter().map(|(name, _)| name));
+        let exact = names().filter_map(|name| self.by_name.get(name)).flatten();
+        let schemas: BTreeSet<&str> = names().map(|name| name.schema.as_str()).collect();
+        let in_schema = schemas.into_iter().filter_map(|schema| self.by_schema.get(schema)).flatten();
+        let mut places: Vec<usize> = exact.chain(in_schema).chain(&self.elsewhere).copied().collect();
         places.sort_unstable();
         places.dedup();
         places
     }
 }
 
-/// All policies that cover the table for this role and operation, each with the one that sets it aside, if any.
-/// `places` are those that may.
-pub fn candidates(
-    policies: &[impl AsPolicy],
-    places: &[usize],
-    target: &Target,
-    actor: &Actor,
-    operation: Operation,
-) -> Vec<Candidate> {
-    let covering: Vec<(usize, Fit, RoleFit)> = places
+/// The place of a policy, and how closely it names a table and a role.
+pub type Fitting = (usize, Fit, RoleFit);
+
+/// All policies that cover the table for this role, whatever the operation. `places` are those that may.
+pub fn fitting(policies: &[impl AsPolicy], places: &[usize], target: &Target, actor: &Actor) -> Vec<Fitting> {
+    places
         .iter()
         .filter_map(|place| Some((*place, policies.get(*place)?.as_policy())))
-        .filter(|(_, policy)| policy.operations & operation.bit() != 0)
-        .filter_map(|(place, policy)| Some((place, table_fit(policy, target)?, role_fit(policy, actor)?)))
-        .collect();
+        .filter_map(|(place, policy)| {
+            // The cheaper question first.
+            let role = role_fit(policy, actor)?;
+            Some((place, table_fit(policy, target)?, role))
+        })
+        .collect()
+}
+
+/// Those of them that cover the operation, each with the one that sets it aside, if any.
+pub fn candidates(policies: &[impl AsPolicy], fitting: &[Fitting], operation: Operation) -> Vec<Candidate> {
+    let covers = |(place, ..): &&Fitting| policies[*place].as_policy().operations & operation.bit() != 0;
+    let covering: Vec<Fitting> = fitting.iter().filter(covers).copied().collect();
     // However many policies there are, they differ in a handful of ways in how closely they fit. Clients choose their
     // application's name, so a policy that depends on it sets nothing aside.
-    let mut kinds: Vec<(usize, Fit, RoleFit)> = Vec::new();
+    let mut kinds: Vec<Fitting> = Vec::new();
     for kind in covering.iter().filter(|(place, ..)| policies[*place].as_policy().application.is_none()) {
         if !kinds.iter().any(|(_, table, role)| (*table, *role) == (kind.1, kind.2)) {
             kinds.push(*kind);
@@ -199,11 +210,16 @@ mod tests {
     }
 
     fn actor() -> Actor {
-        Actor { itself: vec!["app".into()], member_of: vec!["team".into()] }
+        let one = |name: &str| core::iter::once(name.to_owned()).collect();
+        Actor { itself: one("app"), member_of: one("team") }
+    }
+
+    fn of_update(policies: &[Policy], places: &[usize]) -> Vec<Candidate> {
+        candidates(policies, &fitting(policies, places, &target(), &actor()), Operation::Update)
     }
 
     fn applying(policies: &[Policy]) -> Vec<String> {
-        candidates(policies, &Index::new(policies).naming(&target()), &target(), &actor(), Operation::Update)
+        of_update(policies, &Index::new(policies).naming(&target()))
             .iter()
             .filter(|candidate| candidate.set_aside_by.is_none())
             .map(|candidate| policies[candidate.policy].name.clone())
@@ -255,14 +271,15 @@ mod tests {
     proptest! {
         /// Where anything covers the table, something applies: policies never set each other aside in a circle.
         #[test]
-        fn something_always_applies(picks in proptest::collection::vec((0usize..6, 0usize..4), 1..8)) {
-            let tables = ["public.leaf", "public.mid", "public.root", "public.*", "*.*", "*.leaf"];
+        fn something_always_applies(picks in proptest::collection::vec((0usize..8, 0usize..4), 1..8)) {
+            let tables =
+                ["public.leaf", "public.mid", "public.root", "public.*", "*.*", "*.leaf", "other.*", "public.*f"];
             let roles = ["public", "team", "app", "stranger"];
             let policies: Vec<Policy> = picks.iter().map(|(table, role)| policy(tables[*table], roles[*role])).collect();
             let places = Index::new(&policies).naming(&target());
-            let found = candidates(&policies, &places, &target(), &actor(), Operation::Update);
+            let found = of_update(&policies, &places);
             let all: Vec<usize> = (0..policies.len()).collect();
-            prop_assert_eq!(&found, &candidates(&policies, &all, &target(), &actor(), Operation::Update));
+            prop_assert_eq!(&found, &of_update(&policies, &all));
             prop_assert!(found.is_empty() || found.iter().any(|candidate| candidate.set_aside_by.is_none()));
             for candidate in &found {
                 if let Some(by) = candidate.set_aside_by {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use pgrx::datum::JsonB;
 use pgrx::pg_sys;
+use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
 use super::key::never_undone;
@@ -55,6 +56,7 @@ fn set_asides() -> Result<Vec<Value>, Failure> {
         return Ok(Vec::new());
     }
     let mut found: Vec<(usize, usize, RelationName)> = Vec::new();
+    let mut known = FxHashSet::default();
     for name in coverable_tables() {
         pgrx::check_for_interrupts!();
         let target = Target { name, ancestors: Vec::new() };
@@ -62,14 +64,16 @@ fn set_asides() -> Result<Vec<Value>, Failure> {
         let looks_on = |place: &usize| !policies.loaded[*place].policy.mode.refuses();
         for looking in places.iter().copied().filter(looks_on) {
             // As the roles that it names are limited.
-            let actor = Actor { itself: policies.loaded[looking].policy.roles.clone(), member_of: Vec::new() };
+            let actor =
+                Actor { itself: policies.loaded[looking].policy.roles.iter().cloned().collect(), ..Actor::default() };
+            let fitting = resolve::fitting(&policies.loaded, &places, &target, &actor);
             for operation in Operation::ALL {
-                for candidate in resolve::candidates(&policies.loaded, &places, &target, &actor, operation) {
+                for candidate in resolve::candidates(&policies.loaded, &fitting, operation) {
                     let Some(by) = candidate.set_aside_by.filter(|by| looks_on(by) && !looks_on(&candidate.policy))
                     else {
                         continue;
                     };
-                    if !found.iter().any(|(aside, known, _)| (*aside, *known) == (candidate.policy, by)) {
+                    if known.insert((candidate.policy, by)) {
                         found.push((candidate.policy, by, target.name.clone()));
                     }
                 }

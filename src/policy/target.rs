@@ -12,57 +12,92 @@ const MOST_CHANGED: usize = 1_000;
 /// Most relations this backend keeps answers for; past that it starts again.
 const MOST_RELATIONS: usize = 20_000;
 
-/// For each relation that answers depend on, the relations they are about: itself, and those below it. Apart from the
-/// rest, because invalidations read it at any moment.
-static DEPENDENCIES: Backend<Option<FxHashMap<u32, FxHashSet<u32>>>> = Backend::new(None);
+/// What answers depend on, and for each the relations that they are about: a relation itself, and those below it.
+#[derive(Default)]
+struct Dependencies {
+    on_relation: FxHashMap<u32, FxHashSet<u32>>,
+    /// By the hash with which PostgreSQL tells of a changed schema; it tells no more than that.
+    on_schema: FxHashMap<u32, FxHashSet<u32>>,
+}
+
+/// Apart from the rest, because invalidations read it at any moment.
+static DEPENDENCIES: Backend<Option<Dependencies>> = Backend::new(None);
 /// Relations whose answers are stale.
-static CHANGED: Backend<Vec<u32>> = Backend::new(Vec::new());
+static CHANGED: Backend<Option<FxHashSet<u32>>> = Backend::new(None);
 
-fn dependencies() -> &'static mut FxHashMap<u32, FxHashSet<u32>> {
+fn dependencies() -> &'static mut Dependencies {
     // SAFETY: single-threaded; no reference outlives the expression it is used in.
-    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(FxHashMap::default) }
+    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(Dependencies::default) }
 }
 
-fn changed() -> &'static mut Vec<u32> {
+fn changed() -> &'static mut FxHashSet<u32> {
     // SAFETY: as above.
-    unsafe { &mut *CHANGED.get() }
+    unsafe { (*CHANGED.get()).get_or_insert_with(FxHashSet::default) }
 }
 
-/// A relation changed: the answers that depend on it are stale. False when these are too many to tell apart. Called at
-/// any moment; raises nothing.
-pub fn relation_changed(relation: pg_sys::Oid) -> bool {
-    let Some(about) = dependencies().get(&u32::from(relation)) else { return true };
-    if changed().len() + about.len() > MOST_CHANGED {
-        changed().clear();
-        return false;
-    }
+/// What a change means to the answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing: none depends on it.
+    Nothing,
+    /// Some are stale; [`take_changed`] tells which.
+    Some,
+    /// More than are told apart, so all are stale.
+    All,
+}
+
+fn note(about: Option<&FxHashSet<u32>>) -> Change {
+    let Some(about) = about else { return Change::Nothing };
     changed().extend(about);
-    true
+    if changed().len() > MOST_CHANGED {
+        changed().clear();
+        return Change::All;
+    }
+    Change::Some
 }
 
-/// Whether the answers about some relations are stale.
-#[inline]
-pub fn any_changed() -> bool {
-    !changed().is_empty()
+/// A relation changed. Called at any moment; raises nothing.
+pub fn relation_changed(relation: pg_sys::Oid) -> Change {
+    note(dependencies().on_relation.get(&u32::from(relation)))
+}
+
+/// A schema with that hash was made, changed or dropped. Called at any moment; raises nothing.
+pub fn schema_changed(hash: u32) -> Change {
+    note(dependencies().on_schema.get(&hash))
 }
 
 /// The relations whose answers are stale; they are not told of again.
-pub fn take_changed() -> Vec<u32> {
+pub fn take_changed() -> FxHashSet<u32> {
     core::mem::take(changed())
 }
 
 /// From now on a change of `on` makes the answer about `relation` stale.
 pub fn depend(relation: pg_sys::Oid, on: pg_sys::Oid) {
-    dependencies().entry(u32::from(on)).or_default().insert(u32::from(relation));
+    dependencies().on_relation.entry(u32::from(on)).or_default().insert(u32::from(relation));
+}
+
+/// The same for the schema that `on` is in, whose name is a part of the answer.
+fn depend_on_schema(relation: pg_sys::Oid, on: pg_sys::Oid) {
+    // SAFETY: a syscache look-up that gives InvalidOid for what is not there.
+    let schema = unsafe { pg_sys::get_rel_namespace(on) };
+    let hash = hash_of(pg_sys::SysCacheIdentifier::NAMESPACEOID, schema.into());
+    dependencies().on_schema.entry(hash).or_default().insert(u32::from(relation));
+}
+
+/// The hash with which PostgreSQL tells that what has this key has changed.
+pub fn hash_of(cache: pg_sys::SysCacheIdentifier::Type, key: pg_sys::Datum) -> u32 {
+    let none = pg_sys::Datum::from(0);
+    // SAFETY: the cache has one key, of the type of that datum.
+    unsafe { pg_sys::GetSysCacheHashValue(cache as i32, key, none, none, none) }
 }
 
 /// Makes room for the dependencies of one more answer, before it is made, so that its own are not forgotten. False when
 /// those of all others were forgotten for it.
 pub fn has_room() -> bool {
-    if dependencies().len() <= MOST_RELATIONS {
+    if dependencies().on_relation.len() <= MOST_RELATIONS {
         return true;
     }
-    dependencies().clear();
+    *dependencies() = Dependencies::default();
     false
 }
 
@@ -77,6 +112,7 @@ pub struct Link {
 /// before it is looked at.
 fn ancestors(relation: pg_sys::Oid, without: Option<Link>) -> Vec<(pg_sys::Oid, u32)> {
     let mut found: Vec<(pg_sys::Oid, u32)> = Vec::new();
+    let mut known = FxHashSet::default();
     let mut level = vec![relation];
     let mut distance = 0;
     while !level.is_empty() {
@@ -84,9 +120,10 @@ fn ancestors(relation: pg_sys::Oid, without: Option<Link>) -> Vec<(pg_sys::Oid, 
         let mut above = Vec::new();
         for child in level {
             depend(relation, child);
+            depend_on_schema(relation, child);
             for parent in parents(child) {
                 let cut = without.is_some_and(|link| (link.child, link.parent) == (child, parent));
-                if !cut && !found.iter().any(|(known, _)| *known == parent) {
+                if !cut && known.insert(u32::from(parent)) {
                     found.push((parent, distance));
                     above.push(parent);
                 }
