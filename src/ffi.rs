@@ -47,6 +47,14 @@ unsafe extern "C-unwind" {
         callback: *mut pg_sys::MemoryContextCallback,
     );
     pub fn IsLogicalWorker() -> bool;
+    // With `missing_ok` a relation that is none of the node's gives NULL.
+    pub fn ExecLookupResultRelByOid(
+        node: *mut pg_sys::ModifyTableState,
+        relation: pg_sys::Oid,
+        missing_ok: bool,
+        update_cache: bool,
+    ) -> *mut pg_sys::ResultRelInfo;
+    pub fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, column: c_int);
 
     // These read a static and return.
     pub fn GetAuthenticatedUserId() -> pg_sys::Oid;

@@ -90,13 +90,13 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
     unsafe {
         let watch = watch::of_child(node);
         raise(changed(watch, (*(*watch).estate).es_processed));
-        if (*watch).moves {
-            note_deleted(&mut *watch);
-        }
         let slot = match (*watch).child_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
         };
+        if (*watch).moves && !is_empty(slot) {
+            (*watch).deleted = deleted(relation_of_row((*watch).node, slot));
+        }
         if !(*watch).remote.is_empty() {
             raise(changed_remotely(watch, u64::from(!is_empty(slot))));
         }
@@ -226,14 +226,25 @@ pub unsafe fn deleted(relation: pg_sys::Relation) -> i64 {
     }
 }
 
-/// Before the next row: how many rows of the last one's relation are deleted by now.
-unsafe fn note_deleted(watch: &mut Watch) {
-    // SAFETY: the node and its result relations are alive.
+/// The result relation that a row which a node was given is one of, as the node itself will find out in a moment.
+unsafe fn relation_of_row(node: *mut pg_sys::ModifyTableState, slot: *mut pg_sys::TupleTableSlot) -> pg_sys::Relation {
+    // SAFETY: plain old frame, between the node's child and the node; with `missing_ok` the look-up raises nothing.
     unsafe {
-        let index = usize::try_from((*watch.node).mt_lastResultIndex).unwrap_or(0);
-        if let Some(known) = watch.deleted.get_mut(index) {
-            *known = deleted((*(*watch.node).resultRelInfo.add(index)).ri_RelationDesc);
+        let mut relation = (*node).resultRelInfo;
+        if let Ok(column) = usize::try_from((*node).mt_resultOidAttno)
+            && column > 0
+        {
+            if column > usize::try_from((*slot).tts_nvalid).unwrap_or(0) {
+                ffi::slot_getsomeattrs_int(slot, (*node).mt_resultOidAttno);
+            }
+            // What a MERGE has nothing to match with is in no relation.
+            if !*(*slot).tts_isnull.add(column - 1) {
+                let oid = pg_sys::Oid::from_u32((*(*slot).tts_values.add(column - 1)).value() as u32);
+                let found = ffi::ExecLookupResultRelByOid(node, oid, true, false);
+                relation = if found.is_null() { relation } else { found };
+            }
         }
+        (*relation).ri_RelationDesc
     }
 }
 
@@ -263,8 +274,8 @@ unsafe fn was_moved_away(watch: &Watch) -> Result<bool, Foreign> {
         let index = usize::try_from((*watch.node).mt_lastResultIndex).unwrap_or(0);
         let from = (*watch.node).resultRelInfo.add(index);
         let (relation, last) = ((*from).ri_RelationDesc, watch.last);
-        if watch.deleted.get(index) == Some(&deleted(relation)) {
-            // A row that a join gave before may have been moved then.
+        if watch.deleted == deleted(relation) {
+            // It was moved before: a join gives a row several times, and other branches of the command have had it.
             return Ok(false);
         }
         // A row is known by its place only where it is one of a heap.
@@ -283,8 +294,10 @@ unsafe fn was_moved_away(watch: &Watch) -> Result<bool, Foreign> {
         let mut moved = false;
         if found {
             let header = (*(*version.cast::<pg_sys::HeapTupleTableSlot>()).tuple).t_data;
+            // What a trigger's command moved meanwhile is charged to that.
             moved = image::is_moved_mark(&(*header).t_ctid)
-                && pg_sys::TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmax);
+                && image::is_ended_by_us(header)
+                && pg_sys::HeapTupleHeaderGetCmax(header) == (*watch.estate).es_output_cid;
         }
         pg_sys::ExecDropSingleTupleTableSlot(version);
         Ok(moved)

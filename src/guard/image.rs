@@ -166,8 +166,11 @@ unsafe fn from(
 }
 
 /// Whether this transaction updated or deleted the version; locking it ends nothing.
-unsafe fn is_ended_by_us(header: pg_sys::HeapTupleHeader) -> bool {
-    // SAFETY: a copy of the stored version.
+///
+/// # Safety
+/// A version of a row as it is stored, or a copy of one.
+pub unsafe fn is_ended_by_us(header: pg_sys::HeapTupleHeader) -> bool {
+    // SAFETY: the caller's promise.
     unsafe {
         let mask = u32::from((*header).t_infomask);
         if mask & pg_sys::HEAP_XMAX_INVALID != 0 || mask & pg_sys::HEAP_XMAX_LOCK_ONLY != 0 {

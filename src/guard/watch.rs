@@ -73,8 +73,9 @@ pub struct Watch {
     pub changed: *mut pg_sys::ResultRelInfo,
     /// Rows may move between partitions.
     pub moves: bool,
-    /// Rows that this transaction has deleted of each result relation, as far as the statistics collect them.
-    pub deleted: Vec<i64>,
+    /// Rows that the running subtransaction had deleted of the last row's relation when the child gave that row, as far
+    /// as the statistics collect them.
+    pub deleted: i64,
     /// Where rows are charged; set at the first one.
     pub place: Option<Place>,
     pub estimate: Estimate,
@@ -164,7 +165,7 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         captures: false,
         changed: ptr::null_mut(),
         moves: false,
-        deleted: Vec::new(),
+        deleted: 0,
         place: None,
         estimate: Estimate::NONE,
         actor,
@@ -220,7 +221,7 @@ impl Watch {
         *last = ptr::null_mut();
         (*remembers, *captures, *moves) = (false, false, false);
         *changed = ptr::null_mut();
-        deleted.clear();
+        *deleted = 0;
         *place = None;
         *estimate = Estimate::NONE;
         bindings.clear();

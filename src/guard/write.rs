@@ -223,10 +223,6 @@ unsafe fn watch_node(
             image::keep_conflicts(node)?;
         }
         watch.remembers = watch.moves || watch.captures;
-        if watch.moves {
-            let deleted = |index: usize| count::deleted((*(*node).resultRelInfo.add(index)).ri_RelationDesc);
-            watch.deleted.extend((0..relations).map(deleted));
-        }
         if !(*node).canSetTag {
             watch.outer = outer;
             watch.outer_exec = (*outer).ExecProcNodeReal;
