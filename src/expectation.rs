@@ -10,8 +10,8 @@ use core::ffi::{c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
-use crate::ffi::Backend;
 use crate::guard::statement;
+use crate::pg::backend_local::{BackendCell, BackendLocal};
 use crate::{session, settings};
 
 /// The setting's value where nothing is expected.
@@ -76,26 +76,22 @@ impl Assignments {
     }
 }
 
-static ASSIGNMENTS: Backend<Assignments> = Backend::new(Assignments::NONE);
+static ASSIGNMENTS: BackendLocal<Assignments> = BackendLocal::new(Assignments::NONE);
 /// What is in force, for one compare on every statement.
-static IN_FORCE: Backend<i32> = Backend::new(NOTHING);
+static IN_FORCE: BackendCell<i32> = BackendCell::new(NOTHING);
 
 /// Changes the assignments, and what is in force with them.
 fn change<T>(body: impl FnOnce(&mut Assignments) -> T) -> T {
-    // SAFETY: single-threaded; the bodies above call nothing.
-    unsafe {
-        let assignments = &mut *ASSIGNMENTS.get();
-        let result = body(assignments);
-        *IN_FORCE.get() = assignments.in_force();
-        result
-    }
+    let mut assignments = ASSIGNMENTS.borrow();
+    let result = body(&mut assignments);
+    IN_FORCE.set(assignments.in_force());
+    result
 }
 
 /// The number of rows that is expected of the client's next write; [`NOTHING`] where none is.
 #[inline(always)]
 pub fn in_force() -> i32 {
-    // SAFETY: a static of this thread.
-    unsafe { *IN_FORCE.get() }
+    IN_FORCE.get()
 }
 
 /// Whether a number of rows is expected.
@@ -138,7 +134,7 @@ unsafe extern "C-unwind" fn assign(new: c_int, extra: *mut c_void) {
 
 /// Digits and sign of an `i32`, and the final NUL.
 const MOST_LETTERS: usize = 12;
-static SHOWN: Backend<[u8; MOST_LETTERS]> = Backend::new([0; MOST_LETTERS]);
+static SHOWN: BackendLocal<[u8; MOST_LETTERS]> = BackendLocal::new([0; MOST_LETTERS]);
 
 /// Show hook of `writeguard.expect_rows`: what is in force, not what was once assigned.
 unsafe extern "C-unwind" fn show() -> *const c_char {

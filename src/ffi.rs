@@ -433,26 +433,5 @@ pub fn monotonic_nanoseconds() -> u64 {
     (time.seconds as u64).wrapping_mul(1_000_000_000).wrapping_add(time.nanoseconds as u64)
 }
 
-/// A value that belongs to this backend.
-///
-/// A backend is one thread, so a plain static serves where `thread_local!` would cost a call on each access in a
-/// shared library. Frames that an ERROR may jump over read and write it through [`Backend::get`].
-pub struct Backend<T>(core::cell::UnsafeCell<T>);
-
-// SAFETY: backends and background workers are single-threaded; nothing in this library starts a thread.
-unsafe impl<T> Sync for Backend<T> {}
-
-impl<T> Backend<T> {
-    /// A static's initial value.
-    pub const fn new(value: T) -> Self {
-        Self(core::cell::UnsafeCell::new(value))
-    }
-
-    /// The place itself.
-    pub const fn get(&self) -> *mut T {
-        self.0.get()
-    }
-}
-
 /// A pointer that an ERROR handler or a callback hands around.
 pub type Opaque = *mut c_void;

@@ -18,6 +18,7 @@ mod guard;
 mod lexer;
 mod monitor;
 mod owner;
+mod pg;
 mod policy;
 mod process;
 mod pruner;

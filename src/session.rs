@@ -13,8 +13,9 @@ use core::ffi::{c_char, c_void};
 use pgrx::datum::Inet;
 use pgrx::pg_sys;
 
-use crate::ffi::{self, Backend};
+use crate::ffi;
 use crate::guard::{pooled, statement};
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::settings;
 
 /// The acting role by OID; compared on every covered write.
@@ -115,12 +116,12 @@ struct State {
     used: bool,
 }
 
-static STATE: Backend<State> =
-    Backend::new(State { last_number: 0, flag: Armed::NOTHING, token: Armed::NOTHING, used: false });
+static STATE: BackendLocal<State> =
+    BackendLocal::new(State { last_number: 0, flag: Armed::NOTHING, token: Armed::NOTHING, used: false });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; no caller keeps the reference across a call that could come back here.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// Whether `writeguard.override` is armed.
@@ -192,7 +193,7 @@ pub fn end_transaction() {
 
 /// Nothing is armed that was so far.
 pub fn disarm() {
-    let state = state();
+    let mut state = state();
     state.flag.dead = state.last_number;
     state.token.dead = state.last_number;
 }
@@ -242,7 +243,7 @@ pub unsafe fn number_of(extra: *mut c_void) -> u64 {
 /// Numbers an assignment of one of the two settings.
 unsafe fn number(extra: *mut *mut c_void, source: pg_sys::GucSource::Type) -> bool {
     let next = || {
-        let state = state();
+        let mut state = state();
         state.last_number += 1;
         state.last_number
     };
@@ -277,7 +278,7 @@ unsafe extern "C-unwind" fn check_override(
 unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
     // SAFETY: `extra` is what the check hook made.
     let number = unsafe { number_of(extra) };
-    let state = state();
+    let state = &mut *state();
     state.flag.assign(new, number, state.last_number);
     statement::touch();
 }
@@ -301,7 +302,7 @@ unsafe extern "C-unwind" fn check_token(
 unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void) {
     // SAFETY: `new` is NULL or a C string, `extra` what the check hook made.
     let (says, number) = unsafe { (!new.is_null() && *new != 0, number_of(extra)) };
-    let state = state();
+    let state = &mut *state();
     state.token.assign(says, number, state.last_number);
     statement::touch();
 }

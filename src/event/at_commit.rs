@@ -9,7 +9,8 @@ use super::record::{Event, top_xid};
 use super::statement::told;
 use super::{queue, store};
 use crate::error::Error;
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 struct Pending {
     level: i32,
@@ -25,11 +26,11 @@ struct Statement {
     told: Option<String>,
 }
 
-static PENDING: Backend<Vec<Pending>> = Backend::new(Vec::new());
+static PENDING: BackendLocal<Vec<Pending>> = BackendLocal::new(Vec::new());
 
-fn pending() -> &'static mut Vec<Pending> {
-    // SAFETY: single-threaded; no reference is kept across a call.
-    unsafe { &mut *PENDING.get() }
+#[track_caller]
+fn pending() -> Borrowed<Vec<Pending>> {
+    PENDING.borrow()
 }
 
 /// Events that one command may have; what it does to further objects is told as a number.
@@ -46,8 +47,9 @@ pub fn record_at_commit(event: Event, statement: String) {
         last.further += 1;
         return;
     }
-    let statement = match pending().last() {
-        Some(last) if last.statement.text == statement => Rc::clone(&last.statement),
+    let last = pending().last().map(|last| Rc::clone(&last.statement));
+    let statement = match last {
+        Some(last) if last.text == statement => last,
         _ => Rc::new(Statement { told: told(statement.clone()), text: statement }),
     };
     pending().push(Pending { level, event, further: 0, statement });
@@ -62,7 +64,7 @@ pub fn any() -> bool {
 /// What is to be recorded, with all that is known by now.
 fn take() -> impl Iterator<Item = Event> {
     let xid = top_xid();
-    core::mem::take(pending()).into_iter().map(move |Pending { mut event, further, statement, .. }| {
+    core::mem::take(&mut *pending()).into_iter().map(move |Pending { mut event, further, statement, .. }| {
         event.xid.clone_from(&xid);
         event.statement.clone_from(&statement.told);
         if further > 0 {

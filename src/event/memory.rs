@@ -12,7 +12,7 @@ use core::sync::atomic::AtomicU64;
 
 use pgrx::pg_sys;
 
-use crate::ffi::Backend;
+use crate::pg::backend_local::BackendLocal;
 use crate::settings;
 
 const BLOCK_BYTES: usize = 1024 - size_of::<u32>();
@@ -99,7 +99,7 @@ struct Queue {
 }
 
 /// Set in every process that attaches to shared memory, and in the postmaster again after a crash.
-static QUEUE: Backend<Option<Queue>> = Backend::new(None);
+static QUEUE: BackendLocal<Option<Queue>> = BackendLocal::new(None);
 
 /// The counters, which need no lock.
 pub fn counters_of() -> Option<&'static Header> {

@@ -3,15 +3,13 @@
 //! Their notification is left in `writeguard.outbox` and sent by the worker: a transaction that has notified could not
 //! be prepared any more.
 
-use core::cell::Cell;
-
 use pgrx::pg_sys;
 
 use super::queue;
 use super::record::Event;
 use crate::error::Error;
-use crate::ffi::Backend;
 use crate::owner;
+use crate::pg::backend_local::BackendCell;
 
 /// Inserts one event given as JSON, and gives its id.
 pub const INSERT: &str = "INSERT INTO writeguard.event \
@@ -25,12 +23,7 @@ pub const INSERT: &str = "INSERT INTO writeguard.event \
 const OUTBOX: &str = "INSERT INTO writeguard.outbox (event) VALUES ($1::pg_catalog.int8)";
 
 /// Whether this transaction left something in the outbox.
-static WROTE: Backend<Cell<bool>> = Backend::new(Cell::new(false));
-
-fn wrote() -> &'static Cell<bool> {
-    // SAFETY: a static of this thread.
-    unsafe { &*WROTE.get() }
-}
+static WROTE: BackendCell<bool> = BackendCell::new(false);
 
 /// Writes an event into the running transaction and into the server log; gives its id.
 ///
@@ -44,7 +37,7 @@ pub fn insert(event: &Event) -> Result<i64, Error> {
         owner::rows(client, OUTBOX, &[id.as_str().into()])?;
         Ok(id)
     })?;
-    wrote().set(true);
+    WROTE.set(true);
     Ok(id.parse().unwrap_or_default())
 }
 
@@ -69,7 +62,7 @@ pub fn insert_all(events: &[Event]) -> Result<(), Error> {
     events.iter().for_each(Event::log);
     let json: Vec<String> = events.iter().map(Event::ascii_json).collect();
     owner::connect(|client| owner::rows(client, INSERT_ALL, &[format!("[{}]", json.join(",")).into()]))?;
-    wrote().set(true);
+    WROTE.set(true);
     Ok(())
 }
 
@@ -93,7 +86,7 @@ pub fn at_the_end<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error
 
 /// The transaction is over: if it committed events, the worker is to send their notifications.
 pub fn end_transaction(committed: bool) {
-    if wrote().replace(false) && committed {
+    if WROTE.replace(false) && committed {
         queue::push(&[], false);
     }
 }

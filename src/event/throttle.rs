@@ -13,7 +13,7 @@ use super::memory::{self, Locked};
 use super::queue;
 use super::record::Event;
 use super::totals;
-use crate::ffi::Backend;
+use crate::pg::backend_local::BackendLocal;
 use crate::settings;
 
 /// Policies that are told apart at the same time; of any more, every event is stored.
@@ -54,7 +54,7 @@ struct Memory {
     table: *mut Table,
 }
 
-static MEMORY: Backend<Option<Memory>> = Backend::new(None);
+static MEMORY: BackendLocal<Option<Memory>> = BackendLocal::new(None);
 
 const TRANCHE: &core::ffi::CStr = c"pg_writeguard_observed";
 

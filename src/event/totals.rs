@@ -11,7 +11,7 @@ use pgrx::pg_sys;
 use rustc_hash::FxHasher;
 
 use super::record::{Event, Kind};
-use crate::ffi::Backend;
+use crate::pg::backend_local::BackendLocal;
 
 /// Databases and policies that are counted at the same time.
 const PLACES: usize = 1_024;
@@ -45,7 +45,7 @@ struct Memory {
     table: *mut Table,
 }
 
-static MEMORY: Backend<Option<Memory>> = Backend::new(None);
+static MEMORY: BackendLocal<Option<Memory>> = BackendLocal::new(None);
 
 const TRANCHE: &core::ffi::CStr = c"pg_writeguard_events";
 

@@ -3,7 +3,7 @@
 
 use pgrx::pg_sys;
 
-use crate::ffi::Backend;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 #[derive(Clone, Copy)]
 struct State {
@@ -14,11 +14,12 @@ struct State {
     rollback_chains: bool,
 }
 
-static STATE: Backend<State> = Backend::new(State { explicit: false, commit_chains: false, rollback_chains: false });
+static STATE: BackendLocal<State> =
+    BackendLocal::new(State { explicit: false, commit_chains: false, rollback_chains: false });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; no reference is kept across a call.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// Whether the client opened the running transaction with BEGIN.
@@ -38,7 +39,7 @@ pub unsafe fn before(command: *const pg_sys::TransactionStmt) {
         let kind = (*command).kind;
         (kind, (*command).chain, pg_sys::IsAbortedTransactionBlockState())
     };
-    let state = state();
+    let mut state = state();
     match kind {
         pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT | pg_sys::TransactionStmtKind::TRANS_STMT_ROLLBACK if chains => {
             if aborted {
@@ -66,7 +67,7 @@ pub fn after(kind: pg_sys::TransactionStmtKind::Type) {
 /// The transaction is over.
 #[inline]
 pub fn end_transaction(committed: bool) {
-    let state = state();
+    let mut state = state();
     state.explicit = if committed { state.commit_chains } else { state.rollback_chains };
     state.commit_chains = false;
     state.rollback_chains = false;

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use pgrx::pg_sys;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::binding::{Binding, Charge};
 use super::budget::{Ledger, MeterId, Place, Serial};
@@ -14,7 +14,7 @@ use super::observe;
 use super::watch::Watch;
 use super::{capture, lift, past, rate, statement};
 use crate::error::Error;
-use crate::ffi::Backend;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::relation::relation_name;
 use crate::policy::table::Revision;
 use crate::policy::{catalog, size, target};
@@ -31,7 +31,6 @@ const MOST_BINDINGS: usize = 20_000;
 type Answers = Vec<(Actor, Option<Rc<Binding>>)>;
 
 struct Book {
-    ledger: Ledger,
     /// What [`catalog::changes`] and [`catalog::generation`] gave when the answers were good.
     changes: u64,
     generation: u64,
@@ -53,7 +52,7 @@ impl Book {
         match self.relations.get_key_value(&name) {
             Some((name, meter)) => (Rc::clone(name), *meter),
             None => {
-                let meter = self.ledger.add(None, None);
+                let meter = LEDGER.borrow().add(None, None);
                 self.relations.insert(Rc::clone(&name), meter);
                 (name, meter)
             }
@@ -61,29 +60,30 @@ impl Book {
     }
 }
 
-static BOOK: Backend<Option<Book>> = Backend::new(None);
+static BOOK: BackendLocal<Book> = BackendLocal::new(Book {
+    changes: 0,
+    generation: 0,
+    bindings: FxHashMap::with_hasher(FxBuildHasher),
+    recent: None,
+    policies: FxHashMap::with_hasher(FxBuildHasher),
+    relations: FxHashMap::with_hasher(FxBuildHasher),
+    further: Further::new(),
+    stale: false,
+});
 
-fn book() -> &'static mut Book {
-    // SAFETY: single-threaded; references end before anything that may come back here (SPI, invalidations).
-    unsafe {
-        (*BOOK.get()).get_or_insert_with(|| Book {
-            ledger: Ledger::new(),
-            changes: 0,
-            generation: 0,
-            bindings: FxHashMap::default(),
-            recent: None,
-            policies: FxHashMap::default(),
-            relations: FxHashMap::default(),
-            further: Further::default(),
-            stale: false,
-        })
-    }
+#[track_caller]
+fn book() -> Borrowed<Book> {
+    BOOK.borrow()
 }
 
+/// Apart from the book, which is borrowed where rows are charged by what stands in it.
+static LEDGER: BackendLocal<Ledger> = BackendLocal::new(Ledger::new());
+
 /// The numbers, with everything that was counted in them.
-pub fn ledger() -> &'static mut Ledger {
+#[track_caller]
+pub fn ledger() -> Borrowed<Ledger> {
     settle();
-    &mut book().ledger
+    LEDGER.borrow()
 }
 
 /// Rows that one node changes in a row, counted here until somebody wants to know the numbers: as long as it is within
@@ -105,7 +105,7 @@ pub struct Tab {
     binding: Option<Rc<Binding>>,
 }
 
-static TAB: Backend<Tab> = Backend::new(Tab {
+static TAB: BackendLocal<Tab> = BackendLocal::new(Tab {
     owner: core::ptr::null_mut(),
     child: core::ptr::null_mut(),
     index: 0,
@@ -117,11 +117,11 @@ static TAB: Backend<Tab> = Backend::new(Tab {
     binding: None,
 });
 
-/// The tab that is open.
+/// The tab that is open. It is read and written for each row, also in plain old frames, so it is not borrowed: nobody
+/// makes a reference of it that lives across a call.
 #[inline(always)]
-pub fn tab() -> &'static mut Tab {
-    // SAFETY: single-threaded; no reference is kept across a call.
-    unsafe { &mut *TAB.get() }
+pub const fn tab() -> *mut Tab {
+    TAB.get()
 }
 
 /// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
@@ -135,49 +135,66 @@ pub fn open_tab(watch: &mut Watch, index: usize, binding: &Rc<Binding>, operatio
     }
     let ledger = ledger();
     let left = charges.iter().map(|charge| ledger.left(charge.meter, place.statement)).min().unwrap_or(u64::MAX);
+    drop(ledger);
     let child = if watch.only_counts() { watch.child } else { core::ptr::null_mut() };
     let owner = core::ptr::from_mut(watch);
     let result = i32::try_from(index).unwrap_or(-1);
-    *tab() = Tab { owner, child, index, result, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
+    let new = Tab { owner, child, index, result, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
+    // SAFETY: as `tab` says; what the old one held is put down without coming back here.
+    unsafe { *tab() = new };
 }
 
 /// Puts a row on the tab, where that is open for it.
 #[inline]
 pub fn put_on_tab(watch: &Watch, index: usize, operation: Operation) -> bool {
-    let tab = tab();
-    if !core::ptr::eq(tab.owner, watch) || tab.left == 0 || tab.index != index || tab.operation != operation {
-        return false;
+    // SAFETY: as `tab` says.
+    unsafe {
+        let tab = tab();
+        let is_open = core::ptr::eq((*tab).owner, watch) && (*tab).left > 0;
+        if !is_open || (*tab).index != index || (*tab).operation != operation {
+            return false;
+        }
+        (*tab).left -= 1;
+        (*tab).rows += 1;
     }
-    tab.left -= 1;
-    tab.rows += 1;
     true
 }
 
 /// Puts what is on the tab into the meters, and closes it.
 #[inline]
 fn settle() {
-    let tab = tab();
-    tab.owner = core::ptr::null_mut();
-    tab.child = core::ptr::null_mut();
-    tab.left = 0;
-    if tab.rows > 0 {
+    // SAFETY: as `tab` says.
+    let rows = unsafe {
+        let tab = tab();
+        (*tab).owner = core::ptr::null_mut();
+        (*tab).child = core::ptr::null_mut();
+        (*tab).left = 0;
+        (*tab).rows
+    };
+    if rows > 0 {
         settle_rows();
     }
 }
 
 /// The owner of a tab goes; its address may be another's soon.
 pub fn close_tab(owner: *mut Watch) {
-    if tab().owner == owner {
+    // SAFETY: as `tab` says.
+    if unsafe { (*tab()).owner } == owner {
         settle();
     }
 }
 
 #[cold]
 fn settle_rows() {
-    let rows = core::mem::take(&mut tab().rows);
-    let (operation, place) = (tab().operation, tab().place);
-    let Some(binding) = tab().binding.take() else { return };
-    let ledger = &mut book().ledger;
+    // SAFETY: as `tab` says.
+    let (rows, operation, place, binding) = unsafe {
+        let tab = tab();
+        let rows = (*tab).rows;
+        (*tab).rows = 0;
+        (rows, (*tab).operation, (*tab).place, (*tab).binding.take())
+    };
+    let Some(binding) = binding else { return };
+    let mut ledger = LEDGER.borrow();
     ledger.charge(binding.rows, rows, place, goes_on);
     if !lift::is_rehearsing() {
         counters::count(binding.stat, operation, rows, place.statement);
@@ -216,26 +233,31 @@ fn refresh(book: &mut Book) {
 /// WG008 when a policy cannot be worked with; a foreign error when reading them was interrupted.
 #[inline]
 pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
-    let book = book();
-    if catalog::answers_hold(book.changes)
-        && let Some((of, by, binding)) = &book.recent
-        && *of == u32::from(relation)
-        && *by == actor
     {
-        return Ok(binding.clone());
+        let book = book();
+        if catalog::answers_hold(book.changes)
+            && let Some((of, by, binding)) = &book.recent
+            && *of == u32::from(relation)
+            && *by == actor
+        {
+            return Ok(binding.clone());
+        }
     }
     look_up(relation, actor)
 }
 
 fn look_up(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
     catalog::settle();
-    let book = book();
-    refresh(book);
-    let binding = match find(book, relation, actor) {
-        Some(binding) => binding.clone(),
+    let known = {
+        let mut book = book();
+        refresh(&mut book);
+        find(&book, relation, actor).cloned()
+    };
+    let binding = match known {
+        Some(binding) => binding,
         None => bind(relation, actor)?,
     };
-    self::book().recent = Some((u32::from(relation), actor, binding.clone()));
+    book().recent = Some((u32::from(relation), actor, binding.clone()));
     Ok(binding)
 }
 
@@ -275,8 +297,7 @@ fn reviewed(relation: pg_sys::Oid) -> Option<Rc<Binding>> {
 
 /// What only counts the rows of a relation.
 fn counting(name: RelationName) -> Rc<Binding> {
-    let book = book();
-    let (sql, rows) = book.counted(&name);
+    let (sql, rows) = book().counted(&name);
     Rc::new(Binding::new(Rc::new(name), sql, rows, counters::UNCOUNTED, Default::default()))
 }
 
@@ -286,46 +307,49 @@ fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<B
 
 /// What [`binding`] would give, where that is known already. Neither raises nor looks anything up.
 #[inline]
-pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<&'static Option<Rc<Binding>>> {
+pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<Option<Rc<Binding>>> {
     let book = book();
     if !catalog::answers_hold(book.changes) {
         return None;
     }
     match &book.recent {
-        Some((of, by, binding)) if *of == u32::from(relation) && *by == actor => Some(binding),
-        _ => find(book, relation, actor),
+        Some((of, by, binding)) if *of == u32::from(relation) && *by == actor => Some(binding.clone()),
+        _ => find(&book, relation, actor).cloned(),
     }
 }
 
 #[cold]
 fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
     // Looking it up may process invalidations: an answer is good only if nothing changed while it was made.
-    let (book, covering) = loop {
+    let covering = loop {
         let changes = catalog::changes();
         let covering = catalog::covering(relation, actor)?;
         let unchanged = changes == catalog::changes();
-        let book = book();
-        refresh(book);
+        refresh(&mut book());
         if unchanged {
-            break (book, covering);
+            break covering;
         }
     };
     let binding = covering.map(|covering| {
-        let (name, rows) = book.counted(&covering.relation);
-        let covered = Rc::new(covering.relation);
         let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
         let tree = size::root_of_tree(relation);
         let root = if fractions { tree } else { relation };
         let counted = if tree == relation { None } else { relation_name(tree).map(Rc::new) };
+        let mut book = book();
+        let book = &mut *book;
+        let (name, rows) = book.counted(&covering.relation);
+        let covered = Rc::new(covering.relation);
         let stat = counters::place_of(counted.as_ref().unwrap_or(&covered), actor.role());
+        let mut ledger = LEDGER.borrow();
         let charges = covering.applying.map(|policies| {
             policies
                 .into_iter()
                 .map(|policy| {
-                    let meter = *book.policies.entry(policy.revision).or_insert_with(|| {
-                        book.ledger.add(policy.policy.max_rows, policy.policy.max_rows_per_transaction)
-                    });
-                    let more = book.further.of(&mut book.ledger, &policy, root);
+                    let meter = *book
+                        .policies
+                        .entry(policy.revision)
+                        .or_insert_with(|| ledger.add(policy.policy.max_rows, policy.policy.max_rows_per_transaction));
+                    let more = book.further.of(&mut ledger, &policy, root);
                     Charge { meter, policy, more }
                 })
                 .collect::<Vec<_>>()
@@ -333,6 +357,7 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
         Rc::new(Binding::new(covered, name, rows, stat, charges))
     });
     // Nearly always there is one role.
+    let mut book = book();
     let answers = book.bindings.entry(u32::from(relation)).or_insert_with(|| Vec::with_capacity(1));
     answers.push((actor, binding.clone()));
     Ok(binding)
@@ -340,9 +365,12 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
 
 /// How many more rows of a statement a charge takes before a limit is passed.
 pub fn left(charge: &Charge, statement: Serial) -> u64 {
+    if let Some(more) = &charge.more {
+        more.prepare(statement);
+    }
     let ledger = ledger();
     let left = ledger.left(charge.meter, statement);
-    charge.more.as_ref().map_or(left, |more| more.left(ledger, charge.meter, left, statement))
+    charge.more.as_ref().map_or(left, |more| more.left(&ledger, charge.meter, left, statement))
 }
 
 /// Whether a statement went past a limit of a charge's policy, which only looks on.
@@ -352,18 +380,21 @@ pub fn is_noted(charge: &Charge, statement: Serial) -> bool {
 
 /// The policy behind a charge is lifted for a statement: it spends nothing of its rate.
 pub fn lifted(meter: MeterId, statement: Serial) {
-    let book = book();
-    let policy = book.policies.iter().find(|(_, known)| **known == meter).map(|(revision, _)| *revision);
-    if let Some(bucket) = policy.and_then(|revision| book.further.rate(revision)) {
-        rate::lifted(bucket, statement, ledger());
+    let bucket = {
+        let book = book();
+        let policy = book.policies.iter().find(|(_, known)| **known == meter).map(|(revision, _)| *revision);
+        policy.and_then(|revision| book.further.rate(revision))
+    };
+    if let Some(bucket) = bucket {
+        rate::lifted(bucket, statement, &mut ledger());
     }
 }
 
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
-    let ledger = ledger();
+    let mut ledger = ledger();
     ledger.roll_back(level);
-    rate::rolled_back(ledger);
+    rate::rolled_back(&ledger);
 }
 
 /// Charges rows to a relation's budgets. Null: they may stay; otherwise what to raise.
@@ -378,13 +409,13 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
     if !settings::enabled() {
         return past::switched_off(binding, operation, place);
     }
-    let ledger = ledger();
-    ledger.charge(binding.rows, rows, place, goes_on);
+    settle();
+    LEDGER.borrow().charge(binding.rows, rows, place, goes_on);
     if !lift::is_rehearsing() {
         counters::count(binding.stat, operation, rows, place.statement);
     }
     for charge in binding.charges(operation) {
-        let beyond = ledger.charge(charge.meter, rows, place, goes_on);
+        let beyond = LEDGER.borrow().charge(charge.meter, rows, place, goes_on);
         if (beyond.is_some() || charge.more.is_some()) && !lift::is_lifted(charge.meter, place.statement) {
             let raise = past::limit(binding, operation, charge, beyond, rows, place, estimate);
             if !raise.is_null() {
@@ -395,8 +426,7 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place, 
     if lift::is_rehearsing() {
         return past::rehearsed(binding, operation, rows, place);
     }
-    if lift::is_granted(place.statement)
-        && !lift::within_grant(self::ledger(), place.statement, binding.rows, &binding.name)
+    if lift::is_granted(place.statement) && !lift::within_grant(&ledger(), place.statement, binding.rows, &binding.name)
     {
         return past::review(binding, operation, place, estimate);
     }
@@ -418,11 +448,11 @@ pub fn meter_of(name: &str) -> Option<MeterId> {
 
 /// Rows charged in a statement by qualified table name.
 pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
-    settle();
-    let book = book();
-    book.relations
+    let ledger = ledger();
+    book()
+        .relations
         .iter()
-        .map(|(name, meter)| (name.to_string(), book.ledger.in_statement(*meter, statement)))
+        .map(|(name, meter)| (name.to_string(), ledger.in_statement(*meter, statement)))
         .filter(|(_, rows)| *rows > 0)
         .collect()
 }
@@ -430,12 +460,18 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
 /// The transaction is over. `kept`: it committed, or was prepared for it; what it took of rates stays spent.
 pub fn end_transaction(kept: bool) {
     rate::end_transaction(kept);
-    if tab().binding.is_some() {
-        let nobodys = core::ptr::null_mut();
-        *tab() = Tab { owner: nobodys, child: core::ptr::null_mut(), left: 0, rows: 0, binding: None, ..*tab() };
-    }
-    let book = book();
-    book.ledger.end_transaction();
+    // SAFETY: as `tab` says.
+    let binding = unsafe {
+        let tab = tab();
+        (*tab).owner = core::ptr::null_mut();
+        (*tab).child = core::ptr::null_mut();
+        ((*tab).left, (*tab).rows) = (0, 0);
+        (*tab).binding.take()
+    };
+    drop(binding);
+    let mut ledger = LEDGER.borrow();
+    ledger.end_transaction();
+    let mut book = book();
     if book.stale {
         book.stale = false;
         book.bindings.clear();
@@ -443,7 +479,7 @@ pub fn end_transaction(kept: bool) {
         book.policies.clear();
         book.relations.clear();
         book.further.clear();
-        book.ledger.clear();
+        ledger.clear();
         counters::clear();
     }
 }

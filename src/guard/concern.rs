@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::binding::Binding;
 use super::budget::{Ledger, Place, Serial};
 use super::further::Charged;
-use crate::ffi::Backend;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::table::Loaded;
 use crate::words::{Operation, RelationName};
 
@@ -22,21 +22,21 @@ pub struct Concern {
     pub limit: Option<u64>,
 }
 
-static CONCERNS: Backend<Vec<Concern>> = Backend::new(Vec::new());
+static CONCERNS: BackendLocal<Vec<Concern>> = BackendLocal::new(Vec::new());
 
-fn concerns() -> &'static mut Vec<Concern> {
-    // SAFETY: single-threaded; no reference is kept across a call.
-    unsafe { &mut *CONCERNS.get() }
+#[track_caller]
+fn concerns() -> Borrowed<Vec<Concern>> {
+    CONCERNS.borrow()
 }
 
 /// A rehearsal begins. Gives what [`end`] wants back: one may be inside another.
 pub fn begin() -> Vec<Concern> {
-    core::mem::take(concerns())
+    core::mem::take(&mut *concerns())
 }
 
 /// The rehearsal is over. Gives each policy once, in the order in which they were met.
 pub fn end(outer: Vec<Concern>) -> Vec<Concern> {
-    core::mem::replace(concerns(), outer)
+    core::mem::replace(&mut *concerns(), outer)
 }
 
 /// Notes what the policies of rows that a rehearsal has just charged say to them. `suspended` tells whether another statement
@@ -67,7 +67,8 @@ fn refuses(policy: &Loaded) -> bool {
 
 /// Notes a policy that covers, or that would refuse, at that `limit`.
 pub fn note(policy: &Rc<Loaded>, relation: &RelationName, operation: Operation, refuses: bool, limit: Option<u64>) {
-    match concerns().iter_mut().find(|known| known.policy.revision == policy.revision) {
+    let mut concerns = concerns();
+    match concerns.iter_mut().find(|known| known.policy.revision == policy.revision) {
         Some(known) if refuses && !known.refuses => {
             (known.relation, known.operation, known.refuses) = (relation.clone(), operation, true);
             known.limit = limit;
@@ -75,7 +76,7 @@ pub fn note(policy: &Rc<Loaded>, relation: &RelationName, operation: Operation, 
         Some(_) => {}
         None => {
             let (policy, relation) = (Rc::clone(policy), relation.clone());
-            concerns().push(Concern { policy, relation, operation, refuses, limit });
+            concerns.push(Concern { policy, relation, operation, refuses, limit });
         }
     }
 }

@@ -34,17 +34,17 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
     // SAFETY: the tab's owner is alive while it is open, and so are its node and its query.
     unsafe {
         let tab = book::tab();
-        if tab.child == node
-            && let Some(left) = tab.left.checked_sub(1)
+        if (*tab).child == node
+            && let Some(left) = (*tab).left.checked_sub(1)
         {
-            let watch = tab.owner;
+            let watch = (*tab).owner;
             let processed = (*(*watch).estate).es_processed;
             if processed == (*watch).seen + 1
-                && tab.result == (*(*watch).node).mt_lastResultIndex
+                && (*tab).result == (*(*watch).node).mt_lastResultIndex
                 && let Some(exec) = (*watch).child_exec
             {
-                tab.left = left;
-                tab.rows += 1;
+                (*tab).left = left;
+                (*tab).rows += 1;
                 (*watch).seen = processed;
                 return exec(node);
             }
@@ -61,20 +61,20 @@ pub unsafe extern "C-unwind" fn child_of_merge(node: *mut pg_sys::PlanState) -> 
     // SAFETY: as for `child`.
     unsafe {
         let tab = book::tab();
-        if tab.child == node
-            && tab.operation == Operation::Update
-            && let Some(left) = tab.left.checked_sub(1)
+        if (*tab).child == node
+            && (*tab).operation == Operation::Update
+            && let Some(left) = (*tab).left.checked_sub(1)
         {
-            let watch = tab.owner;
+            let watch = (*tab).owner;
             let (processed, merge) = ((*(*watch).estate).es_processed, (*watch).node);
             let updated = (*merge).mt_merge_updated;
             if processed == (*watch).seen + 1
                 && updated == (*watch).seen_updated + 1.0
-                && tab.result == (*merge).mt_lastResultIndex
+                && (*tab).result == (*merge).mt_lastResultIndex
                 && let Some(exec) = (*watch).child_exec
             {
-                tab.left = left;
-                tab.rows += 1;
+                (*tab).left = left;
+                (*tab).rows += 1;
                 (*watch).seen = processed;
                 (*watch).seen_updated = updated;
                 return exec(node);

@@ -10,7 +10,8 @@ use pgrx::pg_sys;
 
 use super::leave::{self, Leaving};
 use super::{book, decide, live};
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::relation::{INHERITS, in_schema, never_covered, tables_with_values_of};
 use crate::raise::{Failure, Raise};
 use crate::session::Actor;
@@ -40,11 +41,11 @@ enum Command {
 }
 
 /// Notes with the level of the subtransaction they were made in: a rollback takes them along.
-static NOTES: Backend<Vec<(i32, Note)>> = Backend::new(Vec::new());
+static NOTES: BackendLocal<Vec<(i32, Note)>> = BackendLocal::new(Vec::new());
 
-fn notes() -> &'static mut Vec<(i32, Note)> {
-    // SAFETY: single-threaded; no reference outlives its statement.
-    unsafe { &mut *NOTES.get() }
+#[track_caller]
+fn notes() -> Borrowed<Vec<(i32, Note)>> {
+    NOTES.borrow()
 }
 
 fn note(note: Note) {
@@ -62,8 +63,11 @@ fn command() -> Command {
     notes().iter().rev().find_map(of_command).unwrap_or(Command::Other)
 }
 
-fn notes_of_command() -> impl Iterator<Item = &'static Note> {
-    notes().iter().rev().map(|(_, note)| note).take_while(|note| !matches!(note, Note::Command(_)))
+/// Whether the command that is running has charged the rows of that table already.
+fn is_counted(relation: pg_sys::Oid) -> bool {
+    let notes = notes();
+    let mut own = notes.iter().rev().map(|(_, note)| note).take_while(|note| !matches!(note, Note::Command(_)));
+    own.any(|note| matches!(note, Note::Counted(table) if *table == relation))
 }
 
 /// Whether a utility command may do something to tables itself. Not so those that only run other statements, which pass
@@ -159,8 +163,8 @@ unsafe fn alteration(statement: *mut pg_sys::AlterTableStmt, index: usize) -> *m
 /// The command that began there is done. Gives what to raise.
 #[inline]
 pub fn end(begun: usize) -> *mut Raise {
-    let own = notes().get(begun..).unwrap_or_default();
-    if own.iter().any(|(_, note)| matches!(note, Note::MayLeave(_))) {
+    let may_leave = notes().get(begun..).unwrap_or_default().iter().any(|(_, note)| matches!(note, Note::MayLeave(_)));
+    if may_leave {
         return book::deciding(|| decide_leaving(begun));
     }
     notes().truncate(begun);
@@ -246,7 +250,7 @@ pub unsafe fn accessed(
 unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
     // SAFETY: catalog look-ups and locks as the command itself takes them.
     unsafe {
-        if notes_of_command().any(|note| matches!(note, Note::Counted(table) if *table == relation)) {
+        if is_counted(relation) {
             return Ok(());
         }
         let Some(binding) = book::binding_to_count(relation, Actor::current())? else {
@@ -268,8 +272,7 @@ unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
 
 /// The rows of a table are about to vanish or to be rewritten; the command has locked it.
 unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
-    let counted = |note: &Note| matches!(note, Note::Counted(table) if *table == relation);
-    if never_covered(relation).is_some() || notes_of_command().any(counted) {
+    if never_covered(relation).is_some() || is_counted(relation) {
         return Ok(());
     }
     let Some(binding) = book::binding(relation, Actor::current())? else {
@@ -342,7 +345,11 @@ fn may_leave(tables: &[pg_sys::Oid]) -> Result<(), Failure> {
 
 /// The command that began there is done, and names may have changed.
 fn decide_leaving(begun: usize) -> Result<(), Failure> {
-    let own = notes().split_off(begun.min(notes().len()));
+    let own = {
+        let mut notes = notes();
+        let begun = begun.min(notes.len());
+        notes.split_off(begun)
+    };
     let (mut counted, mut leaving) = (Vec::new(), Vec::new());
     for (_, note) in own {
         match note {

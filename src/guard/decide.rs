@@ -4,15 +4,16 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::budget::{Ledger, MeterId, Past, Place, Serial};
-use super::observe::{self, Counted, Noted};
+use super::budget::{MeterId, Past, Place, Serial};
+use super::observe::{Counted, Noted};
 use super::{lift, statement};
 use crate::error::{Error, LetPass, Over, WayOut, request_call};
 use crate::event::at_commit::record_at_commit;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::event::statement::{hinted, tells_all};
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::model::Policy;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
@@ -43,11 +44,11 @@ struct State {
     refused: Vec<(Serial, MeterId, Option<i64>)>,
 }
 
-static STATE: Backend<State> = Backend::new(State { disabled: 0, refused: Vec::new() });
+static STATE: BackendLocal<State> = BackendLocal::new(State { disabled: 0, refused: Vec::new() });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; no reference is kept across SPI.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// Decides about a write past a limit. Ok: it is lifted and may go on.
@@ -180,7 +181,7 @@ fn explain(attempt: &Attempt<'_>) -> (String, Option<String>) {
 
 /// A write went past a limit of a policy that only looks on: it goes on, and is recorded when its statement is over.
 /// `counted`: by what its rows are. `reason`: what else there is to say.
-pub fn look_on(ledger: &Ledger, attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
+pub fn to_note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) -> Noted {
     let policy = &attempt.policy.policy;
     let mut event = Event::new(if policy.mode == Mode::Warn { Kind::Warned } else { Kind::Observed });
     describe(&mut event, attempt);
@@ -194,10 +195,7 @@ pub fn look_on(ledger: &Ledger, attempt: &Attempt<'_>, counted: Counted, reason:
     let warning =
         LetPass { operation: attempt.operation, relation: attempt.relation.clone(), policy: policy.name.clone(), over };
     let Attempt { meter, place, .. } = *attempt;
-    observe::note(
-        ledger,
-        Noted { statement: place.statement, meter, mode: policy.mode, counted, highest: 0, event, warning },
-    );
+    Noted { statement: place.statement, meter, mode: policy.mode, counted, highest: 0, event, warning }
 }
 
 /// Whether one approval by somebody outside, who is a member of no role here, is all that a policy asks for.

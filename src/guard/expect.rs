@@ -18,7 +18,8 @@ use crate::error::Error;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::expectation;
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::{catalog, relation};
 use crate::raise::{Raise, guarded};
 use crate::words::RelationName;
@@ -55,12 +56,12 @@ struct State {
     explained: Source,
 }
 
-static STATE: Backend<State> =
-    Backend::new(State { command: Source::NONE, expected: 0, replaced: false, explained: Source::NONE });
+static STATE: BackendLocal<State> =
+    BackendLocal::new(State { command: Source::NONE, expected: 0, replaced: false, explained: Source::NONE });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; references end before anything else is called.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// Whether a command is running that has something to meet.
@@ -71,11 +72,12 @@ pub fn is_pending() -> bool {
 
 /// A (sub)transaction of this level was rolled back, perhaps by an error in a command; 0: the transaction is over.
 pub fn roll_back(level: i32) {
-    let state = state();
-    for source in [&mut state.command, &mut state.explained] {
-        if source.level >= level {
-            *source = Source::NONE;
-        }
+    let mut state = state();
+    if state.command.level >= level {
+        state.command = Source::NONE;
+    }
+    if state.explained.level >= level {
+        state.explained = Source::NONE;
     }
 }
 
@@ -136,7 +138,8 @@ pub unsafe fn starting(query_desc: *const pg_sys::QueryDesc, eflags: i32) {
         }
         let expected = expectation::use_up();
         statement::touch();
-        *state() = State { command: Source::note(text), expected, replaced, ..*state() };
+        let mut state = state();
+        (state.command, state.expected, state.replaced) = (Source::note(text), expected, replaced);
     }
 }
 
@@ -148,7 +151,10 @@ pub unsafe fn starting(query_desc: *const pg_sys::QueryDesc, eflags: i32) {
 pub unsafe fn after_run(query_desc: *const pg_sys::QueryDesc) -> *mut Raise {
     // SAFETY: the caller's promise.
     unsafe {
-        let State { command, expected, replaced, .. } = *state();
+        let (command, expected, replaced) = {
+            let state = state();
+            (state.command, state.expected, state.replaced)
+        };
         let plan = (*query_desc).plannedstmt;
         if !command.is((*query_desc).sourceText) || !(replaced || sets_tag(plan)) {
             return ptr::null_mut();

@@ -4,7 +4,7 @@ use core::cell::Cell;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::block;
 use super::budget::{Ledger, MeterId, Past, Place, Serial};
@@ -38,7 +38,6 @@ struct Fraction {
 }
 
 /// Those that this session has met.
-#[derive(Default)]
 pub struct Further {
     /// By policy and root of the tree.
     known: FxHashMap<(Revision, u32), Rc<More>>,
@@ -46,6 +45,11 @@ pub struct Further {
 }
 
 impl Further {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self { known: FxHashMap::with_hasher(FxBuildHasher), rates: FxHashMap::with_hasher(FxBuildHasher) }
+    }
+
     /// A policy's further limits for the tables of one tree; none where it has none.
     pub fn of(&mut self, ledger: &mut Ledger, policy: &Loaded, root: pg_sys::Oid) -> Option<Rc<More>> {
         let Policy { rate, max_fraction, require_transaction, .. } = policy.policy;
@@ -93,15 +97,19 @@ impl Further {
 const FEWEST_ROWS: u64 = 10;
 
 impl Fraction {
-    /// The limit for a statement, and about how many rows the table held when the statement came to it first.
+    /// Works out the limit for a statement when it comes to it first.
+    fn prepare(&self, statement: Serial) {
+        if self.known.get().0 != statement {
+            let held = size::rows(self.root);
+            let limit = ((held as f64 * self.part) as u64).max(FEWEST_ROWS);
+            self.known.set((statement, limit, held));
+        }
+    }
+
+    /// The limit for a statement that it was worked out for, and about how many rows the table held then.
     fn of_statement(&self, statement: Serial) -> (u64, u64) {
         let (known, limit, held) = self.known.get();
-        if known == statement {
-            return (limit, held);
-        }
-        let held = size::rows(self.root);
-        let limit = ((held as f64 * self.part) as u64).max(FEWEST_ROWS);
-        self.known.set((statement, limit, held));
+        debug_assert_eq!(known, statement, "a fraction that was not prepared");
         (limit, held)
     }
 }
@@ -116,6 +124,14 @@ pub struct Charged<'a> {
 }
 
 impl More {
+    /// Works out for a statement what the limits below are. Before the ledger is borrowed for them: a table's size is
+    /// looked up.
+    pub fn prepare(&self, statement: Serial) {
+        if let Some(fraction) = &self.fraction {
+            fraction.prepare(statement);
+        }
+    }
+
     fn wants_block(&self) -> bool {
         self.require_transaction && !block::is_explicit()
     }

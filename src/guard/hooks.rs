@@ -17,7 +17,8 @@ use super::{
 };
 use crate::event::{at_commit, keep, memory, queue, store, throttle, totals};
 use crate::expectation;
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::BackendCell;
 use crate::policy::catalog;
 use crate::raise::{Raise, guarded, raise};
 use crate::session::{self, Actor};
@@ -90,24 +91,24 @@ fn next() -> &'static Next {
 }
 
 /// What kind of process this is, once it has been looked at; that never changes.
-static STAYS_OUT: Backend<Option<bool>> = Backend::new(None);
+static STAYS_OUT: BackendCell<Option<bool>> = BackendCell::new(None);
 
 /// Whether the guard has no say here at all.
 #[inline(always)]
-unsafe fn stays_out() -> bool {
-    // SAFETY: statics of this process.
-    unsafe {
-        *(*STAYS_OUT.get()).get_or_insert_with(|| {
-            pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || ffi::IsLogicalWorker()
-        })
-    }
+fn stays_out() -> bool {
+    STAYS_OUT.get().unwrap_or_else(|| {
+        // SAFETY: these read statics of this process.
+        let stays_out =
+            unsafe { pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || ffi::IsLogicalWorker() };
+        STAYS_OUT.set(Some(stays_out));
+        stays_out
+    })
 }
 
 /// This process is one of the library's own, which write its tables only: to look for policies it would have to wait for
 /// their table while it holds locks that others wait for.
 pub fn stay_out() {
-    // SAFETY: a static of this process.
-    unsafe { *STAYS_OUT.get() = Some(true) };
+    STAYS_OUT.set(Some(true));
 }
 
 /// Whether a plan may update or delete at all; a SELECT or a plain INSERT does not.
@@ -463,7 +464,7 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             expect::roll_back(level);
             at_commit::roll_back(level);
             if observe::any() {
-                observe::rolling_back(book::ledger());
+                observe::rolling_back(&book::ledger());
             }
             book::roll_back(level);
             if observe::any() && statement::nothing_runs() {

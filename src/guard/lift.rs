@@ -10,7 +10,8 @@ use super::budget::{Ledger, MeterId, Serial};
 use crate::error::Error;
 use crate::event::record::{Event, top_xid};
 use crate::event::store::{at_the_end, insert};
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::session;
 use crate::token::grant::{Grant, Source};
 use crate::undo;
@@ -63,7 +64,7 @@ struct State {
     refused_without_rows: bool,
 }
 
-static STATE: Backend<State> = Backend::new(State {
+static STATE: BackendLocal<State> = BackendLocal::new(State {
     undo: None,
     lifts: Vec::new(),
     granted: Vec::new(),
@@ -71,18 +72,17 @@ static STATE: Backend<State> = Backend::new(State {
     refused_without_rows: false,
 });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; no reference is kept across SPI.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// Whether the policy behind `meter` is lifted for this statement, and the flag that lifted it is still armed: a
 /// function's SET clause, say, lifts nothing after the function.
 #[inline]
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
-    let state = state();
-    let lifted = || state.lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
-    !state.rehearsals.is_empty() || lifted() && (session::flag() || executed_by(statement).is_some())
+    let lifted = || state().lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
+    is_rehearsing() || lifted() && (session::flag() || executed_by(statement).is_some())
 }
 
 /// Whether more than the limits decides about a statement's further rows.
@@ -140,7 +140,8 @@ pub fn executed_by(statement: Serial) -> Option<Source> {
 }
 
 fn source(statement: Serial, lifts: impl Fn(&Granted) -> bool) -> Option<Source> {
-    let mut granted = state().granted.iter();
+    let state = state();
+    let mut granted = state.granted.iter();
     granted.find(|granted| granted.statement == statement && lifts(granted)).map(|granted| granted.grant.source.clone())
 }
 
@@ -173,7 +174,8 @@ pub fn is_undoing_table(name: &str) -> bool {
 
 /// How many of the rows that were just changed are not the undo's own: triggers and cascades may have changed others.
 pub fn beyond_undo(name: &str, rows: u64) -> u64 {
-    let Some(undo) = &mut state().undo else { return rows };
+    let mut state = state();
+    let Some(undo) = &mut state.undo else { return rows };
     let Some(left) = undo.tables.get(name).and_then(|place| undo.left.get_mut(*place)) else { return rows };
     let own = rows.min(*left);
     *left -= own;
@@ -182,8 +184,9 @@ pub fn beyond_undo(name: &str, rows: u64) -> u64 {
 
 /// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
 pub fn lift(meter: MeterId, statement: Serial, level: i32, event: Event) {
-    if !state().lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement) {
-        state().lifts.push(Lift { meter, statement, level, event });
+    let lifts = &mut state().lifts;
+    if !lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement) {
+        lifts.push(Lift { meter, statement, level, event });
     }
 }
 
@@ -207,13 +210,15 @@ pub fn end_execution(statement: Serial) {
 /// Whether the rows of a table are to be counted although no policy covers it now: they were reviewed, and the request
 /// is being executed.
 pub fn is_reviewed(name: &str) -> bool {
-    let mut granted = state().granted.iter();
+    let state = state();
+    let mut granted = state.granted.iter();
     granted.any(|granted| granted.needs == Needs::Nothing && granted.grant.reviewed(name).is_some())
 }
 
 /// Counts tables that were charged before the token was accepted.
 pub fn count_in<'a>(statement: Serial, charged: impl Iterator<Item = (&'a str, MeterId)>) {
-    let Some(granted) = state().granted.iter_mut().find(|granted| granted.statement == statement) else { return };
+    let mut state = state();
+    let Some(granted) = state.granted.iter_mut().find(|granted| granted.statement == statement) else { return };
     for (name, table) in charged {
         if !granted.tables.iter().any(|(meter, _)| *meter == table) {
             granted.tables.push((table, granted.grant.reviewed(name)));
@@ -224,7 +229,8 @@ pub fn count_in<'a>(statement: Serial, charged: impl Iterator<Item = (&'a str, M
 /// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were
 /// charged.
 pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &str) -> bool {
-    let Some(granted) = state().granted.iter_mut().find(|granted| granted.statement == statement) else {
+    let mut state = state();
+    let Some(granted) = state.granted.iter_mut().find(|granted| granted.statement == statement) else {
         return true;
     };
     let reviewed = match granted.tables.iter().find(|(meter, _)| *meter == table) {
@@ -248,14 +254,15 @@ pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &s
 /// Where a statement went past what was reviewed: who gave the token, the table or tables, and the rows that were reviewed.
 /// `rows` are those charged so far by qualified table name.
 pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(Source, String, u64)> {
-    let granted = state().granted.iter().find(|granted| granted.statement == statement)?;
+    let state = state();
+    let granted = state.granted.iter().find(|granted| granted.statement == statement)?;
     let (name, allowed) = granted.grant.exceeded(rows)?;
     Some((granted.grant.source.clone(), name, allowed))
 }
 
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
-    let state = state();
+    let mut state = state();
     state.lifts.retain(|lift| lift.level < level);
     state.granted.retain(|granted| granted.level < level);
     state.rehearsals.retain(|begun| *begun < level);
@@ -266,7 +273,7 @@ pub fn roll_back(level: i32) {
 
 /// A subtransaction of this level was released.
 pub fn release(level: i32) {
-    let state = state();
+    let mut state = state();
     for lift in state.lifts.iter_mut().filter(|lift| lift.level >= level) {
         lift.level = level - 1;
     }
@@ -279,15 +286,19 @@ pub fn release(level: i32) {
 ///
 /// # Errors
 /// WG008 when the event cannot be written; the transaction then does not commit.
-pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
-    let lifts = core::mem::take(&mut state().lifts);
+pub fn before_commit(ledger: Borrowed<Ledger>) -> Result<(), Error> {
+    let mut lifts = core::mem::take(&mut state().lifts);
+    for lift in &mut lifts {
+        lift.event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
+    }
+    // What is written may have triggers of its own.
+    drop(ledger);
     let overridden: Vec<Overridden> =
         lifts.iter().map(|lift| Overridden { statement: lift.statement, approval: lift.event.approval }).collect();
     at_the_end(|| {
         let changes = undo::store::before_commit(&overridden)?;
         for lift in lifts {
             let mut event = lift.event;
-            event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
             event.xid = top_xid();
             if let Some((_, change)) = changes.iter().find(|(statement, _)| *statement == lift.statement) {
                 let change = format!("change {change}");
@@ -301,7 +312,7 @@ pub fn before_commit(ledger: &Ledger) -> Result<(), Error> {
 
 /// The transaction is over.
 pub fn end_transaction() {
-    let state = state();
+    let mut state = state();
     if state.lifts.is_empty() && state.granted.is_empty() && state.rehearsals.is_empty() && state.undo.is_none() {
         return;
     }

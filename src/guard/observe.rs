@@ -9,7 +9,8 @@ use super::statement;
 use crate::error::LetPass;
 use crate::event::record::Event;
 use crate::event::throttle;
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::raise::{Raise, guarded, warn};
 use crate::words::Mode;
 
@@ -56,11 +57,11 @@ impl Noted {
     }
 }
 
-static NOTED: Backend<Vec<Noted>> = Backend::new(Vec::new());
+static NOTED: BackendLocal<Vec<Noted>> = BackendLocal::new(Vec::new());
 
-fn noted() -> &'static mut Vec<Noted> {
-    // SAFETY: single-threaded; no reference is kept across a call that may come back here.
-    unsafe { &mut *NOTED.get() }
+#[track_caller]
+fn noted() -> Borrowed<Vec<Noted>> {
+    NOTED.borrow()
 }
 
 /// Whether anything waits to be recorded.
@@ -75,7 +76,7 @@ pub fn waits(statement: Serial) -> bool {
 }
 
 /// Notes that a statement went past a policy's limit; once is enough.
-pub fn note(ledger: &Ledger, new: Noted) {
+pub fn note(ledger: Borrowed<Ledger>, new: Noted) {
     if noted().iter().any(|noted| (noted.statement, noted.meter) == (new.statement, new.meter)) {
         return;
     }
@@ -93,7 +94,7 @@ pub fn explain(statement: Serial, meter: MeterId, sentence: &str) {
 }
 
 /// The outermost frame of a command returns. `is_over`: nothing of that command follows.
-pub fn left(ledger: &Ledger, is_over: bool) -> *mut Raise {
+pub fn left(ledger: Borrowed<Ledger>, is_over: bool) -> *mut Raise {
     // SAFETY: reads the transaction's state.
     if !is_over || !unsafe { ffi::IsTransactionBlock() } {
         return core::ptr::null_mut();
@@ -107,7 +108,7 @@ pub fn left(ledger: &Ledger, is_over: bool) -> *mut Raise {
 }
 
 /// Before a commit: nothing is charged to this transaction's statements any more.
-pub fn before_commit(ledger: &Ledger) -> *mut Raise {
+pub fn before_commit(ledger: Borrowed<Ledger>) -> *mut Raise {
     guarded(|| {
         record(ledger, true, |_| true);
         Ok(())
@@ -122,18 +123,24 @@ pub fn rolling_back(ledger: &Ledger) {
 }
 
 /// An error took the client's command with it. The client has its error; a warning would say nothing more.
-pub fn died(ledger: &Ledger) {
+pub fn died(ledger: Borrowed<Ledger>) {
     let _nothing_to_raise = guarded(|| {
         record(ledger, false, |_| true);
         Ok(())
     });
 }
 
-/// Records what is noted of some statements. `tell`: the client as well, where the mode is warn.
-fn record(ledger: &Ledger, tell: bool, of: impl Fn(&Noted) -> bool) {
-    while let Some(place) = noted().iter().position(&of) {
+/// Records what is noted of some statements, one by one, so that an error on the way leaves the rest noted. `tell`: the
+/// client as well, where the mode is warn. The ledger is given back before anybody is told anything.
+fn record(ledger: Borrowed<Ledger>, tell: bool, of: impl Fn(&Noted) -> bool) {
+    for noted in noted().iter_mut().filter(|noted| of(noted)) {
+        noted.highest = noted.rows(&ledger).unwrap_or(0);
+    }
+    drop(ledger);
+    loop {
+        let Some(place) = noted().iter().position(&of) else { return };
         let one = noted().remove(place);
-        let rows = one.rows(ledger);
+        let rows = (one.counted != Counted::Unknown).then_some(one.highest);
         let mut event = one.event;
         event.rows = rows;
         event.happens_now();

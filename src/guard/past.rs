@@ -6,7 +6,7 @@ use super::budget::{Past, Place, Serial};
 use super::decide::{self, Attempt};
 use super::further::Charged;
 use super::narrow::Estimate;
-use super::observe::Counted;
+use super::observe::{self, Counted};
 use super::{book, concern, lift, statement};
 use crate::raise::{Failure, Raise, guarded};
 use crate::settings;
@@ -43,7 +43,8 @@ pub fn limit(
         let past = match (past, &charge.more) {
             (None, Some(more)) => {
                 let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
-                more.charge(book::ledger(), &charged, book::goes_on)?
+                more.prepare(place.statement);
+                more.charge(&mut book::ledger(), &charged, book::goes_on)?
             }
             (past, _) => past,
         };
@@ -67,7 +68,12 @@ pub fn limit(
 #[cold]
 pub fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -> *mut Raise {
     guarded(|| {
-        concern::met(book::ledger(), binding, operation, rows, place, book::goes_on);
+        binding
+            .charges(operation)
+            .iter()
+            .flat_map(|charge| &charge.more)
+            .for_each(|more| more.prepare(place.statement));
+        concern::met(&mut book::ledger(), binding, operation, rows, place, book::goes_on);
         Ok(())
     })
 }
@@ -100,7 +106,10 @@ fn look_on(
 ) -> *mut Raise {
     guarded(|| {
         let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
-        let further = charge.more.as_ref().and_then(|more| more.observe(book::ledger(), &charged, book::goes_on));
+        let further = charge.more.as_ref().and_then(|more| {
+            more.prepare(place.statement);
+            more.observe(&mut book::ledger(), &charged, book::goes_on)
+        });
         let own =
             past.map(|past| (past, if past == Past::Transaction { Counted::Transaction } else { Counted::Statement }));
         let Some((past, counted)) = own.or(further) else { return Ok(()) };
@@ -136,7 +145,8 @@ pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) {
 pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
     let (meter, statement) = (attempt.meter, attempt.place.statement);
     if !book::ledger().is_noted(meter, statement) {
-        decide::look_on(book::ledger(), attempt, counted, reason);
+        let new = decide::to_note(attempt, counted, reason);
+        observe::note(book::ledger(), new);
         book::ledger().note(meter, statement, book::goes_on);
     }
 }

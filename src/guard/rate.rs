@@ -8,8 +8,8 @@ use core::cell::Cell;
 use super::budget::{Ledger, MeterId, Serial};
 use super::gcra::Rate;
 use super::rate_memory::{self, Known, Owner, Pinned};
-use crate::ffi::Backend;
 use crate::function::{Arguments, Returns, sql_function, value};
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 sql_function!(
     /// `rate_counters() → bigint[]`: the numbers of the view `rate_slots`.
@@ -45,17 +45,18 @@ pub type BucketId = usize;
 /// No room in the table of buckets.
 pub struct NoRoom;
 
-static BUCKETS: Backend<Vec<Bucket>> = Backend::new(Vec::new());
+static BUCKETS: BackendLocal<Vec<Bucket>> = BackendLocal::new(Vec::new());
 
-fn buckets() -> &'static mut Vec<Bucket> {
-    // SAFETY: single-threaded; no reference is kept across a call.
-    unsafe { &mut *BUCKETS.get() }
+#[track_caller]
+fn buckets() -> Borrowed<Vec<Bucket>> {
+    BUCKETS.borrow()
 }
 
 /// The session's place for a bucket. `meter` counts for it alone.
 pub fn add(owner: Owner, rate: Rate, meter: MeterId) -> BucketId {
-    buckets().push(Bucket { owner, rate, meter, known: None, held: None });
-    buckets().len() - 1
+    let mut buckets = buckets();
+    buckets.push(Bucket { owner, rate, meter, known: None, held: None });
+    buckets.len() - 1
 }
 
 /// Forgets all buckets. Only between transactions.
@@ -80,7 +81,8 @@ fn hold(bucket: &mut Bucket) -> Result<&mut Held, NoRoom> {
 /// When there is no room for the bucket itself.
 #[inline]
 pub fn take(id: BucketId, rows: u64) -> Result<bool, NoRoom> {
-    let Some(bucket) = buckets().get_mut(id) else { return Ok(true) };
+    let mut buckets = buckets();
+    let Some(bucket) = buckets.get_mut(id) else { return Ok(true) };
     let rate = bucket.rate;
     let held = hold(bucket)?;
     let now = rate_memory::now();
@@ -96,7 +98,8 @@ pub fn take(id: BucketId, rows: u64) -> Result<bool, NoRoom> {
 /// # Errors
 /// When there is no room for the bucket itself.
 pub fn take_what_there_is(id: BucketId, rows: u64) -> Result<u64, NoRoom> {
-    let Some(bucket) = buckets().get_mut(id) else { return Ok(rows) };
+    let mut buckets = buckets();
+    let Some(bucket) = buckets.get_mut(id) else { return Ok(rows) };
     let rate = bucket.rate;
     let held = hold(bucket)?;
     let now = rate_memory::now();
@@ -117,7 +120,8 @@ pub fn meter(id: BucketId) -> MeterId {
 
 /// Rows that can be taken now; as many as one likes where the bucket is not known yet.
 pub fn left(id: BucketId) -> u64 {
-    let Some(bucket) = buckets().get_mut(id) else { return u64::MAX };
+    let mut buckets = buckets();
+    let Some(bucket) = buckets.get_mut(id) else { return u64::MAX };
     let rate = bucket.rate;
     hold(bucket).map_or(0, |held| rate.left(held.pinned.full_at(), rate_memory::now()))
 }
@@ -125,7 +129,8 @@ pub fn left(id: BucketId) -> u64 {
 /// Nanoseconds until a statement that has taken `taken` rows can have all of them and one more, when it gives these back
 /// first; none when it never can.
 pub fn wait_for_one_more(id: BucketId, taken: u64) -> Option<u64> {
-    let bucket = buckets().get_mut(id)?;
+    let mut buckets = buckets();
+    let bucket = buckets.get_mut(id)?;
     let rate = bucket.rate;
     let held = bucket.held.as_ref()?;
     let now = rate_memory::now();

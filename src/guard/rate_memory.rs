@@ -9,7 +9,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
 
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::BackendLocal;
 use crate::settings;
 
 /// Whose bucket it is.
@@ -50,7 +51,7 @@ struct Table {
     buckets: *mut Bucket,
 }
 
-static TABLE: Backend<Option<Table>> = Backend::new(None);
+static TABLE: BackendLocal<Option<Table>> = BackendLocal::new(None);
 
 const TRANCHE: &core::ffi::CStr = c"pg_writeguard_rates";
 

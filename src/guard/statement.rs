@@ -18,7 +18,8 @@ use core::ptr;
 use pgrx::pg_sys;
 
 use super::budget::{Place, Serial};
-use crate::ffi::{self, Backend, Opaque};
+use crate::ffi::{self, Opaque};
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::token::statement::start_of;
 
 /// The outermost command now running, as the hooks saw it.
@@ -30,7 +31,8 @@ pub struct Outermost {
 }
 
 /// NULL portal: nothing of the client's runs, or what runs has no portal.
-static OUTERMOST: Backend<Outermost> = Backend::new(Outermost { portal: ptr::null_mut(), not_the_clients: false });
+const NOTHING: Outermost = Outermost { portal: ptr::null_mut(), not_the_clients: false };
+static OUTERMOST: BackendCell<Outermost> = BackendCell::new(NOTHING);
 
 /// What a frame around the executor or a utility command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,17 +51,17 @@ pub enum Frame {
 pub unsafe fn enter() -> Frame {
     // SAFETY: statics of this thread.
     unsafe {
-        let outermost = &mut *OUTERMOST.get();
+        let outermost = OUTERMOST.get();
         if !outermost.portal.is_null() || outermost.not_the_clients {
             return Frame::Inner;
         }
         let portal = pg_sys::ActivePortal;
         if portal.is_null() || !is_the_clients(portal) {
             // Nor is any portal that it opens inside.
-            outermost.not_the_clients = true;
+            OUTERMOST.set(Outermost { not_the_clients: true, ..NOTHING });
             return Frame::Outermost;
         }
-        outermost.portal = portal;
+        OUTERMOST.set(Outermost { portal, ..NOTHING });
         Frame::Outermost
     }
 }
@@ -85,7 +87,7 @@ unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
 pub unsafe fn clients_portal() -> pg_sys::Portal {
     // SAFETY: statics of this thread; the active portal is alive.
     unsafe {
-        let Outermost { portal, not_the_clients } = *OUTERMOST.get();
+        let Outermost { portal, not_the_clients } = OUTERMOST.get();
         let active = pg_sys::ActivePortal;
         if !portal.is_null() || not_the_clients || active.is_null() || !is_the_clients(active) {
             return portal;
@@ -102,7 +104,7 @@ pub unsafe fn clients_portal() -> pg_sys::Portal {
 pub unsafe fn is_over(returns: *const pg_sys::PlannedStmt, ran_out: bool) -> bool {
     // SAFETY: the outermost portal is alive while it runs, and so is its list.
     unsafe {
-        let portal = (*OUTERMOST.get()).portal;
+        let portal = OUTERMOST.get().portal;
         if portal.is_null() {
             return false;
         }
@@ -139,11 +141,7 @@ pub fn nothing_runs() -> bool {
 /// The outermost command returned.
 #[inline(always)]
 pub fn leave() {
-    // SAFETY: a static of this thread.
-    unsafe {
-        (*OUTERMOST.get()).portal = ptr::null_mut();
-        (*OUTERMOST.get()).not_the_clients = false;
-    }
+    OUTERMOST.set(NOTHING);
 }
 
 /// A (sub)transaction was rolled back. When nothing of the client's is active any more, an error took the outermost
@@ -188,7 +186,7 @@ struct State {
     all: Vec<Box<Statement>>,
 }
 
-static STATE: Backend<State> = Backend::new(State {
+static STATE: BackendLocal<State> = BackendLocal::new(State {
     touched: false,
     executed: None,
     last_serial: 0,
@@ -197,16 +195,16 @@ static STATE: Backend<State> = Backend::new(State {
     all: Vec::new(),
 });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded, and nothing below calls back into this file while it holds the reference.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// The statement that a covered write belongs to now; opens it when it is the first.
 pub fn current() -> Serial {
-    // SAFETY: statics of this thread; GetCurrentStatementStartTimestamp reads a static.
-    let (outermost, now) = unsafe { (*OUTERMOST.get(), ffi::GetCurrentStatementStartTimestamp()) };
-    let state = state();
+    // SAFETY: reads a static.
+    let (outermost, now) = (OUTERMOST.get(), unsafe { ffi::GetCurrentStatementStartTimestamp() });
+    let state = &mut *state();
     state.touched = true;
     if let Some(executed) = &state.executed {
         return executed.serial;
@@ -229,7 +227,7 @@ pub fn current() -> Serial {
 
 /// What runs from now on is the reviewed statement of a request, until [`end_execution`].
 pub fn begin_execution(text: String, parameters: usize) -> Serial {
-    let state = state();
+    let mut state = state();
     state.touched = true;
     state.last_serial += 1;
     state.executed = Some(Executed { serial: state.last_serial, text, parameters });
@@ -372,15 +370,19 @@ pub fn may_resume(serial: Serial) -> bool {
 /// The client's text of the current statement, without surrounding blanks and final semicolon; the reviewed text while
 /// a request is executed.
 pub fn text() -> String {
-    let state = state();
-    if let Some(executed) = &state.executed {
-        return executed.text.clone();
-    }
-    let Some(statement) = state.current.map(|current| &state.all[current]) else {
-        return String::new();
+    let text = {
+        let state = state();
+        if let Some(executed) = &state.executed {
+            return executed.text.clone();
+        }
+        let Some(statement) = state.current.map(|current| &state.all[current]) else {
+            return String::new();
+        };
+        // Cut from a C string, so there is no NUL inside.
+        std::ffi::CString::new(statement.text.as_slice())
     };
-    // Cut from a C string, so there is no NUL inside.
-    let text = std::ffi::CString::new(statement.text.as_slice()).map(|text| ffi::decode(&text)).unwrap_or_default();
+    // The conversion may be a function of somebody else's.
+    let text = text.map(|text| ffi::decode(&text)).unwrap_or_default();
     crate::token::statement::normalize(&text).to_owned()
 }
 
@@ -423,7 +425,7 @@ pub fn between_commands() {
 
 /// The transaction is over; a procedure that commits goes on in the same statement, which this tells.
 pub fn end_transaction() -> bool {
-    let state = state();
+    let state = &mut *state();
     state.executed = None;
     if core::mem::replace(&mut state.some_wait, false) {
         state.all.iter_mut().for_each(|statement| statement.awaits_portal = false);

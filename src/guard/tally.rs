@@ -14,7 +14,8 @@ use serde_json::value::RawValue;
 
 use super::binding::{Binding, Charge};
 use crate::error::Error;
-use crate::ffi::{self, Backend};
+use crate::ffi;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
@@ -64,11 +65,11 @@ struct Open {
     account: Account,
 }
 
-static OPEN: Backend<Vec<Open>> = Backend::new(Vec::new());
+static OPEN: BackendLocal<Vec<Open>> = BackendLocal::new(Vec::new());
 
-fn open_accounts() -> &'static mut Vec<Open> {
-    // SAFETY: single-threaded; no reference is kept across what may come back here.
-    unsafe { &mut *OPEN.get() }
+#[track_caller]
+fn open_accounts() -> Borrowed<Vec<Open>> {
+    OPEN.borrow()
 }
 
 /// Opens an account; [`close`] has to follow, whatever happens between.
@@ -108,10 +109,13 @@ pub fn wants_everything() -> bool {
 /// # Errors
 /// What looking for policies may raise.
 pub fn has_room(relation: pg_sys::Oid, name: &RelationName, operation: &str) -> Result<bool, Failure> {
-    let Some(open) = open_accounts().last() else { return Ok(false) };
     let of = |line: &&Line| line.name == *name && line.operation == operation;
-    let shown: usize = open.account.lines.iter().filter(of).map(|line| line.before.len()).sum();
-    Ok(shown < open.wanted.sample && (!open.wanted.respects_policies || catalog::shows_samples(relation)?))
+    let wanted = open_accounts().last().map(|open| {
+        let shown: usize = open.account.lines.iter().filter(of).map(|line| line.before.len()).sum();
+        (shown < open.wanted.sample, open.wanted.respects_policies)
+    });
+    let Some((has_room, respects_policies)) = wanted else { return Ok(false) };
+    Ok(has_room && (!respects_policies || catalog::shows_samples(relation)?))
 }
 
 /// A row as the open account shows it; none where it does not, or the reader may not see it.
@@ -127,9 +131,10 @@ pub unsafe fn show(
     tuple: pg_sys::HeapTuple,
     context: pg_sys::MemoryContext,
 ) -> Result<Option<String>, Failure> {
-    match open_accounts().last() {
+    let reader = open_accounts().last().map(|open| open.reader);
+    match reader {
         // SAFETY: the caller's promise.
-        Some(open) if !tuple.is_null() => unsafe { json(open.reader, named, relation, tuple, context) },
+        Some(reader) if !tuple.is_null() => unsafe { json(reader, named, relation, tuple, context) },
         _ => Ok(None),
     }
 }
@@ -145,7 +150,8 @@ pub fn note(
     rows: u64,
     (before, after): (Option<String>, Option<String>),
 ) -> Result<(), Failure> {
-    let Some(open) = open_accounts().last_mut() else { return Ok(()) };
+    let mut accounts = open_accounts();
+    let Some(open) = accounts.last_mut() else { return Ok(()) };
     let noted: u64 = open.account.lines.iter().map(|line| line.rows).sum();
     let left = open.wanted.most.saturating_sub(noted);
     if !open.account.stopped {
@@ -204,7 +210,8 @@ pub fn roll_back(level: i32) {
 
 /// A subtransaction of this level was released.
 pub fn release(level: i32) {
-    let Some(open) = open_accounts().last_mut() else { return };
+    let mut accounts = open_accounts();
+    let Some(open) = accounts.last_mut() else { return };
     for line in open.account.lines.iter_mut().filter(|line| line.level >= level) {
         line.level = level - 1;
     }

@@ -12,7 +12,8 @@ use super::binding::Binding;
 use super::book;
 use super::budget::Place;
 use super::narrow::Estimate;
-use crate::ffi::{self, Backend, Opaque};
+use crate::ffi::{self, Opaque};
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::session::Actor;
 use crate::words::Operation;
 
@@ -91,11 +92,11 @@ struct State {
     free: Vec<Box<Watch>>,
 }
 
-static STATE: Backend<State> = Backend::new(State { active: Vec::new(), free: Vec::new() });
+static STATE: BackendLocal<State> = BackendLocal::new(State { active: Vec::new(), free: Vec::new() });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; references end before the executor goes on.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// Whether any run is watched; one compare for a SELECT.
@@ -105,19 +106,19 @@ pub fn any() -> bool {
 }
 
 /// The watch that was found last. A watch is never freed, and one that is not in use has no child.
-static RECENT: Backend<*mut Watch> = Backend::new(ptr::null_mut());
+static RECENT: BackendCell<*mut Watch> = BackendCell::new(ptr::null_mut());
 
 /// The watch of a node's child.
 #[inline]
 pub fn of_child(child: *mut pg_sys::PlanState) -> *mut Watch {
     // SAFETY: NULL, or a boxed watch that is active or waits to be used again.
     unsafe {
-        let recent = *RECENT.get();
+        let recent = RECENT.get();
         if !recent.is_null() && (*recent).child == child {
             return recent;
         }
         let found = find(|watch| watch.child == child);
-        *RECENT.get() = found;
+        RECENT.set(found);
         found
     }
 }
@@ -253,16 +254,18 @@ pub unsafe fn activate(mut watch: Box<Watch>) {
 unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
     let gone: *mut Watch = argument.cast();
     book::close_tab(gone);
-    let state = state();
+    let mut state = state();
     if let Some(at) = state.active.iter().rposition(|watch| ptr::eq(&raw const **watch, gone)) {
-        let watch = state.active.swap_remove(at);
-        put_back(watch);
+        let mut watch = state.active.swap_remove(at);
+        watch.empty();
+        state.free.push(watch);
     }
 }
 
 /// The watches of a query, the innermost run first; `next` is where to go on looking.
 pub fn of_query(estate: *mut pg_sys::EState, next: &mut usize) -> *mut Watch {
-    let active = &mut state().active;
+    let mut state = state();
+    let active = &mut state.active;
     *next = (*next).min(active.len());
     while *next > 0 {
         *next -= 1;

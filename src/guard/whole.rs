@@ -13,13 +13,13 @@ use super::decide::{self, Attempt};
 use super::observe::Counted;
 use super::path::Step;
 use super::{concern, lift, narrow, past, statement};
-use crate::ffi::Backend;
+use crate::pg::backend_local::BackendLocal;
 use crate::raise::Failure;
 use crate::words::Operation;
 use crate::{session, settings};
 
 /// Room for the path to a scan, used again and again.
-static PATH: Backend<Vec<Step>> = Backend::new(Vec::new());
+static PATH: BackendLocal<Vec<Step>> = BackendLocal::new(Vec::new());
 
 /// Decides about the tables that a node would scan whole although a policy wants a condition, before the first row.
 ///
@@ -66,9 +66,9 @@ unsafe fn look_for_whole_scans(
                 .map(|(index, binding)| ((*target(index)).ri_RelationDesc, binding))
         };
         let relation = |table| find(table).map(|(relation, _)| relation);
-        let mut path = core::mem::take(&mut *PATH.get());
+        let mut path = core::mem::take(&mut *PATH.borrow());
         let whole = narrow::whole_scans((*plan).plan.lefttree, parameters, &relation, &mut path)?;
-        *PATH.get() = path;
+        *PATH.borrow() = path;
         for scan in whole {
             let Some((relation, binding)) = find(scan.table) else { continue };
             for operation in operations.iter().filter(|operation| binding.wants_where(**operation)) {

@@ -80,7 +80,7 @@ pub unsafe fn begin_plainly(query_desc: *mut pg_sys::QueryDesc, actor: Actor) ->
 unsafe fn watch_plainly(
     estate: *mut pg_sys::EState,
     node: *mut pg_sys::ModifyTableState,
-    binding: &Rc<Binding>,
+    binding: Rc<Binding>,
     actor: Actor,
 ) -> bool {
     // SAFETY: a node of the query that was just started; it has not run.
@@ -96,12 +96,12 @@ unsafe fn watch_plainly(
             && (*node).canSetTag
             && !(*target).ri_usesFdwDirectModify
             && !binding.wants_where(operation)
-            && !capture::wants(binding, &[operation])
+            && !capture::wants(&binding, &[operation])
             && !child.is_null();
         let Some(child_exec) = plain.then(|| (*child).ExecProcNodeReal).flatten() else { return false };
         if !binding.charges(operation).is_empty() {
             let mut watch = watch::fresh(kind, estate, actor);
-            watch.bindings.push(Some(Rc::clone(binding)));
+            watch.bindings.push(Some(binding));
             session::use_armed();
             put_in_front(watch, node, child_exec);
         }

@@ -9,7 +9,7 @@
 use std::rc::Rc;
 
 use pgrx::pg_sys;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use super::conditions::{self, Now};
 use super::model::Policy;
@@ -18,22 +18,34 @@ use super::resolve::{self, Candidate};
 use super::table::{self, Loaded, Place, Policies};
 use super::target::{self, Change};
 use crate::error::Error;
-use crate::ffi::{Backend, Foreign};
+use crate::ffi::Foreign;
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::raise::Failure;
 use crate::session::{Actor, role_name};
 use crate::words::{Operation, RelationName};
 
+// What invalidations read and change, apart from the rest: they come at any moment, whoever has that.
+
+/// What PostgreSQL tells of the extension's schema with, by its name; none: not registered for invalidations yet.
+static SCHEMA_HASH: BackendCell<Option<u32>> = BackendCell::new(None);
+/// See [`changes`].
+static CHANGES: BackendCell<u64> = BackendCell::new(1);
+/// See [`generation`].
+static GENERATION: BackendCell<u64> = BackendCell::new(1);
+/// The policies are those in the table.
+static VALID: BackendCell<bool> = BackendCell::new(false);
+/// The table is where it was, and the extension is installed or not as it was.
+static FOUND: BackendCell<bool> = BackendCell::new(false);
+/// Where the policies were found.
+static PLACE: BackendCell<Place> = BackendCell::new(Place::NotInstalled);
+/// What PostgreSQL tells of the roles with that policies name, and of acting roles, by their names. Never borrowed across
+/// anything that may take invalidations in.
+static ROLE_HASHES: BackendLocal<FxHashSet<u32>> = BackendLocal::new(FxHashSet::with_hasher(FxBuildHasher));
+/// Changes of roles that may matter to memberships.
+static ROLE_CHANGES: BackendCell<u64> = BackendCell::new(0);
+
+/// What was read.
 struct State {
-    /// What PostgreSQL tells of the extension's schema with, by its name; none: not registered for invalidations yet.
-    schema_hash: Option<u32>,
-    changes: u64,
-    generation: u64,
-    /// The policies are those in the table.
-    valid: bool,
-    /// The table is where it was, and the extension is installed or not as it was.
-    found: bool,
-    /// Where the policies were found.
-    place: Place,
     policies: Option<Rc<Policies>>,
     /// For which of the policies the conditions hold, by their places.
     in_force: Vec<bool>,
@@ -41,96 +53,79 @@ struct State {
     now: Option<Now>,
     /// Memberships by acting role, as of `roles_seen`.
     actors: FxHashMap<Actor, Rc<resolve::Actor>>,
-    /// What PostgreSQL tells of the roles with that policies name, and of acting roles, by their names.
-    role_hashes: FxHashSet<u32>,
-    /// Changes of roles that may matter to memberships.
-    role_changes: u64,
-    /// Of these, those that `actors` knows of.
+    /// Of the changes of roles, those that `actors` knows of.
     roles_seen: u64,
 }
 
-impl State {
-    /// All answers are stale.
-    fn drop_answers(&mut self) {
-        self.generation += 1;
-        self.changes += 1;
-    }
+fn count_one(number: &BackendCell<u64>) {
+    number.set(number.get().wrapping_add(1));
+}
 
-    /// Some are, or all.
-    fn note(&mut self, change: Change) {
-        match change {
-            Change::Nothing => {}
-            Change::Some => self.changes += 1,
-            Change::All => self.drop_answers(),
-        }
+/// All answers are stale.
+fn drop_answers() {
+    count_one(&GENERATION);
+    count_one(&CHANGES);
+}
+
+/// Some are, or all.
+fn note(change: Change) {
+    match change {
+        Change::Nothing => {}
+        Change::Some => count_one(&CHANGES),
+        Change::All => drop_answers(),
     }
 }
 
 /// Acting roles whose memberships this backend keeps; past that it starts again.
 const MOST_ACTORS: usize = 1_000;
 
-static STATE: Backend<Option<State>> = Backend::new(None);
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; references are dropped before anything that may process invalidations, except in
-    // `load`, which touches only fields the callbacks do not replace.
-    unsafe {
-        (*STATE.get()).get_or_insert_with(|| State {
-            schema_hash: None,
-            changes: 1,
-            generation: 1,
-            valid: false,
-            found: false,
-            place: Place::NotInstalled,
-            policies: None,
-            in_force: Vec::new(),
-            now: None,
-            actors: FxHashMap::default(),
-            role_hashes: FxHashSet::default(),
-            role_changes: 0,
-            roles_seen: 0,
-        })
-    }
+static STATE: BackendLocal<State> = BackendLocal::new(State {
+    policies: None,
+    in_force: Vec::new(),
+    now: None,
+    actors: FxHashMap::with_hasher(FxBuildHasher),
+    roles_seen: 0,
+});
+
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    let state = state();
-    if relation == pg_sys::InvalidOid || state.place == Place::Table(relation) {
-        state.valid = false;
-        state.drop_answers();
+    if relation == pg_sys::InvalidOid || PLACE.get() == Place::Table(relation) {
+        VALID.set(false);
+        drop_answers();
     } else {
-        let change = target::relation_changed(relation);
-        self::state().note(change);
+        note(target::relation_changed(relation));
     }
 }
 
 /// A role came, went, or got another name.
 unsafe extern "C-unwind" fn role_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    let state = state();
-    if hash == ALL || state.role_hashes.contains(&hash) {
-        state.role_changes += 1;
-        state.changes += 1;
+    if hash == ALL || ROLE_HASHES.borrow().contains(&hash) {
+        count_one(&ROLE_CHANGES);
+        count_one(&CHANGES);
     }
 }
 
 /// A role joined another one, or left it.
 unsafe extern "C-unwind" fn member_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
-    let state = state();
-    state.role_changes += 1;
-    state.changes += 1;
+    count_one(&ROLE_CHANGES);
+    count_one(&CHANGES);
 }
 
 /// A schema was made, renamed or dropped: by its OID, for the names of what is in it.
 unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
     let change = if hash == ALL { Change::All } else { target::schema_changed(hash) };
-    state().note(change);
+    note(change);
 }
 
 /// The same by its name: the extension may have come or gone.
 unsafe extern "C-unwind" fn schema_name_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    let state = state();
-    if hash == ALL || state.schema_hash == Some(hash) {
-        state.found = false;
-        state.drop_answers();
+    if hash == ALL || SCHEMA_HASH.get() == Some(hash) {
+        FOUND.set(false);
+        drop_answers();
     }
 }
 
@@ -140,27 +135,27 @@ const ALL: u32 = 0;
 /// A number that changes when any answer of this file may have. Invalidations must have been accepted.
 #[inline]
 pub fn changes() -> u64 {
-    state().changes
+    CHANGES.get()
 }
 
 /// A number that changes when all answers are stale at once; else [`target::take_changed`] tells which are.
 #[inline]
 pub fn generation() -> u64 {
-    state().generation
+    GENERATION.get()
 }
 
 /// Whether nothing has changed since `changes`, as far as that can be told without looking anything up.
 #[inline]
 pub fn answers_hold(changes: u64) -> bool {
-    let state = state();
-    state.changes == changes && state.now.as_ref().is_none_or(Now::is_current)
+    CHANGES.get() == changes && state().now.as_ref().is_none_or(Now::is_current)
 }
 
 /// Looks whether other policies are in force than before, or acting roles are members of others; all answers change with
 /// that.
 pub fn settle() {
     settle_conditions();
-    if let Some(policies) = state().policies.clone() {
+    let policies = state().policies.clone();
+    if let Some(policies) = policies {
         settle_roles(&policies);
     }
 }
@@ -169,19 +164,20 @@ fn settle_conditions() {
     if state().now.as_ref().is_none_or(Now::is_current) {
         return;
     }
-    if let Some(policies) = state().policies.clone() {
+    let policies = state().policies.clone();
+    if let Some(policies) = policies {
         let (in_force, now) = in_force(&policies);
-        let state = state();
+        let mut state = state();
         state.now = now;
         if state.in_force != in_force {
             state.in_force = in_force;
-            state.drop_answers();
+            drop_answers();
         }
     }
 }
 
 fn settle_roles(policies: &Policies) {
-    let seen = state().role_changes;
+    let seen = ROLE_CHANGES.get();
     if state().roles_seen == seen {
         return;
     }
@@ -189,9 +185,8 @@ fn settle_roles(policies: &Policies) {
         state().actors.iter().map(|(actor, known)| (*actor, Rc::clone(known))).collect();
     // A change that arrives while these are looked up makes another round, and so does an error.
     if known.iter().any(|(actor, known)| memberships(&actor.roles(), policies) != **known) {
-        let state = state();
-        state.actors.clear();
-        state.drop_answers();
+        state().actors.clear();
+        drop_answers();
     }
     state().roles_seen = seen;
 }
@@ -206,12 +201,12 @@ type Callback = unsafe extern "C-unwind" fn(pg_sys::Datum, i32, u32);
 
 /// Registers for invalidations, once per backend that writes. The slots for them are few in core.
 fn register() {
-    if state().schema_hash.is_some() {
+    if SCHEMA_HASH.get().is_some() {
         return;
     }
     let schema =
         target::hash_of(pg_sys::SysCacheIdentifier::NAMESPACENAME, pg_sys::Datum::from(table::SCHEMA.as_ptr()));
-    state().schema_hash = Some(schema);
+    SCHEMA_HASH.set(Some(schema));
     // Sets up the cache of names, which may take invalidations in; from then on taking a hash does not.
     role_hash("public");
     let nothing = pg_sys::Datum::from(0);
@@ -237,8 +232,8 @@ struct Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         if !self.done {
-            state().valid = false;
-            state().found = false;
+            VALID.set(false);
+            FOUND.set(false);
         }
     }
 }
@@ -250,23 +245,24 @@ impl Drop for Reading {
 fn policies() -> Result<Rc<Policies>, Foreign> {
     register();
     loop {
-        if state().found
-            && state().valid
+        if FOUND.get()
+            && VALID.get()
             && let Some(policies) = &state().policies
         {
             return Ok(Rc::clone(policies));
         }
         // Claimed before reading: a change that arrives while we read is not lost, it makes another round.
         let mut reading = Reading { done: false };
-        state().found = true;
+        FOUND.set(true);
         let place = table::find();
-        let same = core::mem::replace(&mut state().place, place) == place && state().policies.is_some();
-        if !(same && state().valid) {
-            state().valid = true;
+        let before = state().policies.clone();
+        let same = PLACE.replace(place) == place && before.is_some();
+        if !(same && VALID.get()) {
+            VALID.set(true);
             let policies = match place {
                 Place::NotInstalled => Policies::not_installed(),
                 Place::Missing => Policies::unreadable("table writeguard.policy is not there".into()),
-                Place::Table(table) => match Policies::read(table, state().policies.clone().as_deref())? {
+                Place::Table(table) => match Policies::read(table, before.as_deref())? {
                     Some(policies) => policies,
                     // Dropped since it was found.
                     None => continue,
@@ -274,11 +270,11 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
             };
             let (in_force, now) = in_force(&policies);
             let role_hashes = policies.roles.iter().filter_map(|role| role_hash(role)).collect();
-            let state = state();
+            *ROLE_HASHES.borrow() = role_hashes;
+            let mut state = state();
             state.policies = Some(Rc::new(policies));
             // Memberships are those in roles that policies name.
             state.actors.clear();
-            state.role_hashes = role_hashes;
             state.in_force = in_force;
             state.now = now;
         }
@@ -325,15 +321,16 @@ pub fn shows_samples(relation: pg_sys::Oid) -> Result<bool, Foreign> {
 /// The acting role with its memberships, for all roles that policies name.
 fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
     settle_roles(policies);
-    if let Some(known) = state().actors.get(&actor) {
-        return Rc::clone(known);
+    let known = state().actors.get(&actor).map(Rc::clone);
+    if let Some(known) = known {
+        return known;
     }
     let known = Rc::new(memberships(&actor.roles(), policies));
-    let state = state();
+    let mut state = state();
     if state.actors.len() >= MOST_ACTORS {
         // Of what is forgotten nobody could tell whether it comes out otherwise.
         state.actors.clear();
-        state.drop_answers();
+        drop_answers();
     }
     state.actors.insert(actor, Rc::clone(&known));
     known
@@ -349,7 +346,8 @@ fn role_hash(name: &str) -> Option<u32> {
 /// noticed.
 fn memberships(roles: &[pg_sys::Oid], policies: &Policies) -> resolve::Actor {
     let itself: FxHashSet<String> = roles.iter().map(|role| role_name(*role)).collect();
-    state().role_hashes.extend(itself.iter().filter_map(|name| role_hash(name)));
+    let hashes: Vec<u32> = itself.iter().filter_map(|name| role_hash(name)).collect();
+    ROLE_HASHES.borrow().extend(hashes);
     let member_of = policies
         .roles
         .iter()
@@ -379,7 +377,7 @@ pub struct Covering {
 /// foreign error when reading the policies was interrupted.
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
     if !target::has_room() {
-        state().drop_answers();
+        drop_answers();
     }
     let policies = policies()?;
     let none = policies.loaded.is_empty() && policies.broken.is_empty() && policies.unreadable.is_none();
@@ -422,7 +420,8 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
 
 /// Separates the places of policies that are in force from those that take no part now.
 fn by_force(places: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
-    places.into_iter().partition(|place| state().in_force.get(*place).copied().unwrap_or(true))
+    let state = state();
+    places.into_iter().partition(|place| state.in_force.get(*place).copied().unwrap_or(true))
 }
 
 /// A policy as `effective()` shows it.

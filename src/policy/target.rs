@@ -1,11 +1,11 @@
 //! The names by which policies can cover a relation: its own and its ancestors', and which answers depend on them.
 
 use pgrx::pg_sys;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use super::relation::{never_covered, parents, relation_name};
 use super::resolve::Target;
-use crate::ffi::Backend;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 /// More changed relations than this are taken as if all had changed.
 const MOST_CHANGED: usize = 1_000;
@@ -13,26 +13,29 @@ const MOST_CHANGED: usize = 1_000;
 const MOST_RELATIONS: usize = 20_000;
 
 /// What answers depend on, and for each the relations that they are about: a relation itself, and those below it.
-#[derive(Default)]
 struct Dependencies {
     on_relation: FxHashMap<u32, FxHashSet<u32>>,
     /// By the hash with which PostgreSQL tells of a changed schema; it tells no more than that.
     on_schema: FxHashMap<u32, FxHashSet<u32>>,
 }
 
-/// Apart from the rest, because invalidations read it at any moment.
-static DEPENDENCIES: Backend<Option<Dependencies>> = Backend::new(None);
-/// Relations whose answers are stale.
-static CHANGED: Backend<Option<FxHashSet<u32>>> = Backend::new(None);
+/// Apart from the rest, because invalidations read it at any moment: it is never borrowed across anything that may take
+/// them in.
+static DEPENDENCIES: BackendLocal<Dependencies> = BackendLocal::new(Dependencies {
+    on_relation: FxHashMap::with_hasher(FxBuildHasher),
+    on_schema: FxHashMap::with_hasher(FxBuildHasher),
+});
+/// Relations whose answers are stale. As above.
+static CHANGED: BackendLocal<FxHashSet<u32>> = BackendLocal::new(FxHashSet::with_hasher(FxBuildHasher));
 
-fn dependencies() -> &'static mut Dependencies {
-    // SAFETY: single-threaded; no reference outlives the expression it is used in.
-    unsafe { (*DEPENDENCIES.get()).get_or_insert_with(Dependencies::default) }
+#[track_caller]
+fn dependencies() -> Borrowed<Dependencies> {
+    DEPENDENCIES.borrow()
 }
 
-fn changed() -> &'static mut FxHashSet<u32> {
-    // SAFETY: as above.
-    unsafe { (*CHANGED.get()).get_or_insert_with(FxHashSet::default) }
+#[track_caller]
+fn changed() -> Borrowed<FxHashSet<u32>> {
+    CHANGED.borrow()
 }
 
 /// What a change means to the answers.
@@ -48,9 +51,10 @@ pub enum Change {
 
 fn note(about: Option<&FxHashSet<u32>>) -> Change {
     let Some(about) = about else { return Change::Nothing };
-    changed().extend(about);
-    if changed().len() > MOST_CHANGED {
-        changed().clear();
+    let mut changed = changed();
+    changed.extend(about);
+    if changed.len() > MOST_CHANGED {
+        changed.clear();
         return Change::All;
     }
     Change::Some
@@ -68,7 +72,7 @@ pub fn schema_changed(hash: u32) -> Change {
 
 /// The relations whose answers are stale; they are not told of again.
 pub fn take_changed() -> FxHashSet<u32> {
-    core::mem::take(changed())
+    core::mem::take(&mut *changed())
 }
 
 /// From now on a change of `on` makes the answer about `relation` stale.
@@ -94,10 +98,12 @@ pub fn hash_of(cache: pg_sys::SysCacheIdentifier::Type, key: pg_sys::Datum) -> u
 /// Makes room for the dependencies of one more answer, before it is made, so that its own are not forgotten. False when
 /// those of all others were forgotten for it.
 pub fn has_room() -> bool {
-    if dependencies().on_relation.len() <= MOST_RELATIONS {
+    let mut dependencies = dependencies();
+    if dependencies.on_relation.len() <= MOST_RELATIONS {
         return true;
     }
-    *dependencies() = Dependencies::default();
+    dependencies.on_relation.clear();
+    dependencies.on_schema.clear();
     false
 }
 

@@ -8,11 +8,11 @@ use core::sync::atomic::Ordering;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::histogram::bucket_of;
 use super::memory::{self, Entry, Key};
-use crate::ffi::Backend;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::words::{Operation, RelationName};
 
 /// Place of a table's counters in this session, by role; its operations follow in the order of [`Operation::ALL`].
@@ -43,22 +43,17 @@ struct State {
     known: FxHashMap<(Rc<RelationName>, u32), StatId>,
 }
 
-static STATE: Backend<Option<State>> = Backend::new(None);
+static STATE: BackendLocal<State> =
+    BackendLocal::new(State { locals: Vec::new(), tables: Vec::new(), known: FxHashMap::with_hasher(FxBuildHasher) });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; no reference is kept across a call.
-    unsafe {
-        (*STATE.get()).get_or_insert_with(|| State {
-            locals: Vec::new(),
-            tables: Vec::new(),
-            known: FxHashMap::default(),
-        })
-    }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// The place of a table's counters for a role. Looks nothing up in shared memory yet.
 pub fn place_of(relation: &Rc<RelationName>, role: pg_sys::Oid) -> StatId {
-    let state = state();
+    let mut state = state();
     let key = (Rc::clone(relation), u32::from(role));
     if let Some(known) = state.known.get(&key) {
         return *known;
@@ -80,7 +75,7 @@ pub fn place_of(relation: &Rc<RelationName>, role: pg_sys::Oid) -> StatId {
 
 /// Forgets all places. Only between transactions, when nobody holds a [`StatId`].
 pub fn clear() {
-    let state = state();
+    let mut state = state();
     state.locals.clear();
     state.tables.clear();
     state.known.clear();
@@ -114,8 +109,7 @@ impl State {
 /// Counts rows that a statement changed. Neither raises nor looks anything up after the first time.
 #[inline]
 pub fn count(place: StatId, operation: Operation, rows: u64, statement: u64) {
-    // SAFETY: single-threaded; no reference is kept across a call.
-    let Some(state) = (unsafe { (*STATE.get()).as_mut() }) else { return };
+    let state = &mut *state();
     let Some(local) = state.locals.get_mut(place + operation as usize) else { return };
     if rows == 1 && local.statement != statement && local.is_current() {
         local.statement = statement;

@@ -13,7 +13,7 @@ use pgrx::pg_sys;
 use rustc_hash::FxHasher;
 
 use super::histogram::BUCKETS;
-use crate::ffi::Backend;
+use crate::pg::backend_local::BackendLocal;
 use crate::settings;
 use crate::words::Operation;
 
@@ -132,7 +132,7 @@ struct Table {
     entries: *mut Entry,
 }
 
-static TABLE: Backend<Option<Table>> = Backend::new(None);
+static TABLE: BackendLocal<Option<Table>> = BackendLocal::new(None);
 
 const TRANCHE: &core::ffi::CStr = c"pg_writeguard_stat";
 

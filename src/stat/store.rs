@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::histogram::{BUCKETS, without_empty_end};
 use super::memory::{self, Key, Numbers};
-use crate::ffi::Backend;
+use crate::pg::backend_local::BackendLocal;
 use crate::raise::{guarded, log_line};
 use crate::words::Operation;
 
@@ -159,16 +159,14 @@ struct Written {
     sums: (usize, u64, u64, u64),
 }
 
-static WRITTEN: Backend<Written> = Backend::new(Written { at: None, sums: (0, 0, 0, 0) });
+static WRITTEN: BackendLocal<Written> = BackendLocal::new(Written { at: None, sums: (0, 0, 0, 0) });
 
 /// Writes the file when it is time; for the launcher. `exists` tells of a database.
 pub fn write_every_minute(exists: impl Fn(pg_sys::Oid) -> bool) {
-    // SAFETY: single-threaded; the reference is not kept.
-    let written = unsafe { &mut *WRITTEN.get() };
-    if written.at.is_some_and(|at| at.elapsed() < PAUSE) {
+    if WRITTEN.borrow().at.is_some_and(|at| at.elapsed() < PAUSE) {
         return;
     }
-    written.at = Some(Instant::now());
+    WRITTEN.borrow().at = Some(Instant::now());
     let mut numbers = memory::numbers(|_| true);
     let mut databases: Vec<pg_sys::Oid> = numbers.iter().map(|numbers| numbers.key.database).collect();
     databases.sort_unstable_by_key(|database| u32::from(*database));
@@ -182,8 +180,9 @@ pub fn write_every_minute(exists: impl Fn(pg_sys::Oid) -> bool) {
         let others = others.wrapping_add(one.refused).wrapping_add(one.overridden).wrapping_add(one.largest);
         (count, total, rows.wrapping_add(one.rows_of_more), others)
     });
-    if sums == written.sums || write(&numbers) {
-        written.sums = sums;
+    let is_written = WRITTEN.borrow().sums == sums;
+    if is_written || write(&numbers) {
+        WRITTEN.borrow().sums = sums;
         // SAFETY: reads the clock.
         memory::note_stored(unsafe { pg_sys::GetCurrentTimestamp() });
     }

@@ -8,17 +8,19 @@
 //! A row that could not be kept is remembered as such: the override is then refused rather than left without its rows.
 
 use core::ptr;
+use std::rc::Rc;
 
 use pgrx::{IntoDatum, pg_sys};
 
 use super::print::Image;
 use super::table::Table;
 use crate::error::Error;
-use crate::ffi::{self, Backend};
+use crate::ffi;
 use crate::guard::binding::Binding;
 use crate::guard::budget::Serial;
 use crate::guard::image::Versions;
 use crate::guard::{lift, statement};
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::model::Keep;
 use crate::raise::Failure;
 use crate::words::{Operation, RelationName};
@@ -72,7 +74,7 @@ struct State {
     spans: Vec<Span>,
     statements: Vec<Kept>,
     lost: Vec<Lost>,
-    tables: Vec<(Serial, Table)>,
+    tables: Vec<(Serial, Rc<Table>)>,
     /// The change that is being taken back, and how long that is kept. Only while `lift` says that rows are put back.
     undo: Option<(i64, Keep)>,
 }
@@ -81,7 +83,7 @@ struct State {
 /// number of the change that it takes back.
 const UNDO: Serial = 1 << 63;
 
-static STATE: Backend<State> = Backend::new(State {
+static STATE: BackendLocal<State> = BackendLocal::new(State {
     store: ptr::null_mut(),
     descriptor: ptr::null_mut(),
     next: 0,
@@ -92,9 +94,9 @@ static STATE: Backend<State> = Backend::new(State {
     undo: None,
 });
 
-fn state() -> &'static mut State {
-    // SAFETY: single-threaded; no reference is kept across SPI or other people's code.
-    unsafe { &mut *STATE.get() }
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
 }
 
 /// Whether a statement that starts now may turn out to be overridden, or keeps its rows anyway.
@@ -123,7 +125,8 @@ pub fn lose(statement: Serial, relation: &RelationName, reason: Reason) {
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
     statement::touch();
-    let lost = &mut state().lost;
+    let mut state = state();
+    let lost = &mut state.lost;
     lost.retain(|lost| lost.statement == statement || may_matter(lost.statement));
     let known = |one: &Lost| one.statement == statement && one.level == level && one.relation == *relation;
     if !lost.iter().any(known) {
@@ -136,7 +139,8 @@ pub fn lose(statement: Serial, relation: &RelationName, reason: Reason) {
 /// # Errors
 /// WG008 with the reason.
 pub fn check(statement: Serial) -> Result<(), Error> {
-    let Some(lost) = state().lost.iter().find(|lost| lost.statement == statement) else { return Ok(()) };
+    let state = state();
+    let Some(lost) = state.lost.iter().find(|lost| lost.statement == statement) else { return Ok(()) };
     let name = lost.relation.to_sql();
     let (reason, hint) = match lost.reason {
         Reason::Late => (
@@ -248,36 +252,33 @@ unsafe fn print(
         }
         let (old, new) = ((versions.relation, versions.old), (versions.new_relation, versions.new));
         let to = if ptr::eq(versions.relation, versions.new_relation) {
-            from
+            Rc::clone(&from)
         } else {
             match table(serial, versions.new_relation)? {
                 Some(to) => to,
                 None => return Ok(None),
             }
         };
-        let (was, is) = from.changed(old, to, new, context)?;
+        let (was, is) = from.changed(old, &to, new, context)?;
         Ok(Some((from.root, Operation::Update.word(), was, Some(is))))
     }
 }
 
 /// How the relation's rows are kept in this statement; none where it has no primary key.
-unsafe fn table(serial: Serial, relation: pg_sys::Relation) -> Result<Option<&'static Table>, Failure> {
+unsafe fn table(serial: Serial, relation: pg_sys::Relation) -> Result<Option<Rc<Table>>, Failure> {
     // SAFETY: the relation is open.
     let oid = unsafe { (*relation).rd_id };
-    let known = |state: &'static State| {
-        let mut tables = state.tables.iter();
-        tables.find(|(of, table)| *of == serial && table.relation == oid).map(|(_, table)| table)
-    };
-    if let Some(table) = known(state()) {
-        return Ok(Some(table));
+    let is_it = |(of, table): &&(Serial, Rc<Table>)| *of == serial && table.relation == oid;
+    let known = state().tables.iter().find(is_it).map(|(_, table)| Rc::clone(table));
+    if known.is_some() {
+        return Ok(known);
     }
     // SAFETY: as above.
-    if let Some(table) = unsafe { Table::of(relation) }? {
-        let tables = &mut state().tables;
-        tables.retain(|(of, _)| *of == serial || settings::capture_undo() || may_matter(*of));
-        tables.push((serial, table));
-    }
-    Ok(known(state()))
+    let Some(table) = unsafe { Table::of(relation) }?.map(Rc::new) else { return Ok(None) };
+    let tables = &mut state().tables;
+    tables.retain(|(of, _)| *of == serial || settings::capture_undo() || may_matter(*of));
+    tables.push((serial, Rc::clone(&table)));
+    Ok(Some(table))
 }
 
 unsafe fn put(
@@ -289,16 +290,24 @@ unsafe fn put(
     was: Image,
     is: Option<Image>,
 ) {
-    let state = state();
-    match state.statements.iter_mut().rev().find(|kept| kept.serial == serial) {
-        Some(kept) if kept.keep < *keep => kept.keep = keep.clone(),
-        Some(_) => {}
-        None => {
-            forget(state);
-            let text = session::without_token(statement::text());
-            state.statements.push(Kept { serial, undoes, text, keep: keep.clone() });
-        }
+    let is_known = {
+        let mut state = state();
+        let known = state.statements.iter_mut().rev().find(|kept| kept.serial == serial);
+        known
+            .map(|kept| {
+                if kept.keep < *keep {
+                    kept.keep = keep.clone()
+                }
+            })
+            .is_some()
+    };
+    if !is_known {
+        let text = session::without_token(statement::text());
+        let mut state = state();
+        forget(&mut state);
+        state.statements.push(Kept { serial, undoes, text, keep: keep.clone() });
     }
+    let state = &mut *state();
     // SAFETY: the store lives as long as the transaction, and copies what it is given.
     unsafe {
         if state.store.is_null() {
@@ -381,10 +390,12 @@ unsafe fn begin(state: &mut State) {
     (state.store, state.descriptor) = unsafe { new_store(&COLUMNS) };
 }
 
-/// The statements that have rows left.
-pub fn statements() -> impl Iterator<Item = &'static Kept> {
-    let state = state();
-    state.statements.iter().filter(|kept| state.spans.iter().any(|span| span.statement == kept.serial))
+/// The statements that have rows left; they are not told of again.
+pub fn take_statements() -> Vec<Kept> {
+    let state = &mut *state();
+    let mut statements = core::mem::take(&mut state.statements);
+    statements.retain(|kept| state.spans.iter().any(|span| span.statement == kept.serial));
+    statements
 }
 
 /// Visits the rows that are left, in their order, each with its statement. Only once.
@@ -394,11 +405,14 @@ pub fn statements() -> impl Iterator<Item = &'static Kept> {
 pub unsafe fn for_each_row(mut visit: impl FnMut(Serial, *mut pg_sys::TupleTableSlot)) {
     // SAFETY: the store and its descriptor belong together.
     unsafe {
-        let state = state();
-        let slot = pg_sys::MakeSingleTupleTableSlot(state.descriptor, &raw const pg_sys::TTSOpsMinimalTuple);
-        let mut spans = state.spans.iter().peekable();
+        let (store, descriptor, spans) = {
+            let mut state = state();
+            (state.store, state.descriptor, core::mem::take(&mut state.spans))
+        };
+        let slot = pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsMinimalTuple);
+        let mut spans = spans.iter().peekable();
         let mut number = 0;
-        while pg_sys::tuplestore_gettupleslot(state.store, true, false, slot) {
+        while pg_sys::tuplestore_gettupleslot(store, true, false, slot) {
             while spans.peek().is_some_and(|span| span.to <= number) {
                 spans.next();
             }
@@ -425,14 +439,14 @@ pub fn columns_of(root: pg_sys::Oid) -> Option<serde_json::Value> {
 
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
-    let state = state();
+    let mut state = state();
     state.spans.retain(|span| span.level < level);
     state.lost.retain(|lost| lost.level < level);
 }
 
 /// A subtransaction of this level was released.
 pub fn release(level: i32) {
-    let state = state();
+    let mut state = state();
     state.spans.iter_mut().filter(|span| span.level >= level).for_each(|span| span.level = level - 1);
     state.lost.iter_mut().filter(|lost| lost.level >= level).for_each(|lost| lost.level = level - 1);
 }
@@ -440,16 +454,18 @@ pub fn release(level: i32) {
 /// The transaction commits, and what is kept was stored or is not needed. The file is closed here, because PostgreSQL
 /// takes one that is open at a commit for a leak.
 pub fn close() {
-    let state = state();
-    state.spans.clear();
-    let store = core::mem::replace(&mut state.store, ptr::null_mut());
+    let store = {
+        let mut state = state();
+        state.spans.clear();
+        core::mem::replace(&mut state.store, ptr::null_mut())
+    };
     // SAFETY: the transaction's own, and nobody reads it now.
     unsafe { pg_sys::tuplestore_end(store) };
 }
 
 /// The transaction is over, and its memory goes.
 pub fn end_transaction() {
-    let state = state();
+    let mut state = state();
     if state.store.is_null() && state.lost.is_empty() && state.tables.is_empty() && state.undo.is_none() {
         return;
     }

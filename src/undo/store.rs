@@ -101,7 +101,7 @@ pub fn before_commit(overridden: &[Overridden]) -> Result<Vec<(Serial, i64)>, Er
     }
     owner::connect(|client| {
         let mut changes: Vec<(Serial, i64)> = Vec::new();
-        for kept in keep::statements() {
+        for kept in &keep::take_statements() {
             let lifted = overridden.iter().find(|one| one.statement == kept.serial);
             if lifted.is_some() || kept.undoes.is_some() || settings::capture_undo() {
                 changes.push((kept.serial, new_change(client, kept, lifted.and_then(|one| one.approval))?));

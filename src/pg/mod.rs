@@ -1,0 +1,3 @@
+//! PostgreSQL's side of the house: what everything else reaches the server by.
+
+pub mod backend_local;
