@@ -84,9 +84,10 @@ CREATE FUNCTION writeguard.queue_counters() RETURNS bigint[]
 COMMENT ON FUNCTION writeguard.queue_counters IS 'the numbers of writeguard.event_queue';
 
 CREATE VIEW writeguard.event_queue AS
-    SELECT c.n[1] AS waiting, c.n[2] AS stored, c.n[3] AS late, c.n[4] AS in_log_only, c.n[5] AS summed_up
+    SELECT c.n[1] AS waiting, c.n[2] AS stored, c.n[3] AS late, c.n[4] AS in_log_only, c.n[5] AS summed_up,
+           c.n[6] AS set_aside, c.n[7] AS unsent
     FROM (SELECT writeguard.queue_counters() AS n) AS c;
-COMMENT ON VIEW writeguard.event_queue IS 'since the server started, in all databases: events that wait, were stored, were late for their error, found no room; were told of as a number only';
+COMMENT ON VIEW writeguard.event_queue IS 'since the server started, in all databases: events that wait, were stored, were late for their error, are in the server log only; were told of as a number only; that the table did not take; and how often notifications could not be sent';
 
 CREATE FUNCTION writeguard.rate_counters() RETURNS bigint[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE

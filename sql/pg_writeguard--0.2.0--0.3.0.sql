@@ -4,6 +4,13 @@
 -- Nothing that somebody made in the schema has a part in what follows.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+CREATE OR REPLACE VIEW writeguard.event_queue AS
+    SELECT c.n[1] AS waiting, c.n[2] AS stored, c.n[3] AS late, c.n[4] AS in_log_only, c.n[5] AS summed_up,
+           c.n[6] AS set_aside, c.n[7] AS unsent
+    FROM (SELECT writeguard.queue_counters() AS n) AS c;
+COMMENT ON VIEW writeguard.event_queue IS 'since the server started, in all databases: events that wait, were stored, were late for their error, are in the server log only; were told of as a number only; that the table did not take; and how often notifications could not be sent';
+COMMENT ON TABLE writeguard.outbox IS 'Events whose notification the worker has still to send; negative: counted already';
+
 CREATE OR REPLACE FUNCTION writeguard.check_setup()
     RETURNS TABLE (severity text, subject text, problem text, fix text)
     LANGUAGE sql STABLE PARALLEL UNSAFE SECURITY DEFINER
@@ -13,7 +20,8 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
             SELECT f.*, pg_catalog.pg_is_in_recovery() AS standby
             FROM pg_catalog.jsonb_to_record(writeguard.setup_facts())
                  AS f (preloaded boolean, library text, late bigint, in_log_only bigint, waiting_since timestamptz,
-                       policies jsonb, looking_on jsonb, stat_evicted bigint, stat_behind bigint)
+                       policies jsonb, looking_on jsonb, stat_evicted bigint, stat_behind bigint, set_aside bigint,
+                       unsent_since timestamptz, kept_worker boolean, starved bigint)
         ),
         settings AS MATERIALIZED (
             SELECT s.name, s.setting, s.reset_val, s.source, s.pending_restart FROM pg_catalog.pg_settings AS s
@@ -90,11 +98,39 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
             WHERE f.waiting_since < pg_catalog.clock_timestamp() - interval '10 seconds'
         UNION ALL
             SELECT 'warning', 'event queue',
-                   pg_catalog.format('%s events since the server started are in the server log only', f.in_log_only),
+                   pg_catalog.format('%s events since the server started found no room and are in the server log only',
+                                     f.in_log_only - f.set_aside),
                    pg_catalog.format('ALTER SYSTEM SET writeguard.event_queue_size = ''%skB''; -- and restart the server',
                                      2 * s.setting::pg_catalog.int8)
             FROM facts AS f CROSS JOIN settings AS s
-            WHERE f.in_log_only > 0 AND s.name = 'writeguard.event_queue_size'
+            WHERE f.in_log_only > f.set_aside AND s.name = 'writeguard.event_queue_size'
+        UNION ALL
+            SELECT 'warning', 'event table',
+                   pg_catalog.format('%s events since the server started could not be stored and are in the server log only, which says why: a trigger or a constraint on the table, say',
+                                     f.set_aside),
+                   'SELECT pg_catalog.pg_get_triggerdef(oid) FROM pg_catalog.pg_trigger WHERE tgrelid = ''writeguard.event''::regclass AND NOT tgisinternal;'
+            FROM facts AS f WHERE f.set_aside > 0
+        UNION ALL
+            SELECT 'warning', 'notifications',
+                   pg_catalog.format('those of this database could not be sent since %s; the server log says why, such as a session that LISTENs in an open transaction',
+                                     f.unsent_since),
+                   'SELECT pid, xact_start, query FROM pg_catalog.pg_stat_activity WHERE state LIKE ''idle in transaction%'' ORDER BY xact_start;'
+            FROM facts AS f WHERE f.unsent_since IS NOT NULL
+        UNION ALL
+            SELECT 'warning', 'max_worker_processes',
+                   CASE WHEN f.kept_worker
+                       THEN pg_catalog.format('%s times since the server started no background worker slot was free for storing events, and the one worker that is kept ready did it alone',
+                                              f.starved)
+                       ELSE 'it has no room for the worker that is kept ready to store events: they wait while others have taken all slots' END,
+                   pg_catalog.format('ALTER SYSTEM SET max_worker_processes = %s; -- and restart the server',
+                                     s.setting::pg_catalog.int4 + 8)
+            FROM facts AS f CROSS JOIN settings AS s
+            WHERE f.preloaded AND NOT f.standby AND s.name = 'max_worker_processes'
+              AND (f.starved > 0
+                   OR NOT f.kept_worker AND EXISTS (
+                       SELECT FROM pg_catalog.pg_stat_activity AS a
+                       WHERE a.backend_type = 'pg_writeguard launcher'
+                         AND a.backend_start < pg_catalog.clock_timestamp() - interval '5 seconds'))
         UNION ALL
             SELECT 'note', 'event queue',
                    pg_catalog.format('%s refusals since the server started went out before their event was stored', f.late),

@@ -98,7 +98,7 @@ CREATE INDEX event_approval ON writeguard.event (approval) WHERE approval IS NOT
 CREATE TABLE writeguard.outbox (
     event bigint NOT NULL
 );
-COMMENT ON TABLE writeguard.outbox IS 'Events whose notification the worker has still to send';
+COMMENT ON TABLE writeguard.outbox IS 'Events whose notification the worker has still to send; negative: counted already';
 
 -- Members of pg_write_all_data may write every table; these are the owner's alone.
 CREATE FUNCTION writeguard.owner_only() RETURNS trigger

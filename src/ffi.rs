@@ -65,8 +65,6 @@ unsafe extern "C-unwind" {
 
     // Reads the transaction's state and returns.
     pub fn IsTransactionBlock() -> bool;
-    // An unknown name gives NULL.
-    pub fn GetPortalByName(name: *const c_char) -> pg_sys::Portal;
     // Without `throw_error` an unknown name gives NULL.
     pub fn FetchPreparedStatement(name: *const c_char, throw_error: bool) -> *mut pg_sys::PreparedStatement;
 

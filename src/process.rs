@@ -1,8 +1,10 @@
 //! What the background processes have in common: how they are started, connected and set up.
 
 use core::ffi::{CStr, c_char, c_int};
+use std::panic::AssertUnwindSafe;
 
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, ereport};
 
@@ -39,9 +41,8 @@ pub fn exists(database: pg_sys::Oid) -> bool {
     })
 }
 
-/// Asks the postmaster for a worker of that name and main function. When it has no place for one, the next look tries
-/// again.
-pub fn start(database: pg_sys::Oid, name: &CStr, function: &CStr) {
+/// Asks the postmaster for a worker of that name and main function. False when it has no place for one.
+pub fn start(database: pg_sys::Oid, name: &CStr, function: &CStr) -> bool {
     let mut worker = pg_sys::BackgroundWorker::default();
     let put = |field: &mut [c_char], text: &CStr| {
         for (to, from) in field.iter_mut().zip(text.to_bytes_with_nul()) {
@@ -60,14 +61,114 @@ pub fn start(database: pg_sys::Oid, name: &CStr, function: &CStr) {
     // SAFETY: the handle is not kept; the postmaster tells us by SIGUSR1 when the worker starts or ends.
     unsafe {
         worker.bgw_notify_pid = pg_sys::MyProcPid;
-        if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, core::ptr::null_mut()) {
-            ereport!(
-                PgLogLevel::LOG,
-                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                "pg_writeguard: no background worker slot is free for storing events; raise max_worker_processes"
-            );
+        pg_sys::RegisterDynamicBackgroundWorker(&mut worker, core::ptr::null_mut())
+    }
+}
+
+/// Why a transaction of a background process did not commit.
+pub struct Failed {
+    class: (u8, u8),
+    code: PgSqlErrorCode,
+    /// The file of PostgreSQL's source that raised it.
+    file: String,
+    pub message: String,
+}
+
+impl Failed {
+    fn of(error: &CaughtError) -> Self {
+        let (CaughtError::PostgresError(report)
+        | CaughtError::ErrorReport(report)
+        | CaughtError::RustPanic { ereport: report, .. }) = error;
+        let code = report.sql_error_code();
+        // Characters of six bits each, as MAKE_SQLSTATE packs them.
+        let letter = |place: i32| (((code as i32 >> (6 * place)) & 0x3f) as u8).wrapping_add(b'0');
+        Self {
+            class: (letter(0), letter(1)),
+            code,
+            file: report.file().to_owned(),
+            message: report.message().to_owned(),
         }
     }
+
+    /// Whether the error is about the moment and not about what was to be done: a connection, a conflict with others,
+    /// resources, somebody's lock, an operator, the system.
+    pub fn is_about_the_moment(&self) -> bool {
+        // Some errors of the system, such as a file that is too large, have the code of an internal error.
+        const OF_STORAGE: [&str; 5] = ["md.c", "fd.c", "smgr.c", "slru.c", "xlog.c"];
+        let file = self.file.rsplit('/').next().unwrap_or_default();
+        let is_system = self.code == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR && OF_STORAGE.contains(&file);
+        is_system || [b"08", b"40", b"53", b"55", b"57", b"58"].iter().any(|class| (class[0], class[1]) == self.class)
+    }
+
+    /// Whether a number is taken already, or there are no more of them.
+    pub fn is_about_numbers(&self) -> bool {
+        matches!(
+            self.code,
+            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION | PgSqlErrorCode::ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED
+        )
+    }
+}
+
+/// Runs one transaction. An error of whatever kind, that of the commit included, rolls it back and is given to the caller:
+/// the process goes on.
+///
+/// # Errors
+/// What `body` or the commit raises.
+pub fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Failed> {
+    // SAFETY: the order of calls is that of a backend's main loop around a command.
+    unsafe {
+        let attempted = PgTryBuilder::new(AssertUnwindSafe(|| {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let result = body();
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            Ok(result)
+        }))
+        .catch_others(|error| Err(Failed::of(&error)))
+        .execute();
+        if attempted.is_err() {
+            pg_sys::AbortCurrentTransaction();
+        }
+        attempted
+    }
+}
+
+/// Runs a part of a transaction; an error rolls back this part alone and is given to the caller.
+///
+/// # Errors
+/// What `body` raises.
+pub fn in_subtransaction<T>(body: impl FnOnce() -> T) -> Result<T, Failed> {
+    // SAFETY: the order of calls is that of core's own procedural languages around a block that catches errors.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(core::ptr::null());
+        let attempted =
+            PgTryBuilder::new(AssertUnwindSafe(|| Ok(body()))).catch_others(|error| Err(Failed::of(&error))).execute();
+        if attempted.is_ok() {
+            pg_sys::ReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+        attempted
+    }
+}
+
+/// A table or sequence of the extension; InvalidOid where it is not there.
+pub fn own_table(name: &CStr) -> pg_sys::Oid {
+    // SAFETY: syscache look-ups that give InvalidOid for what is not there.
+    unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true)) }
+}
+
+/// A statement of our own that fails ends its transaction.
+pub fn must<T>(result: Result<T, pgrx::spi::Error>) -> T {
+    result.unwrap_or_else(|error| {
+        ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("own statement failed: {error}"));
+        unreachable!("an ERROR does not return")
+    })
 }
 
 /// The first thing that a worker does: connects to the database that [`start`] gave it as its argument.

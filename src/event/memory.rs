@@ -57,8 +57,34 @@ struct Block {
 #[derive(Clone, Copy)]
 pub struct Serving {
     pub database: pg_sys::Oid,
+    /// 0: nobody serves it now.
     pub pid: i32,
     pub latch: *mut pg_sys::Latch,
+    /// The last one that served it left because there was nothing more to do.
+    pub is_done: bool,
+}
+
+/// The worker that is registered with the postmaster from the start, so that it has a slot whoever takes all others. It waits
+/// without a database until it is given one.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Kept {
+    /// 0: it is not there, or on its way out.
+    pub pid: i32,
+    pub latch: *mut pg_sys::Latch,
+    /// The database it was given; InvalidOid while it waits for one.
+    pub database: pg_sys::Oid,
+}
+
+/// A database whose notifications could not be sent, and when that is tried again.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Unsent {
+    /// InvalidOid: the place is free.
+    pub database: pg_sys::Oid,
+    pub since: pg_sys::TimestampTz,
+    pub attempts: u32,
+    pub next: pg_sys::TimestampTz,
 }
 
 /// How far the pruner got with the database that it was sent to last; there is one at a time.
@@ -81,6 +107,8 @@ pub struct Header {
     pub free_block: u32,
     pub launcher: *mut pg_sys::Latch,
     pub serving: [Serving; MOST_WORKERS],
+    pub kept: Kept,
+    pub unsent: [Unsent; MOST_WORKERS],
     pub visited: pg_sys::Oid,
     pub visit: Visit,
     /// Refusals that went out before their event was on disk.
@@ -88,6 +116,12 @@ pub struct Header {
     /// Events that found no room, and are in the server log only.
     pub unqueued: AtomicU64,
     pub stored: AtomicU64,
+    /// Events that the table does not take; they are in the server log only, and among [`Header::unqueued`] as well.
+    pub set_aside: AtomicU64,
+    /// Times that notifications could not be sent.
+    pub unsent_attempts: AtomicU64,
+    /// Times that no slot was free for a worker, and the kept one was all there was.
+    pub starved: AtomicU64,
 }
 
 /// The queue's parts in shared memory.
@@ -256,6 +290,17 @@ impl Locked {
             event_id: 0,
         };
         Some(place)
+    }
+
+    /// Whether a database has entries that are not stored.
+    pub fn has(&self, database: pg_sys::Oid) -> bool {
+        let waits = |entry: &Entry| matches!(entry.phase, Phase::Queued | Phase::Taken);
+        self.entries().iter().any(|entry| waits(entry) && entry.database == database)
+    }
+
+    /// Whether a worker says that it serves a database.
+    pub fn serves(&self, database: pg_sys::Oid) -> bool {
+        self.header().serving.iter().any(|serving| serving.pid != 0 && serving.database == database)
     }
 
     pub fn free(&self, entry: &mut Entry) {

@@ -10,6 +10,7 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{PgSqlErrorCode, Spi, ereport, pg_sys};
 
 use super::memory::Visit;
+use super::{outbox, queue};
 use crate::raise::log_line;
 use crate::settings;
 
@@ -140,6 +141,9 @@ pub fn visit() -> Visit {
         if visit != Visit::Done {
             break 'chores;
         }
+    }
+    if visit != Visit::NotInstalled && !outbox::is_empty() {
+        queue::push(&[], false);
     }
     if !deleted.is_empty() {
         let what = deleted.join(" and ");

@@ -98,20 +98,31 @@ fn uncount_unqueued() {
     }
 }
 
-/// Waiting for the worker, stored since the server started, late, and found no room.
-pub fn counters() -> [u64; 4] {
+/// What the queue counts: what waits now, and since the server started what was stored, was late for its error, is in the log
+/// only, was not taken by the table; and how often notifications were not sent and no worker slot was free.
+#[derive(Default)]
+pub struct Counters {
+    pub waiting: u64,
+    pub stored: u64,
+    pub late: u64,
+    pub in_log_only: u64,
+    pub set_aside: u64,
+    pub unsent: u64,
+    pub starved: u64,
+}
+
+/// What was counted, in all databases.
+pub fn counters() -> Counters {
     let Some(queue) = Locked::lock() else {
-        return [0; 4];
+        return Counters::default();
     };
     let waits = |entry: &&Entry| matches!(entry.phase, Phase::Queued | Phase::Taken) && entry.length > 0;
-    let waiting = queue.entries().iter().filter(waits).count();
+    let waiting = queue.entries().iter().filter(waits).count() as u64;
     let header = queue.header();
-    [
-        waiting as u64,
-        header.stored.load(Ordering::Relaxed),
-        header.late.load(Ordering::Relaxed),
-        header.unqueued.load(Ordering::Relaxed),
-    ]
+    let [stored, late, in_log_only, set_aside, unsent, starved] =
+        [&header.stored, &header.late, &header.unqueued, &header.set_aside, &header.unsent_attempts, &header.starved]
+            .map(|counter| counter.load(Ordering::Relaxed));
+    Counters { waiting, stored, late, in_log_only, set_aside, unsent, starved }
 }
 
 /// When the event that has waited longest for the worker happened; none where none waits.

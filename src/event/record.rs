@@ -108,7 +108,7 @@ pub struct Event {
 }
 
 /// A point in time as text that reads the same whatever the session's time zone and date style are.
-fn in_utc(time: pg_sys::TimestampTz) -> String {
+pub fn in_utc(time: pg_sys::TimestampTz) -> String {
     let mut parts = pg_sys::pg_tm::default();
     let mut microseconds = 0;
     // SAFETY: without a time zone to fill in the parts are those of UTC.

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use pgrx::pg_sys;
 
-use super::memory::{Locked, MOST_WORKERS, Phase, Serving, Visit, set_latch};
+use super::memory::{Kept, Locked, MOST_WORKERS, Phase, Serving, Visit, set_latch};
 use crate::settings;
 
 /// Makes this process the one that is woken for databases without a worker.
@@ -16,11 +16,67 @@ pub fn become_launcher() {
     }
 }
 
+/// Makes this process the worker that is kept ready, and tells the launcher.
+pub fn become_kept() {
+    // SAFETY: statics of this process.
+    let (pid, latch) = unsafe { (pg_sys::MyProcPid, pg_sys::MyLatch) };
+    let launcher = Locked::lock().map(|queue| {
+        queue.header().kept = Kept { pid, latch, database: pg_sys::InvalidOid };
+        queue.header().launcher
+    });
+    set_latch(launcher.unwrap_or(core::ptr::null_mut()));
+}
+
+/// Gives the kept worker a database. False when it has one already, which it is reminded to leave, or is not there.
+pub fn send_kept(database: pg_sys::Oid) -> bool {
+    let Some((sent, latch)) = Locked::lock().map(|queue| {
+        let kept = &mut queue.header().kept;
+        let sent = kept.pid != 0 && kept.database == pg_sys::InvalidOid;
+        if sent {
+            kept.database = database;
+        }
+        (sent, if kept.pid == 0 { core::ptr::null_mut() } else { kept.latch })
+    }) else {
+        return false;
+    };
+    set_latch(latch);
+    sent
+}
+
+/// The database that this process was given, where it is the kept worker.
+pub fn kept_for() -> Option<pg_sys::Oid> {
+    // SAFETY: a static of this process.
+    let pid = unsafe { pg_sys::MyProcPid };
+    let kept = Locked::lock().map(|queue| queue.header().kept)?;
+    Some(kept.database).filter(|database| kept.pid == pid && *database != pg_sys::InvalidOid)
+}
+
+/// Whether there is a kept worker, be it on its way back just now.
+pub fn has_kept() -> bool {
+    Locked::lock().is_some_and(|queue| !queue.header().kept.latch.is_null())
+}
+
+/// Whether another database has entries and nobody who stores them.
+pub fn others_wait() -> bool {
+    let Some(queue) = Locked::lock() else { return false };
+    let serving = queue.header().serving;
+    let served = |database| serving.iter().any(|place| place.pid != 0 && place.database == database);
+    queue.entries().iter().any(|entry| entry.phase == Phase::Queued && !served(entry.database))
+}
+
+/// No slot is free for a worker.
+pub fn count_starved() {
+    if let Some(header) = super::memory::counters_of() {
+        header.starved.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Databases that have entries and no living worker. `alive` tells of a process id.
 pub fn unserved(alive: impl Fn(i32) -> bool, found: &mut Vec<pg_sys::Oid>) {
     found.clear();
     found.reserve(MOST_WORKERS);
-    let mut serving = [Serving { database: pg_sys::InvalidOid, pid: 0, latch: core::ptr::null_mut() }; MOST_WORKERS];
+    let nobody = Serving { database: pg_sys::InvalidOid, pid: 0, latch: core::ptr::null_mut(), is_done: false };
+    let mut serving = [nobody; MOST_WORKERS];
     if let Some(queue) = Locked::lock() {
         serving.copy_from_slice(&queue.header().serving);
     }
@@ -61,9 +117,12 @@ pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
     if queue.header().serving.iter().any(|serving| serving.pid != 0 && serving.database == database) {
         return false;
     }
-    match queue.header().serving.iter_mut().find(|serving| serving.pid == 0) {
+    // Best the place that it had before; worst one that still has to say that another database is done.
+    let rank = |place: &Serving| if place.database == database { 0 } else { 1 + u8::from(place.is_done) };
+    let free = queue.header().serving.iter_mut().filter(|serving| serving.pid == 0);
+    match free.min_by_key(|place| rank(place)) {
         Some(place) => {
-            *place = Serving { database, pid, latch };
+            *place = Serving { database, pid, latch, is_done: false };
             true
         }
         None => false,
@@ -81,9 +140,19 @@ pub fn retire() -> bool {
         return false;
     }
     if let Some(place) = queue.header().serving.iter_mut().find(|serving| serving.pid == pid) {
-        place.pid = 0;
+        (place.pid, place.is_done) = (0, true);
     }
     true
+}
+
+/// Whether the worker that was sent to a database has done its work and left. Says so once.
+pub fn take_done(database: pg_sys::Oid) -> bool {
+    let Some(queue) = Locked::lock() else { return false };
+    let mut done = false;
+    for place in queue.header().serving.iter_mut().filter(|place| place.database == database) {
+        done |= core::mem::take(&mut place.is_done);
+    }
+    done
 }
 
 /// This process ends, and serves no more.
@@ -91,12 +160,18 @@ pub fn leave() {
     // SAFETY: a static of this process.
     let pid = unsafe { pg_sys::MyProcPid };
     let Some(queue) = Locked::lock() else { return };
-    queue.header().serving.iter_mut().filter(|serving| serving.pid == pid).for_each(|serving| serving.pid = 0);
+    let header = queue.header();
+    header.serving.iter_mut().filter(|serving| serving.pid == pid).for_each(|serving| serving.pid = 0);
+    if header.kept.pid == pid {
+        header.kept.pid = 0;
+    }
 }
 
 /// One entry taken from the queue; its bytes are a part of the buffer it was taken into.
 pub struct Taken {
     entry: usize,
+    /// Which use of the entry it was.
+    number: u64,
     pub bytes: core::ops::Range<usize>,
 }
 
@@ -117,7 +192,7 @@ pub fn take(buffer: &mut Vec<u8>, taken: &mut Vec<Taken>) {
         }
         queue.read(entry, buffer);
         entry.phase = Phase::Taken;
-        taken.push(Taken { entry: place, bytes: from..buffer.len() });
+        taken.push(Taken { entry: place, number: entry.number, bytes: from..buffer.len() });
     }
 }
 
@@ -145,19 +220,64 @@ pub fn storing(taken: &Taken, transaction: u64, event_id: i64) {
     }
 }
 
-/// The transaction that stored these committed: their sessions may go on.
-pub fn done(taken: &[Taken]) {
+/// What becomes of an entry that was taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The transaction that stored it committed.
+    Stored,
+    /// The table does not take it.
+    SetAside,
+    /// There is no table any more.
+    NoTable,
+}
+
+/// These are over: their sessions may go on.
+pub fn done(taken: &[Taken], outcome: Outcome) {
     for one in taken {
-        let latch = Locked::lock().map(|queue| finish(&queue, one.entry));
+        let latch = Locked::lock().map(|queue| finish(&queue, one.entry, outcome));
         set_latch(latch.unwrap_or(core::ptr::null_mut()));
     }
 }
 
-/// Frees a stored entry, or leaves it for the session that waits; gives that session's latch.
-fn finish(queue: &Locked, place: usize) -> *mut pg_sys::Latch {
+/// The transaction that was to store these was rolled back; until the next one begins they can be withdrawn.
+pub fn not_stored(taken: &[Taken]) {
+    for one in taken {
+        if let Some(queue) = Locked::lock() {
+            let entry = &mut queue.entries()[one.entry];
+            (entry.storing, entry.event_id) = (0, 0);
+        }
+    }
+}
+
+/// Those of these that are not over wait for the next worker.
+pub fn put_back(taken: &[Taken]) {
+    for one in taken {
+        if let Some(queue) = Locked::lock()
+            && let Some(entry) = queue.entries().get_mut(one.entry)
+            && (entry.phase, entry.number) == (Phase::Taken, one.number)
+        {
+            (entry.phase, entry.storing, entry.event_id) = (Phase::Queued, 0, 0);
+        }
+    }
+}
+
+/// Frees an entry, or leaves it for the session that waits; gives that session's latch.
+fn finish(queue: &Locked, place: usize, outcome: Outcome) -> *mut pg_sys::Latch {
     let entry = &mut queue.entries()[place];
     if entry.length > 0 {
-        queue.header().stored.fetch_add(1, Ordering::Relaxed);
+        let header = queue.header();
+        if outcome == Outcome::Stored {
+            header.stored.fetch_add(1, Ordering::Relaxed);
+        } else {
+            entry.event_id = 0;
+            header.unqueued.fetch_add(1, Ordering::Relaxed);
+        }
+        if outcome == Outcome::SetAside {
+            header.set_aside.fetch_add(1, Ordering::Relaxed);
+        }
+        if outcome != Outcome::Stored && !entry.waiter.is_null() {
+            header.late.fetch_add(1, Ordering::Relaxed);
+        }
     }
     let waiter = entry.waiter;
     if waiter.is_null() {
@@ -189,7 +309,7 @@ pub fn recover(committed: impl Fn(u64) -> bool) {
         let is_stored = storing != 0 && committed(storing);
         let latch = Locked::lock().map(|queue| {
             if is_stored {
-                return finish(&queue, place);
+                return finish(&queue, place, Outcome::Stored);
             }
             let entry = &mut queue.entries()[place];
             entry.phase = Phase::Queued;
@@ -237,6 +357,8 @@ pub fn forget(database: pg_sys::Oid) -> usize {
             queue.free(entry);
         }
     }
+    let unsent = queue.header().unsent.iter_mut();
+    unsent.filter(|unsent| unsent.database == database).for_each(|unsent| unsent.database = pg_sys::InvalidOid);
     events
 }
 

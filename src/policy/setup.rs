@@ -14,7 +14,8 @@ use super::pattern::Pattern;
 use super::relation::{coverable_tables, never_covered, relation_name, relation_of, with_descendants};
 use super::resolve::{self, Actor, Target};
 use super::table::{self, Place, Policies};
-use crate::event::{memory, queue};
+use crate::event::record::in_utc;
+use crate::event::{memory, outbox, queue, serve};
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::raise::Failure;
 use crate::stat;
@@ -26,13 +27,17 @@ sql_function!(
 );
 
 fn setup_facts(_arguments: &Arguments) -> Returns {
-    let [_, _, late, in_log_only] = queue::counters();
+    let counters = queue::counters();
     let statistics = stat::memory::slots();
     value(JsonB(json!({
         "preloaded": memory::is_there(),
         "library": env!("CARGO_PKG_VERSION"),
-        "late": late,
-        "in_log_only": in_log_only,
+        "late": counters.late,
+        "in_log_only": counters.in_log_only,
+        "set_aside": counters.set_aside,
+        "starved": counters.starved,
+        "kept_worker": serve::has_kept(),
+        "unsent_since": outbox::unsent_since().map(in_utc),
         "waiting_since": queue::waiting_since(),
         "policies": defects()?,
         "looking_on": set_asides()?,

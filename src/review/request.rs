@@ -49,8 +49,10 @@ fn login(_arguments: &Arguments) -> Returns {
 }
 
 fn queue_counters(_arguments: &Arguments) -> Returns {
-    let counters = queue::counters().into_iter().chain([throttle::left_out()]);
-    value(counters.map(|count| i64::try_from(count).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+    let now = queue::counters();
+    let counters =
+        [now.waiting, now.stored, now.late, now.in_log_only, throttle::left_out(), now.set_aside, now.unsent];
+    value(counters.into_iter().map(|count| i64::try_from(count).unwrap_or(i64::MAX)).collect::<Vec<_>>())
 }
 
 fn hash(arguments: &Arguments) -> Returns {
