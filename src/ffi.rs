@@ -15,6 +15,8 @@ use core::ptr;
 use cee_scape::call_with_sigsetjmp;
 use pgrx::pg_sys;
 
+use crate::pg::backend_local::BackendLocal;
+
 // Each of these is called from plain old frames only, or cannot raise an ERROR (said at the function).
 unsafe extern "C-unwind" {
     pub fn standard_ExecutorStart(query_desc: *mut pg_sys::QueryDesc, eflags: c_int);
@@ -41,6 +43,13 @@ unsafe extern "C-unwind" {
     /// Signal handler of core's own workers: exits with 1, so that the postmaster restarts the worker.
     pub fn die(signo: c_int);
 
+    // For the hooks in which shared memory is laid out: an ERROR there ends the server's start.
+    pub fn RequestAddinShmemSpace(size: usize);
+    pub fn RequestNamedLWLockTranche(name: *const c_char, locks: c_int);
+    pub fn ShmemInitStruct(name: *const c_char, size: usize, found: *mut bool) -> *mut c_void;
+    pub fn GetNamedLWLockTranche(name: *const c_char) -> *mut pg_sys::LWLockPadded;
+    pub fn on_shmem_exit(callback: pg_sys::pg_on_exit_callback, argument: pg_sys::Datum);
+
     /// Links the callback into the context; allocates nothing.
     pub fn MemoryContextRegisterResetCallback(
         context: pg_sys::MemoryContext,
@@ -63,8 +72,11 @@ unsafe extern "C-unwind" {
     pub fn GetCurrentTransactionNestLevel() -> c_int;
     pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
 
-    // Reads the transaction's state and returns.
+    // These read the transaction's state and return.
     pub fn IsTransactionBlock() -> bool;
+    pub fn IsAbortedTransactionBlockState() -> bool;
+    // An unknown name gives NULL.
+    pub fn GetPortalByName(name: *const c_char) -> pg_sys::Portal;
     // Without `throw_error` an unknown name gives NULL.
     pub fn FetchPreparedStatement(name: *const c_char, throw_error: bool) -> *mut pg_sys::PreparedStatement;
 
@@ -321,10 +333,35 @@ pub unsafe fn protect<F: FnOnce()>(body: F) -> Result<(), Foreign> {
             return Ok(());
         }
         pg_sys::CurrentMemoryContext = context;
-        let error = CopyErrorData();
+        let mut error = ptr::null_mut();
+        // There may be no memory left for the copy.
+        call_with_sigsetjmp(false, |buffer| {
+            pg_sys::PG_exception_stack = ptr::from_ref(buffer).cast_mut().cast();
+            error = CopyErrorData();
+            0
+        });
+        pg_sys::PG_exception_stack = exception_stack;
         FlushErrorState();
-        Err(Foreign(error))
+        Err(Foreign(if error.is_null() { out_of_memory() } else { error }))
     }
+}
+
+/// What stands for an error that there was no memory for.
+fn out_of_memory() -> *mut pg_sys::ErrorData {
+    static ERROR: BackendLocal<core::mem::MaybeUninit<pg_sys::ErrorData>> =
+        BackendLocal::new(core::mem::MaybeUninit::zeroed());
+    // 53200, as `MAKE_SQLSTATE` packs it.
+    const OUT_OF_MEMORY: c_int = 5 | 3 << 6 | 2 << 12;
+    let error = ERROR.get().cast::<pg_sys::ErrorData>();
+    // SAFETY: zeroes are a value of it, and what raises it copies it.
+    unsafe {
+        *error = core::mem::zeroed();
+        (*error).elevel = pgrx::PgLogLevel::ERROR as c_int;
+        (*error).output_to_client = true;
+        (*error).sqlerrcode = OUT_OF_MEMORY;
+        (*error).message = c"out of memory".as_ptr().cast_mut();
+    }
+    error
 }
 
 /// Sleeps on the process latch for at most `milliseconds`, then serves interrupts.

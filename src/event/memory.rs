@@ -12,6 +12,7 @@ use core::sync::atomic::AtomicU64;
 
 use pgrx::pg_sys;
 
+use crate::ffi;
 use crate::pg::backend_local::BackendLocal;
 use crate::settings;
 
@@ -162,20 +163,20 @@ const TRANCHE: &core::ffi::CStr = c"pg_writeguard";
 
 /// Asks for the shared memory; in the postmaster, before it is laid out.
 pub unsafe fn request() {
-    // SAFETY: called from shmem_request_hook.
+    // SAFETY: a plain old frame, called from shmem_request_hook.
     unsafe {
-        pg_sys::RequestAddinShmemSpace(size());
-        pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
+        ffi::RequestAddinShmemSpace(size());
+        ffi::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
     }
 }
 
 /// Finds or initializes the shared memory; in every process that attaches to it, and after a crash again. True where
 /// it was initialized.
 pub unsafe fn startup() -> bool {
-    // SAFETY: called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
+    // SAFETY: a plain old frame, called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
     unsafe {
         let mut found = false;
-        let base = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size(), &mut found).cast::<u8>();
+        let base = ffi::ShmemInitStruct(TRANCHE.as_ptr(), size(), &mut found).cast::<u8>();
         let header = base.cast::<Header>();
         let entries = base.add(size_of::<Header>()).cast::<Entry>();
         let blocks = base.add(size_of::<Header>() + entry_count() * size_of::<Entry>()).cast::<Block>();
@@ -187,7 +188,7 @@ pub unsafe fn startup() -> bool {
                 (*blocks.add(index)).next = if index + 1 == block_count() { NONE } else { index as u32 + 1 };
             }
         }
-        let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
+        let lock = &raw mut (*ffi::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
         *QUEUE.get() = Some(Queue { lock, header, entries, blocks });
         !found
     }

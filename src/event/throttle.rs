@@ -13,7 +13,7 @@ use super::memory::{self, Locked};
 use super::queue;
 use super::record::Event;
 use super::totals;
-use crate::pg::backend_local::BackendLocal;
+use crate::pg::shmem::{Plain, Region};
 use crate::settings;
 
 /// Policies that are told apart at the same time; of any more, every event is stored.
@@ -42,67 +42,32 @@ struct Place {
     json: [u8; EVENT_BYTES],
 }
 
-#[repr(C)]
-struct Table {
-    /// Events that were not stored one by one, since the server started.
-    left_out: AtomicU64,
-    places: [Place; PLACES],
-}
+// SAFETY: numbers and bytes.
+unsafe impl Plain for Place {}
 
-struct Memory {
-    lock: *mut pg_sys::LWLock,
-    table: *mut Table,
-}
-
-static MEMORY: BackendLocal<Option<Memory>> = BackendLocal::new(None);
-
-const TRANCHE: &core::ffi::CStr = c"pg_writeguard_observed";
+/// Without a lock: events that were not stored one by one, since the server started.
+static TABLE: Region<AtomicU64, [Place; PLACES]> = Region::new(c"pg_writeguard_observed");
 
 /// Asks for the shared memory; in the postmaster, before it is laid out.
 pub unsafe fn request() {
-    // SAFETY: called from shmem_request_hook.
-    unsafe {
-        pg_sys::RequestAddinShmemSpace(size_of::<Table>());
-        pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
-    }
+    // SAFETY: a plain old frame, called from shmem_request_hook.
+    unsafe { TABLE.request(0) };
 }
 
 /// Finds or initializes the shared memory.
 pub unsafe fn startup() {
-    // SAFETY: called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
-    unsafe {
-        let mut found = false;
-        let table = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size_of::<Table>(), &mut found).cast::<Table>();
-        if !found {
-            table.cast::<u8>().write_bytes(0, size_of::<Table>());
-        }
-        let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
-        *MEMORY.get() = Some(Memory { lock, table });
-    }
+    // SAFETY: a plain old frame, called from shmem_startup_hook.
+    unsafe { TABLE.startup(0) };
 }
 
-fn memory() -> Option<&'static Memory> {
-    // SAFETY: single-threaded; replaced only while shared memory is set up.
-    unsafe { (*MEMORY.get()).as_ref() }
-}
-
-impl Memory {
-    /// Runs `body` with the places under the lock. Nothing in it allocates, sleeps or raises.
-    fn with<T>(&self, body: impl FnOnce(&mut [Place; PLACES]) -> T) -> T {
-        // SAFETY: the lock lives in shared memory and is held for a copy of bytes at most.
-        unsafe {
-            pg_sys::LWLockAcquire(self.lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-            let result = body(&mut (*self.table).places);
-            pg_sys::LWLockRelease(self.lock);
-            result
-        }
-    }
+/// Runs `body` with the places under the lock. Nothing in it allocates, sleeps or raises.
+fn with<T>(body: impl FnOnce(&mut [Place; PLACES]) -> T) -> Option<T> {
+    TABLE.lock().map(|mut places| body(&mut places))
 }
 
 /// Events that were not stored one by one, in all databases since the server started.
 pub fn left_out() -> u64 {
-    // SAFETY: an atomic in shared memory.
-    memory().map_or(0, |memory| unsafe { &(*memory.table).left_out }.load(Ordering::Relaxed))
+    TABLE.open().map_or(0, |left_out| left_out.load(Ordering::Relaxed))
 }
 
 const MICROSECONDS_PER_MINUTE: i64 = 60_000_000;
@@ -114,7 +79,7 @@ fn this_minute() -> i64 {
 
 /// Records an event of a policy that only looks on. Waits for nobody.
 pub fn record(event: &Event) {
-    let (Some(memory), Some(policy)) = (memory(), key(event)) else {
+    let (Some(left_out), Some(policy)) = (TABLE.open(), key(event)) else {
         queue::record(event);
         return;
     };
@@ -124,7 +89,7 @@ pub fn record(event: &Event) {
     let small = event.shortened(STATEMENT_BYTES).json();
     let small = if small.len() <= EVENT_BYTES { small } else { event.without_statement().json() };
     let (mut over, mut store) = (None, true);
-    memory.with(|places| {
+    with(|places| {
         let Some(place) = place_of(places, database, policy, minute) else { return };
         if place.minute != minute {
             over = (place.left_out > 0).then_some(*place);
@@ -150,8 +115,7 @@ pub fn record(event: &Event) {
         queue::record(event);
     } else {
         totals::count_event(event);
-        // SAFETY: an atomic in shared memory.
-        unsafe { &(*memory.table).left_out }.fetch_add(1, Ordering::Relaxed);
+        left_out.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -189,10 +153,9 @@ fn summary(place: &Place) -> Option<Event> {
 
 /// Queues what is due: of the minutes that are over, or of all.
 fn flush(is_due: impl Fn(&Place) -> bool) {
-    let Some(memory) = memory() else { return };
     for at in 0..PLACES {
-        let found = memory.with(|places| places.get(at).filter(|place| place.left_out > 0 && is_due(place)).copied());
-        let Some(found) = found else { continue };
+        let found = with(|places| places.get(at).filter(|place| place.left_out > 0 && is_due(place)).copied());
+        let Some(found) = found.flatten() else { continue };
         let Some(event) = summary(&found) else { continue };
         let queued = {
             let json = event.shortened(queue::statement_bytes()).ascii_json();
@@ -203,7 +166,7 @@ fn flush(is_due: impl Fn(&Place) -> bool) {
             continue;
         }
         event.log();
-        memory.with(|places| {
+        with(|places| {
             let place = &mut places[at];
             if (place.database, place.policy, place.minute) == (found.database, found.policy, found.minute) {
                 place.left_out = place.left_out.saturating_sub(found.left_out);
@@ -224,16 +187,8 @@ pub fn flush_minutes_that_are_over() {
 /// Queues all that was left out; for the postmaster when it is the last process.
 pub fn flush_all() {
     // A process that was killed may still hold a lock.
-    let Some(memory) = memory() else { return };
-    // SAFETY: the lock lives in shared memory; given back at once, for nobody else is left to take it.
-    let free = unsafe {
-        let free = pg_sys::LWLockConditionalAcquire(memory.lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-        if free {
-            pg_sys::LWLockRelease(memory.lock);
-        }
-        free
-    };
-    if free && memory::is_there() && Locked::try_lock().is_some() {
+    let is_free = TABLE.try_lock().is_some();
+    if is_free && memory::is_there() && Locked::try_lock().is_some() {
         flush(|_| true);
     }
 }

@@ -11,7 +11,7 @@ use pgrx::pg_sys;
 use rustc_hash::FxHasher;
 
 use super::record::{Event, Kind};
-use crate::pg::backend_local::BackendLocal;
+use crate::pg::shmem::{Plain, Region};
 
 /// Databases and policies that are counted at the same time.
 const PLACES: usize = 1_024;
@@ -40,54 +40,21 @@ struct Table {
     places: [Place; PLACES],
 }
 
-struct Memory {
-    lock: *mut pg_sys::LWLock,
-    table: *mut Table,
-}
+// SAFETY: numbers and bytes.
+unsafe impl Plain for Table {}
 
-static MEMORY: BackendLocal<Option<Memory>> = BackendLocal::new(None);
-
-const TRANCHE: &core::ffi::CStr = c"pg_writeguard_events";
+static TABLE: Region<(), Table> = Region::new(c"pg_writeguard_events");
 
 /// Asks for the shared memory; in the postmaster, before it is laid out.
 pub unsafe fn request() {
-    // SAFETY: called from shmem_request_hook.
-    unsafe {
-        pg_sys::RequestAddinShmemSpace(size_of::<Table>());
-        pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
-    }
+    // SAFETY: a plain old frame, called from shmem_request_hook.
+    unsafe { TABLE.request(0) };
 }
 
 /// Finds or initializes the shared memory.
 pub unsafe fn startup() {
-    // SAFETY: called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
-    unsafe {
-        let mut found = false;
-        let table = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size_of::<Table>(), &mut found).cast::<Table>();
-        if !found {
-            table.cast::<u8>().write_bytes(0, size_of::<Table>());
-        }
-        let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
-        *MEMORY.get() = Some(Memory { lock, table });
-    }
-}
-
-impl Memory {
-    /// Runs `body` with the table under the lock. Nothing in it allocates, sleeps or raises.
-    fn with<T>(&self, mode: pg_sys::LWLockMode::Type, body: impl FnOnce(&mut Table) -> T) -> T {
-        // SAFETY: the lock lives in shared memory and is held for a few compares; with a shared one `body` only reads.
-        unsafe {
-            pg_sys::LWLockAcquire(self.lock, mode);
-            let result = body(&mut *self.table);
-            pg_sys::LWLockRelease(self.lock);
-            result
-        }
-    }
-}
-
-fn memory() -> Option<&'static Memory> {
-    // SAFETY: single-threaded; replaced only while shared memory is set up.
-    unsafe { (*MEMORY.get()).as_ref() }
+    // SAFETY: a plain old frame, called from shmem_startup_hook.
+    unsafe { TABLE.startup(0) };
 }
 
 fn hash_of(name: &str) -> u64 {
@@ -124,16 +91,14 @@ impl Table {
 
 /// Counts an event of this database: one that was recorded, or that is committed.
 pub fn count(kind: Kind, policy: Option<&str>) {
-    let Some(memory) = memory() else { return };
     // SAFETY: a static of this process.
     let database = unsafe { pg_sys::MyDatabaseId };
     let policy = policy.map(|name| (hash_of(name), shown(name)));
-    memory.with(pg_sys::LWLockMode::LW_EXCLUSIVE, |table| {
-        table.count(database, 0, [0; NAME_BYTES], kind);
-        if let Some((policy, name)) = policy {
-            table.count(database, policy, name, kind);
-        }
-    });
+    let Some(mut table) = TABLE.lock() else { return };
+    table.count(database, 0, [0; NAME_BYTES], kind);
+    if let Some((policy, name)) = policy {
+        table.count(database, policy, name, kind);
+    }
 }
 
 /// Counts an event that is recorded now.
@@ -151,13 +116,13 @@ pub struct Counted {
 
 /// What was counted in this database: each kind as a whole, also where there were none, and by the policies that had some.
 pub fn of_this_database() -> Vec<Counted> {
-    let Some(memory) = memory() else { return Vec::new() };
     // SAFETY: a static of this process.
     let database = unsafe { pg_sys::MyDatabaseId };
     let mut found: Vec<Place> = Vec::with_capacity(PLACES);
-    memory.with(pg_sys::LWLockMode::LW_SHARED, |table| {
+    {
+        let Some(table) = TABLE.lock_shared() else { return Vec::new() };
         found.extend(table.places.iter().filter(|place| place.database == database));
-    });
+    }
     let all = found.iter().find(|place| place.policy == 0).map_or([0; Kind::ALL.len()], |place| place.events);
     let all = Kind::ALL.map(|kind| Counted { kind, policy: None, events: all[kind as usize] });
     let policies = found.iter().filter(|place| place.policy != 0).flat_map(|place| {

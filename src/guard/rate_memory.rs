@@ -5,12 +5,13 @@
 //! nobody pins and that is full by now, because a full one is as good as none. The lock is for giving buckets to new
 //! owners; nothing under it allocates, sleeps or raises.
 
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
 
 use crate::ffi;
-use crate::pg::backend_local::BackendLocal;
+use crate::pg::shmem::{Plain, Region};
 use crate::settings;
 
 /// Whose bucket it is.
@@ -25,7 +26,8 @@ pub struct Owner {
 
 #[repr(C)]
 struct Bucket {
-    owner: Owner,
+    /// Read and written under the lock only.
+    owner: UnsafeCell<Owner>,
     /// Which use of the place this is; 0: none yet.
     number: AtomicU64,
     /// Transactions that use it, or [`CHANGING`].
@@ -39,54 +41,52 @@ const CHANGING: u32 = 1 << 31;
 
 #[repr(C)]
 struct Header {
-    buckets: u32,
-    last_number: u64,
+    buckets: AtomicU64,
+    last_number: AtomicU64,
     /// Writes that found no room.
     refused: AtomicU64,
 }
 
-struct Table {
-    lock: *mut pg_sys::LWLock,
-    header: *mut Header,
-    buckets: *mut Bucket,
-}
+// SAFETY: numbers; a bucket's owner is read and written under the lock only.
+unsafe impl Plain for Header {}
+unsafe impl Plain for Bucket {}
+unsafe impl Sync for Bucket {}
 
-static TABLE: BackendLocal<Option<Table>> = BackendLocal::new(None);
+/// The header, and after it the buckets.
+static TABLE: Region<Header, ()> = Region::new(c"pg_writeguard_rates");
 
-const TRANCHE: &core::ffi::CStr = c"pg_writeguard_rates";
-
-fn size() -> usize {
-    size_of::<Header>() + settings::rate_slots() * size_of::<Bucket>()
+fn bytes_of_buckets() -> usize {
+    settings::rate_slots() * size_of::<Bucket>()
 }
 
 /// Asks for the shared memory; in the postmaster, before it is laid out.
 pub unsafe fn request() {
-    // SAFETY: called from shmem_request_hook.
-    unsafe {
-        pg_sys::RequestAddinShmemSpace(size());
-        pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
-    }
+    // SAFETY: a plain old frame, called from shmem_request_hook.
+    unsafe { TABLE.request(bytes_of_buckets()) };
 }
 
 /// Finds or initializes the shared memory: all buckets are full.
 pub unsafe fn startup() {
-    // SAFETY: called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
-    unsafe {
-        let mut found = false;
-        let base = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size(), &mut found).cast::<u8>();
-        if !found {
-            base.write_bytes(0, size());
-            (*base.cast::<Header>()).buckets = settings::rate_slots() as u32;
-        }
-        let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
-        let buckets = base.add(size_of::<Header>()).cast();
-        *TABLE.get() = Some(Table { lock, header: base.cast(), buckets });
+    // SAFETY: a plain old frame, called from shmem_startup_hook.
+    let is_new = unsafe { TABLE.startup(bytes_of_buckets()) };
+    if is_new && let Some(header) = TABLE.open() {
+        header.buckets.store(settings::rate_slots() as u64, Ordering::Relaxed);
     }
 }
 
-fn table() -> Option<&'static Table> {
-    // SAFETY: single-threaded; replaced only while shared memory is set up.
-    unsafe { (*TABLE.get()).as_ref() }
+/// The table as a process sees it.
+#[derive(Clone, Copy)]
+struct Table {
+    header: &'static Header,
+    buckets: &'static [Bucket],
+}
+
+#[inline]
+fn table() -> Option<Table> {
+    let (header, buckets) = (TABLE.open()?, TABLE.following()?);
+    // SAFETY: as many as the header says were asked for; what changes in them does so behind atomics and a cell.
+    let buckets = unsafe { core::slice::from_raw_parts(buckets, header.buckets.load(Ordering::Relaxed) as usize) };
+    Some(Table { header, buckets })
 }
 
 /// Nanoseconds of a clock that only goes forward; the same in all processes.
@@ -105,17 +105,13 @@ pub struct Known {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pinned(Known);
 
-impl Table {
-    fn bucket(&self, place: usize) -> Option<&'static Bucket> {
-        // SAFETY: shared memory that lives as long as the process; there are as many buckets as the header says. The
-        // owner is read and written under the lock only.
-        unsafe { (place < (*self.header).buckets as usize).then(|| &*self.buckets.add(place)) }
-    }
+fn bucket(place: usize) -> Option<&'static Bucket> {
+    table()?.buckets.get(place)
 }
 
 /// Pins a bucket that this session knows; none when it is another's by now.
 pub fn pin(known: Known) -> Option<Pinned> {
-    let bucket = table()?.bucket(known.place)?;
+    let bucket = bucket(known.place)?;
     let before = bucket.users.fetch_add(1, Ordering::AcqRel);
     if before & CHANGING == 0 && bucket.number.load(Ordering::Acquire) == known.number {
         return Some(Pinned(known));
@@ -128,29 +124,24 @@ pub fn pin(known: Known) -> Option<Pinned> {
 pub fn find(owner: Owner) -> Option<Pinned> {
     let table = table()?;
     let now = now();
-    // SAFETY: the lock lives in shared memory; nothing below raises.
-    unsafe {
-        pg_sys::LWLockAcquire(table.lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-        let found = search(table, owner, now);
-        if found.is_none() {
-            (*table.header).refused.fetch_add(1, Ordering::Relaxed);
-        }
-        pg_sys::LWLockRelease(table.lock);
-        found
+    let _locked = TABLE.lock()?;
+    // SAFETY: under the lock.
+    let found = unsafe { search(table, owner, now) };
+    if found.is_none() {
+        table.header.refused.fetch_add(1, Ordering::Relaxed);
     }
+    found
 }
 
 /// # Safety
 /// Under the lock.
-unsafe fn search(table: &Table, owner: Owner, now: u64) -> Option<Pinned> {
+unsafe fn search(table: Table, owner: Owner, now: u64) -> Option<Pinned> {
     // SAFETY: the caller's promise.
     unsafe {
-        let count = (*table.header).buckets as usize;
         let mut spare = None;
-        for place in 0..count {
-            let bucket = &mut *table.buckets.add(place);
+        for (place, bucket) in table.buckets.iter().enumerate() {
             let number = bucket.number.load(Ordering::Acquire);
-            if number != 0 && bucket.owner == owner {
+            if number != 0 && *bucket.owner.get() == owner {
                 bucket.users.fetch_add(1, Ordering::AcqRel);
                 return Some(Pinned(Known { place, number }));
             }
@@ -164,12 +155,11 @@ unsafe fn search(table: &Table, owner: Owner, now: u64) -> Option<Pinned> {
             }
         }
         let place = spare?;
-        let bucket = &mut *table.buckets.add(place);
+        let bucket = table.buckets.get(place)?;
         bucket.users.compare_exchange(0, CHANGING, Ordering::AcqRel, Ordering::Acquire).ok()?;
-        (*table.header).last_number += 1;
-        let number = (*table.header).last_number;
+        let number = table.header.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         bucket.number.store(number, Ordering::Release);
-        bucket.owner = owner;
+        *bucket.owner.get() = owner;
         bucket.full_at.store(now, Ordering::Release);
         // Others may have tried to pin it meanwhile, and take themselves off again.
         bucket.users.fetch_sub(CHANGING - 1, Ordering::AcqRel);
@@ -188,7 +178,7 @@ impl Pinned {
     /// # Errors
     /// Those of `change`; the bucket stays as it was.
     pub fn change<E>(&self, change: impl Fn(u64) -> Result<u64, E>) -> Result<(), E> {
-        let Some(bucket) = table().and_then(|table| table.bucket(self.0.place)) else { return Ok(()) };
+        let Some(bucket) = bucket(self.0.place) else { return Ok(()) };
         let mut full_at = bucket.full_at.load(Ordering::Acquire);
         loop {
             let then = change(full_at)?;
@@ -201,12 +191,12 @@ impl Pinned {
 
     /// When the bucket is full.
     pub fn full_at(&self) -> u64 {
-        table().and_then(|table| table.bucket(self.0.place)).map_or(0, |bucket| bucket.full_at.load(Ordering::Acquire))
+        bucket(self.0.place).map_or(0, |bucket| bucket.full_at.load(Ordering::Acquire))
     }
 
     /// Lets the bucket go.
     pub fn unpin(self) {
-        if let Some(bucket) = table().and_then(|table| table.bucket(self.0.place)) {
+        if let Some(bucket) = bucket(self.0.place) {
             bucket.users.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -215,33 +205,26 @@ impl Pinned {
 /// The buckets of this database that are not full: whose they are, and when they are full.
 pub fn of_this_database() -> Vec<(Owner, u64)> {
     let Some(table) = table() else { return Vec::new() };
-    // SAFETY: a static of this process; owners are read under the lock, which is held for no more than that.
-    unsafe {
-        let (database, now) = (pg_sys::MyDatabaseId, now());
-        let mut found = Vec::with_capacity((*table.header).buckets as usize);
-        pg_sys::LWLockAcquire(table.lock, pg_sys::LWLockMode::LW_SHARED);
-        found.extend((0..(*table.header).buckets as usize).filter_map(|place| {
-            let bucket = table.bucket(place)?;
-            let full_at = bucket.full_at.load(Ordering::Acquire);
-            let is_ours = bucket.number.load(Ordering::Acquire) != 0 && bucket.owner.database == database;
-            (is_ours && full_at > now).then_some((bucket.owner, full_at))
-        }));
-        pg_sys::LWLockRelease(table.lock);
-        found
-    }
+    // SAFETY: a static of this process.
+    let (database, now) = (unsafe { pg_sys::MyDatabaseId }, now());
+    let mut found = Vec::with_capacity(table.buckets.len());
+    let _locked = TABLE.lock_shared();
+    found.extend(table.buckets.iter().filter_map(|bucket| {
+        // SAFETY: under the lock, which is held for no more than that.
+        let owner = unsafe { *bucket.owner.get() };
+        let full_at = bucket.full_at.load(Ordering::Acquire);
+        let is_ours = bucket.number.load(Ordering::Acquire) != 0 && owner.database == database;
+        (is_ours && full_at > now).then_some((owner, full_at))
+    }));
+    found
 }
 
 /// Buckets that there is room for, buckets in use that are not full, and writes that found no room.
 pub fn counters() -> [u64; 3] {
     let Some(table) = table() else { return [0; 3] };
     let now = now();
-    // SAFETY: shared memory; atomics only.
-    unsafe {
-        let count = (*table.header).buckets as usize;
-        let used = (0..count)
-            .filter_map(|place| table.bucket(place))
-            .filter(|bucket| bucket.number.load(Ordering::Acquire) != 0 && bucket.full_at.load(Ordering::Acquire) > now)
-            .count();
-        [count as u64, used as u64, (*table.header).refused.load(Ordering::Relaxed)]
-    }
+    let is_used =
+        |bucket: &&Bucket| bucket.number.load(Ordering::Acquire) != 0 && bucket.full_at.load(Ordering::Acquire) > now;
+    let used = table.buckets.iter().filter(is_used).count();
+    [table.buckets.len() as u64, used as u64, table.header.refused.load(Ordering::Relaxed)]
 }

@@ -1,3 +1,5 @@
 //! PostgreSQL's side of the house: what everything else reaches the server by.
 
 pub mod backend_local;
+pub mod contained;
+pub mod shmem;

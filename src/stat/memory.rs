@@ -6,6 +6,7 @@
 //! raises. A key may be in a few places only; where these are all taken, the one that was counted least since the last
 //! time is given away, which is counted. A statement that is counted in that very moment may end up with the new owner.
 
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::hash::{Hash, Hasher};
 
@@ -13,7 +14,7 @@ use pgrx::pg_sys;
 use rustc_hash::FxHasher;
 
 use super::histogram::BUCKETS;
-use crate::pg::backend_local::BackendLocal;
+use crate::pg::shmem::{Plain, Region};
 use crate::settings;
 use crate::words::Operation;
 
@@ -81,8 +82,13 @@ pub struct Entry {
     pub overridden: AtomicU64,
     /// Statements when somebody last looked for a place to take.
     seen: AtomicU64,
-    key: Key,
+    /// Read and written under the lock only.
+    key: UnsafeCell<Key>,
 }
+
+// SAFETY: numbers and bytes; all but the key are atomics.
+unsafe impl Sync for Entry {}
+unsafe impl Plain for Entry {}
 
 impl Entry {
     /// An entry that is nobody's.
@@ -95,14 +101,21 @@ impl Entry {
             refused: AtomicU64::new(0),
             overridden: AtomicU64::new(0),
             seen: AtomicU64::new(0),
-            key: Key {
+            key: UnsafeCell::new(Key {
                 database: pg_sys::InvalidOid,
                 role: pg_sys::InvalidOid,
                 operation: 0,
                 schema: [0; NAME_BYTES],
                 table: [0; NAME_BYTES],
-            },
+            }),
         }
+    }
+
+    /// # Safety
+    /// Under the lock.
+    unsafe fn key(&self) -> Key {
+        // SAFETY: nobody else writes it meanwhile.
+        unsafe { *self.key.get() }
     }
 
     fn total(&self) -> u64 {
@@ -119,81 +132,64 @@ impl Entry {
 
 #[repr(C)]
 struct Header {
-    entries: u32,
+    entries: AtomicU64,
     last_number: AtomicU64,
     evicted: AtomicU64,
     /// When the counters were last written to disk; 0: not since the server started.
     stored_at: AtomicI64,
 }
 
-struct Table {
-    lock: *mut pg_sys::LWLock,
-    header: *mut Header,
-    entries: *mut Entry,
-}
+// SAFETY: numbers.
+unsafe impl Plain for Header {}
 
-static TABLE: BackendLocal<Option<Table>> = BackendLocal::new(None);
+/// The header, and after it the entries.
+static TABLE: Region<Header, ()> = Region::new(c"pg_writeguard_stat");
 
-const TRANCHE: &core::ffi::CStr = c"pg_writeguard_stat";
-
-fn size() -> usize {
-    size_of::<Header>() + settings::stat_entries() * size_of::<Entry>()
+fn bytes_of_entries() -> usize {
+    settings::stat_entries() * size_of::<Entry>()
 }
 
 /// Asks for the shared memory; in the postmaster, before it is laid out.
 pub unsafe fn request() {
-    // SAFETY: called from shmem_request_hook.
-    unsafe {
-        pg_sys::RequestAddinShmemSpace(size());
-        pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
-    }
+    // SAFETY: a plain old frame, called from shmem_request_hook.
+    unsafe { TABLE.request(bytes_of_entries()) };
 }
 
 /// Finds or initializes the shared memory. True where it was initialized.
 pub unsafe fn startup() -> bool {
-    // SAFETY: called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
-    unsafe {
-        let mut found = false;
-        let base = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size(), &mut found).cast::<u8>();
-        if !found {
-            base.write_bytes(0, size());
-            (*base.cast::<Header>()).entries = settings::stat_entries() as u32;
-        }
-        let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
-        let entries = base.add(size_of::<Header>()).cast();
-        *TABLE.get() = Some(Table { lock, header: base.cast(), entries });
-        !found
+    // SAFETY: a plain old frame, called from shmem_startup_hook.
+    let is_new = unsafe { TABLE.startup(bytes_of_entries()) };
+    if is_new && let Some(header) = TABLE.open() {
+        header.entries.store(settings::stat_entries() as u64, Ordering::Relaxed);
     }
+    is_new
 }
 
-fn table() -> Option<&'static Table> {
-    // SAFETY: single-threaded; replaced only while shared memory is set up.
-    unsafe { (*TABLE.get()).as_ref() }
+/// The table as a process sees it.
+#[derive(Clone, Copy)]
+struct Table {
+    header: &'static Header,
+    entries: &'static [Entry],
+}
+
+fn table() -> Option<Table> {
+    let (header, entries) = (TABLE.open()?, TABLE.following()?);
+    // SAFETY: as many as the header says were asked for; what changes in them does so behind atomics and a cell.
+    let entries = unsafe { core::slice::from_raw_parts(entries, header.entries.load(Ordering::Relaxed) as usize) };
+    Some(Table { header, entries })
 }
 
 impl Table {
     fn header(&self) -> &'static Header {
-        // SAFETY: shared memory that lives as long as the process; what changes in it is atomic.
-        unsafe { &*self.header }
+        self.header
     }
 
     fn count(&self) -> usize {
-        self.header().entries as usize
+        self.entries.len()
     }
 
     fn entry(&self, place: usize) -> &'static Entry {
-        // SAFETY: as for the header; the key is read and written under the lock only.
-        unsafe { &*self.entries.add(place % self.count()) }
-    }
-
-    fn with_lock<T>(&self, mode: pg_sys::LWLockMode::Type, body: impl FnOnce() -> T) -> T {
-        // SAFETY: the lock lives in shared memory, and nothing in `body` raises.
-        unsafe {
-            pg_sys::LWLockAcquire(self.lock, mode);
-            let result = body();
-            pg_sys::LWLockRelease(self.lock);
-            result
-        }
+        &self.entries[place % self.count()]
     }
 
     /// The entry of a key. Under the lock.
@@ -201,7 +197,8 @@ impl Table {
         let first = key.hash();
         (0..WAYS.min(self.count()))
             .map(|way| self.entry(first.wrapping_add(way)))
-            .find(|entry| entry.number.load(Ordering::Acquire) != 0 && entry.key == *key)
+            // SAFETY: under the lock.
+            .find(|entry| entry.number.load(Ordering::Acquire) != 0 && unsafe { *entry.key.get() == *key })
     }
 
     /// Gives a place to a key: one that is free, or the one that was counted least since this was last asked. Under the
@@ -230,7 +227,7 @@ impl Table {
         entry.number.store(0, Ordering::Release);
         entry.clear();
         // SAFETY: under the lock nobody else touches keys.
-        unsafe { (*self.entries.add(place % self.count())).key = *key };
+        unsafe { *entry.key.get() = *key };
         entry.number.store(self.header().last_number.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Release);
         Some(entry)
     }
@@ -239,9 +236,14 @@ impl Table {
 /// The entry of a key, which is made where there is none; none where the table has no entries at all.
 pub fn find(key: &Key) -> Option<&'static Entry> {
     let table = table().filter(|table| table.count() > 0)?;
-    let known = table.with_lock(pg_sys::LWLockMode::LW_SHARED, || table.search(key));
-    known
-        .or_else(|| table.with_lock(pg_sys::LWLockMode::LW_EXCLUSIVE, || table.search(key).or_else(|| table.take(key))))
+    let known = {
+        let _locked = TABLE.lock_shared()?;
+        table.search(key)
+    };
+    known.or_else(|| {
+        let _locked = TABLE.lock()?;
+        table.search(key).or_else(|| table.take(key))
+    })
 }
 
 /// One key's numbers at some moment.
@@ -267,7 +269,9 @@ impl Numbers {
     }
 }
 
-fn read(entry: &Entry) -> Option<Numbers> {
+/// # Safety
+/// Under the lock, or in a process that is alone.
+unsafe fn read(entry: &Entry) -> Option<Numbers> {
     if entry.number.load(Ordering::Acquire) == 0 {
         return None;
     }
@@ -279,7 +283,8 @@ fn read(entry: &Entry) -> Option<Numbers> {
     let mut statements = [0; BUCKETS];
     statements.iter_mut().zip(&entry.statements).for_each(|(to, from)| *to = get(from));
     Some(Numbers {
-        key: entry.key,
+        // SAFETY: the caller's promise.
+        key: unsafe { entry.key() },
         statements,
         rows_of_more: get(&entry.rows_of_more),
         largest: get(&entry.largest),
@@ -292,7 +297,11 @@ fn read(entry: &Entry) -> Option<Numbers> {
 pub fn numbers(wanted: impl Fn(&Key) -> bool) -> Vec<Numbers> {
     let Some(table) = table() else { return Vec::new() };
     (0..table.count())
-        .filter_map(|place| table.with_lock(pg_sys::LWLockMode::LW_SHARED, || read(table.entry(place))))
+        .filter_map(|place| {
+            let _locked = TABLE.lock_shared()?;
+            // SAFETY: under the lock.
+            unsafe { read(table.entry(place)) }
+        })
         .filter(|numbers| wanted(&numbers.key))
         .collect()
 }
@@ -300,7 +309,8 @@ pub fn numbers(wanted: impl Fn(&Key) -> bool) -> Vec<Numbers> {
 /// The numbers of all keys; only for a process that is alone.
 pub fn numbers_without_lock() -> Vec<Numbers> {
     let Some(table) = table() else { return Vec::new() };
-    (0..table.count()).filter_map(|place| read(table.entry(place))).collect()
+    // SAFETY: nobody else is there.
+    table.entries.iter().filter_map(|entry| unsafe { read(entry) }).collect()
 }
 
 /// Puts numbers back that were stored. False when there is no room for them.
@@ -321,16 +331,17 @@ pub fn put_back(numbers: &Numbers) -> bool {
 /// Forgets the numbers of some keys. Gives how many keys that were.
 pub fn forget(unwanted: impl Fn(&Key) -> bool) -> u64 {
     let Some(table) = table() else { return 0 };
-    let forget = |place| {
-        let entry = table.entry(place);
-        let known = entry.number.load(Ordering::Acquire) != 0 && unwanted(&entry.key);
+    let forget = |entry: &Entry| {
+        let _locked = TABLE.lock();
+        // SAFETY: under the lock.
+        let known = entry.number.load(Ordering::Acquire) != 0 && unwanted(&unsafe { entry.key() });
         if known {
             entry.number.store(0, Ordering::Release);
             entry.clear();
         }
         u64::from(known)
     };
-    (0..table.count()).map(|place| table.with_lock(pg_sys::LWLockMode::LW_EXCLUSIVE, || forget(place))).sum()
+    table.entries.iter().map(forget).sum()
 }
 
 /// The counters were written to disk.
