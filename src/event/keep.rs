@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::{Locked, Phase};
 use super::{queue, throttle};
-use crate::raise::{guarded, log_line};
+use crate::ffi;
+use crate::pg::contained::contained;
+use crate::raise::log_line;
 
 /// Beside PostgreSQL's own statistics; relative to the data directory, where the postmaster works.
 const FILE: &str = "pg_stat/pg_writeguard.events";
@@ -72,12 +74,9 @@ struct Line {
 /// # Safety
 /// In the postmaster (or the single-user backend), from a plain old frame.
 pub unsafe fn startup() {
-    let _nothing_to_raise = guarded(|| {
-        restore();
-        Ok(())
-    });
-    // SAFETY: the callback lives as long as the process.
-    unsafe { pg_sys::on_shmem_exit(Some(shutdown), pg_sys::Datum::from(0)) };
+    contained("reading the events that waited for the restart", restore);
+    // SAFETY: a plain old frame; the callback lives as long as the process.
+    unsafe { ffi::on_shmem_exit(Some(shutdown), pg_sys::Datum::from(0)) };
 }
 
 fn restore() {
@@ -119,11 +118,10 @@ pub fn accepted() {
 unsafe extern "C-unwind" fn shutdown(code: i32, _argument: pg_sys::Datum) {
     // After a crash the queue cannot be trusted.
     if code == 0 {
-        let _nothing_to_raise = guarded(|| {
+        contained("storing the events that wait for a restart", || {
             if let Err(error) = save() {
                 log_line(&format!("pg_writeguard: could not write \"{FILE}\": {error}"), None);
             }
-            Ok(())
         });
     }
 }

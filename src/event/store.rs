@@ -10,6 +10,7 @@ use super::record::Event;
 use crate::error::Error;
 use crate::owner;
 use crate::pg::backend_local::BackendCell;
+use crate::pg::contained::contained;
 
 /// Inserts one event given as JSON, and gives its id.
 pub const INSERT: &str = "INSERT INTO writeguard.event \
@@ -72,13 +73,23 @@ pub fn insert_all(events: &[Event]) -> Result<(), Error> {
 /// # Errors
 /// Those of `body`; the transaction's abort then cleans up.
 pub fn at_the_end<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    // SAFETY: pushed and popped in pairs.
+    /// Whether the transaction was read-only, while it may write.
+    struct MayWrite(bool);
+
+    impl Drop for MayWrite {
+        fn drop(&mut self) {
+            // SAFETY: the transaction's own setting.
+            unsafe { pg_sys::XactReadOnly = self.0 };
+        }
+    }
+
+    // SAFETY: pushed and popped in pairs, unless the transaction aborts.
     unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let read_only = pg_sys::XactReadOnly;
+        let may_write = MayWrite(pg_sys::XactReadOnly);
         pg_sys::XactReadOnly = false;
         let result = body()?;
-        pg_sys::XactReadOnly = read_only;
+        drop(may_write);
         pg_sys::PopActiveSnapshot();
         Ok(result)
     }
@@ -87,6 +98,6 @@ pub fn at_the_end<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error
 /// The transaction is over: if it committed events, the worker is to send their notifications.
 pub fn end_transaction(committed: bool) {
     if WROTE.replace(false) && committed {
-        queue::push(&[], false);
+        contained("waking the worker", || _ = queue::push(&[], false));
     }
 }

@@ -3,6 +3,7 @@
 
 use pgrx::pg_sys;
 
+use crate::ffi;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 #[derive(Clone, Copy)]
@@ -37,7 +38,7 @@ pub unsafe fn before(command: *const pg_sys::TransactionStmt) {
     // SAFETY: the caller's promise; reads the transaction state.
     let (kind, chains, aborted) = unsafe {
         let kind = (*command).kind;
-        (kind, (*command).chain, pg_sys::IsAbortedTransactionBlockState())
+        (kind, (*command).chain, ffi::IsAbortedTransactionBlockState())
     };
     let mut state = state();
     match kind {

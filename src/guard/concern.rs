@@ -39,6 +39,11 @@ pub fn end(outer: Vec<Concern>) -> Vec<Concern> {
     core::mem::replace(&mut *concerns(), outer)
 }
 
+/// The transaction is over, and with it every rehearsal.
+pub fn end_transaction() {
+    concerns().clear();
+}
+
 /// Notes what the policies of rows that a rehearsal has just charged say to them. `suspended` tells whether another statement
 /// may go on later.
 pub fn met(

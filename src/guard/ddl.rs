@@ -106,7 +106,7 @@ pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut Raise) {
         // SAFETY: statics of this process, and the caller's promise.
         unsafe {
             // Core refuses it there, in its own words.
-            if !pg_sys::IsTransactionBlock() && !pg_sys::XactReadOnly {
+            if !ffi::IsTransactionBlock() && !pg_sys::XactReadOnly {
                 return (begun, book::deciding(|| before_detach(node.cast())));
             }
         }

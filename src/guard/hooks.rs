@@ -12,13 +12,14 @@ use pgrx::pg_sys;
 
 use super::statement::Frame;
 use super::{
-    block, book, capture, count, ddl, decide, expect, lift, observe, pooled, rate_memory, statement, tally, watch,
-    write,
+    block, book, capture, concern, count, ddl, decide, expect, lift, observe, pooled, rate_memory, statement, tally,
+    watch, write,
 };
 use crate::event::{at_commit, keep, memory, queue, store, throttle, totals};
 use crate::expectation;
 use crate::ffi;
 use crate::pg::backend_local::BackendCell;
+use crate::pg::contained::contained;
 use crate::policy::catalog;
 use crate::raise::{Raise, guarded, raise};
 use crate::session::{self, Actor};
@@ -273,7 +274,7 @@ unsafe extern "C-unwind" fn process_utility(
         }
         if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED && catalog::may_be_installed() {
             // Its events may have left notifications to send.
-            queue::push(&[], false);
+            contained("waking the worker", || _ = queue::push(&[], false));
         }
     }
 }
@@ -365,7 +366,7 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
         pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(Ending::Prepared),
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             statement::rolled_back();
-            ddl::roll_back(0);
+            contained("forgetting what a command had noted", || ddl::roll_back(0));
             if observe::any() {
                 observe::died(book::ledger());
             }
@@ -408,10 +409,7 @@ fn before_commit(prepares: bool) {
 #[cold]
 fn committed() {
     // Too late for an error, whatever it would be.
-    let _nothing_to_raise = guarded(|| {
-        at_commit::committed();
-        Ok(())
-    });
+    contained("recording what a commit did", at_commit::committed);
 }
 
 /// How a transaction ended here; a prepared one may still go either way.
@@ -427,7 +425,7 @@ fn end_transaction(ending: Ending) {
     let committed = ending == Ending::Committed;
     block::end_transaction(committed);
     if statement::take_touched() {
-        end_touched_transaction(ending);
+        contained("forgetting a transaction", || end_touched_transaction(ending));
     }
     store::end_transaction(committed);
 }
@@ -438,6 +436,8 @@ fn end_touched_transaction(ending: Ending) {
     decide::end_transaction();
     lift::end_transaction();
     undo::keep::end_transaction();
+    tally::end_transaction();
+    concern::end_transaction();
     book::end_transaction(ending != Ending::RolledBack);
     if statement::end_transaction() {
         counters::forget_statements();
@@ -458,7 +458,7 @@ unsafe extern "C-unwind" fn subtransaction_ends(
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
     match event {
-        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => contained("rolling a subtransaction's counts back", || {
             statement::rolled_back();
             ddl::roll_back(level);
             expect::roll_back(level);
@@ -473,14 +473,14 @@ unsafe extern "C-unwind" fn subtransaction_ends(
             lift::roll_back(level);
             tally::roll_back(level);
             undo::keep::roll_back(level);
-        }
-        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+        }),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => contained("keeping a subtransaction's counts", || {
             book::ledger().release(level, statement::may_resume);
             lift::release(level);
             tally::release(level);
             undo::keep::release(level);
             at_commit::release(level);
-        }
+        }),
         _ => {}
     }
 }

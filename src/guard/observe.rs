@@ -11,6 +11,7 @@ use crate::event::record::Event;
 use crate::event::throttle;
 use crate::ffi;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::contained::contained;
 use crate::raise::{Raise, guarded, warn};
 use crate::words::Mode;
 
@@ -124,10 +125,7 @@ pub fn rolling_back(ledger: &Ledger) {
 
 /// An error took the client's command with it. The client has its error; a warning would say nothing more.
 pub fn died(ledger: Borrowed<Ledger>) {
-    let _nothing_to_raise = guarded(|| {
-        record(ledger, false, |_| true);
-        Ok(())
-    });
+    contained("recording what a statement that died went past", || record(ledger, false, |_| true));
 }
 
 /// Records what is noted of some statements, one by one, so that an error on the way leaves the rest noted. `tell`: the

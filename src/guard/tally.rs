@@ -217,6 +217,11 @@ pub fn release(level: i32) {
     }
 }
 
+/// The transaction is over, and with it every rehearsal; none is open unless something went wrong.
+pub fn end_transaction() {
+    open_accounts().clear();
+}
+
 /// A value of more bytes is not shown.
 const LONGEST_VALUE: usize = 8 * 1024;
 

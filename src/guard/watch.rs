@@ -14,6 +14,7 @@ use super::budget::Place;
 use super::narrow::Estimate;
 use crate::ffi::{self, Opaque};
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
+use crate::pg::contained::contained;
 use crate::session::Actor;
 use crate::words::Operation;
 
@@ -252,7 +253,10 @@ pub unsafe fn activate(mut watch: Box<Watch>) {
 
 /// The query's memory goes, at its end or after an error.
 unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
-    let gone: *mut Watch = argument.cast();
+    contained("letting a query go", || forget(argument.cast()));
+}
+
+fn forget(gone: *mut Watch) {
     book::close_tab(gone);
     let mut state = state();
     if let Some(at) = state.active.iter().rposition(|watch| ptr::eq(&raw const **watch, gone)) {

@@ -16,6 +16,27 @@ pub struct Span {
     pub microseconds: i64,
 }
 
+/// The session's IntervalStyle, while another one is in force; it is back when this is dropped, after an error too.
+struct Style(i32);
+
+impl Style {
+    fn postgres() -> Self {
+        // SAFETY: the setting's variable, which only printing and reading intervals look at.
+        unsafe {
+            let style = pg_sys::IntervalStyle;
+            pg_sys::IntervalStyle = pg_sys::INTSTYLE_POSTGRES as i32;
+            Self(style)
+        }
+    }
+}
+
+impl Drop for Style {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::IntervalStyle = self.0 };
+    }
+}
+
 const MICROSECONDS_PER_DAY: i64 = 24 * 3_600 * 1_000_000;
 
 impl Span {
@@ -24,15 +45,15 @@ impl Span {
     /// # Safety
     /// `datum` is an interval, unless it is NULL.
     pub unsafe fn of(datum: pg_sys::Datum, is_null: bool) -> Option<Self> {
-        // SAFETY: the caller's promise; the style is a plain setting that only printing looks at.
+        // SAFETY: the caller's promise.
         unsafe {
             let interval = Interval::from_datum(datum, is_null)?;
             let days = i64::from(interval.months()) * 30 + i64::from(interval.days());
             let microseconds = days.saturating_mul(MICROSECONDS_PER_DAY).saturating_add(interval.micros());
-            let style = pg_sys::IntervalStyle;
-            pg_sys::IntervalStyle = pg_sys::INTSTYLE_POSTGRES as i32;
-            let text = direct_function_call::<&CStr>(pg_sys::interval_out, &[Some(datum)]);
-            pg_sys::IntervalStyle = style;
+            let text = {
+                let _style = Style::postgres();
+                direct_function_call::<&CStr>(pg_sys::interval_out, &[Some(datum)])
+            };
             Some(Self { text: ffi::decode(text?), microseconds })
         }
     }

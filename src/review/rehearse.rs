@@ -45,7 +45,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     tally::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
     // went.
-    let (outcome, takes, rows) = unsafe {
+    let (outcome, taken_back, takes, rows) = unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         let mut run = Run::new(text, &values, &mut printed, context);
         let mut outcome = ffi::protect(|| run.begin());
@@ -62,14 +62,18 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         }
         let rows = book::rows_by_table(serial);
         account = tally::close();
-        if run.begun {
-            ffi::RollbackAndReleaseCurrentSubTransaction();
-        }
+        let begun = run.begun;
+        let taken_back = ffi::protect(|| {
+            if begun {
+                ffi::RollbackAndReleaseCurrentSubTransaction();
+            }
+        });
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;
-        (outcome, run.wanted, rows)
+        (outcome, taken_back, run.wanted, rows)
     };
     let concerns = concern::end(outer);
+    taken_back?;
     if !account.stopped {
         outcome.map_err(|error| error.in_query(text))?;
     }

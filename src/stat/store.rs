@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::histogram::{BUCKETS, without_empty_end};
 use super::memory::{self, Key, Numbers};
+use crate::ffi;
 use crate::pg::backend_local::BackendLocal;
-use crate::raise::{guarded, log_line};
+use crate::pg::contained::contained;
+use crate::raise::log_line;
 use crate::words::Operation;
 
 /// Beside PostgreSQL's own statistics; relative to the data directory.
@@ -83,12 +85,9 @@ impl Numbers {
 /// # Safety
 /// In the postmaster (or the single-user backend), from a plain old frame.
 pub unsafe fn startup() {
-    let _nothing_to_raise = guarded(|| {
-        restore();
-        Ok(())
-    });
-    // SAFETY: the callback lives as long as the process.
-    unsafe { pg_sys::on_shmem_exit(Some(shutdown), pg_sys::Datum::from(0)) };
+    contained("reading the stored statistics", restore);
+    // SAFETY: a plain old frame; the callback lives as long as the process.
+    unsafe { ffi::on_shmem_exit(Some(shutdown), pg_sys::Datum::from(0)) };
 }
 
 fn restore() {
@@ -121,10 +120,7 @@ fn restore() {
 unsafe extern "C-unwind" fn shutdown(code: i32, _argument: pg_sys::Datum) {
     // After a crash the memory cannot be trusted.
     if code == 0 {
-        let _nothing_to_raise = guarded(|| {
-            write(&memory::numbers_without_lock());
-            Ok(())
-        });
+        contained("storing the statistics", || _ = write(&memory::numbers_without_lock()));
     }
 }
 

@@ -198,9 +198,10 @@ fn taken_back<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure
                 });
             });
         }
-        ffi::RollbackAndReleaseCurrentSubTransaction();
+        let taken_back = ffi::protect(|| ffi::RollbackAndReleaseCurrentSubTransaction());
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;
+        taken_back?;
         outcome?;
     }
     match result {
