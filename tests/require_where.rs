@@ -842,3 +842,17 @@ fn roles_and_operations_of_the_policy_hold() {
     assert_eq!(expect_refusal(app.batch_execute("DELETE FROM t")).sqlstate, "WG002");
     pass(&mut app, "UPDATE t SET v = 1");
 }
+
+/// A refusal before the first row, between writes within the limit: what was prepared to count it is used again.
+#[test]
+fn refused_and_within_in_turn() {
+    let mut bed = Bed::new(TABLES);
+    bed.policy("tables => '{public.t}', require_where => true, max_rows => 3");
+    for _ in 0..5 {
+        bed.passes("UPDATE t SET v = v + 1 WHERE id <= 3");
+        refused_for(&mut bed, "UPDATE t SET v = v + 1", "t");
+        refused_for(&mut bed, "WITH w AS (UPDATE t SET v = v + 1 RETURNING id) SELECT 1", "t");
+        bed.passes("WITH w AS (UPDATE t SET v = v + 1 WHERE id <= 2 RETURNING id) SELECT count(*) FROM w");
+    }
+    assert_eq!(bed.number("SELECT sum(v) FROM t"), 25);
+}

@@ -3,6 +3,7 @@
 //! A watch dies with its query's memory, whichever way that goes; portals suspend and interleave, so watches are found
 //! by node and are no stack.
 
+use core::ops::{Deref, DerefMut};
 use core::ptr;
 use std::rc::Rc;
 
@@ -141,15 +142,46 @@ fn find(matches: impl Fn(&Watch) -> bool) -> *mut Watch {
         .map_or(ptr::null_mut(), |watch| ptr::from_mut(&mut **watch))
 }
 
+/// A watch that is being filled in. What is not put to work goes back to those that wait to be used again, whichever way
+/// its maker leaves: it may be the one that was found last.
+pub struct Draft(Option<Box<Watch>>);
+
+impl Deref for Draft {
+    type Target = Watch;
+
+    #[inline(always)]
+    fn deref(&self) -> &Watch {
+        // SAFETY: there until `activate` takes it, together with the draft.
+        unsafe { self.0.as_deref().unwrap_unchecked() }
+    }
+}
+
+impl DerefMut for Draft {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Watch {
+        // SAFETY: as above.
+        unsafe { self.0.as_deref_mut().unwrap_unchecked() }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(mut watch) = self.0.take() {
+            watch.empty();
+            state().free.push(watch);
+        }
+    }
+}
+
 /// A watch to fill in; one that is not in use any more, where there is one.
-pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch> {
+pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Draft {
     if let Some(mut used) = state().free.pop() {
         used.kind = kind;
         used.estate = estate;
         used.actor = actor;
-        return used;
+        return Draft(Some(used));
     }
-    Box::new(Watch {
+    Draft(Some(Box::new(Watch {
         kind,
         estate,
         node: ptr::null_mut(),
@@ -173,13 +205,7 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Box<Watch
         actor,
         bindings: Vec::new(),
         callback: pg_sys::MemoryContextCallback::default(),
-    })
-}
-
-/// Gives a watch back that is not needed, or not any more.
-pub fn put_back(mut watch: Box<Watch>) {
-    watch.empty();
-    state().free.push(watch);
+    })))
 }
 
 impl Watch {
@@ -243,7 +269,8 @@ impl Watch {
 ///
 /// # Safety
 /// Its EState is that of a query that was just started.
-pub unsafe fn activate(mut watch: Box<Watch>) {
+pub unsafe fn activate(mut draft: Draft) {
+    let Some(mut watch) = draft.0.take() else { return };
     watch.callback.func = Some(query_gone);
     watch.callback.arg = ptr::from_mut(&mut *watch).cast();
     // SAFETY: the query's memory lives as long as its nodes; the box does not move and outlives it.
@@ -280,4 +307,26 @@ pub fn of_query(estate: *mut pg_sys::EState, next: &mut usize) -> *mut Watch {
         }
     }
     ptr::null_mut()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// [`RECENT`] keeps pointing at a watch that was found, so its memory has to stay a watch's.
+    #[test]
+    fn a_draft_that_is_given_up_is_used_again_and_never_freed() {
+        let nobody = pg_sys::InvalidOid;
+        let actor = Actor { login: nobody, session: nobody, set: nobody };
+        let draft = |kind| fresh(kind, ptr::null_mut(), actor);
+        let mut first = draft(Kind::Update);
+        first.seen = 7;
+        let place = ptr::from_ref::<Watch>(&first);
+        let second = draft(Kind::Delete);
+        assert!(!ptr::eq(place, &*second));
+        drop(first);
+        let again = draft(Kind::Merge);
+        assert!(ptr::eq(place, &*again));
+        assert_eq!((again.kind, again.seen), (Kind::Merge, 0));
+    }
 }

@@ -17,7 +17,7 @@ use super::image;
 use super::narrow::estimate;
 use super::past;
 use super::statement;
-use super::watch::{self, Kind, Remote, Watch};
+use super::watch::{self, Draft, Kind, Remote, Watch};
 use super::whole::require_where;
 use crate::error::Error;
 use crate::ffi::pointers;
@@ -110,7 +110,7 @@ unsafe fn watch_plainly(
 }
 
 /// Puts [`count::child`] in front of a node's child, whose own function `child_exec` is, and the watch to work.
-unsafe fn put_in_front(mut watch: Box<Watch>, node: *mut pg_sys::ModifyTableState, child_exec: watch::ExecProcNode) {
+unsafe fn put_in_front(mut watch: Draft, node: *mut pg_sys::ModifyTableState, child_exec: watch::ExecProcNode) {
     // SAFETY: a node of the query that was just started; it has not run.
     unsafe {
         let child = (*node).ps.lefttree;
@@ -198,7 +198,6 @@ unsafe fn watch_node(
         if counted {
             session::use_armed();
         } else if !(everything || routed && catalog::installed()?) {
-            watch::put_back(watch);
             return Ok(());
         }
         let child = (*node).ps.lefttree;
