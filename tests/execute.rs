@@ -273,6 +273,22 @@ fn the_approvers_maximum_takes_the_place_of_the_numbers() {
 }
 
 #[test]
+fn the_tables_of_a_maximum_are_told_in_one_order() {
+    let tables = ["zeta", "alpha", "mu", "beta", "omega", "gamma", "psi", "delta"];
+    let create = tables.map(|table| format!("CREATE TABLE {table} AS SELECT 1 AS a; GRANT ALL ON {table} TO PUBLIC;"));
+    let mut stage = Stage::new(&create.concat());
+    passes(&mut stage.admin, "SELECT writeguard.set_policy('all', tables => '{public.*}', max_rows => 0)");
+    let branches = tables.map(|table| format!("w_{table} AS (UPDATE {table} SET a = 9)"));
+    let mut client = stage.requester();
+    let id = request(&mut client, &format!("WITH {} SELECT 1", branches.join(", ")), &[]);
+    passes(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => 6)"));
+    let refusal = not_executed(&mut client, id, "WG006");
+    let told: Vec<&str> = refusal.detail.split('"').nth(1).expect("names").split(", ").collect();
+    assert_eq!(told.len(), 7, "{refusal:?}");
+    assert!(told.is_sorted(), "{refusal:?}");
+}
+
+#[test]
 fn rows_are_counted_although_no_policy_covers_the_table_any_more() {
     let mut stage = Stage::new("");
     let mut client = stage.requester();

@@ -1,6 +1,7 @@
 //! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor
 //! or a membership changes.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
@@ -38,8 +39,9 @@ struct Book {
     /// The answer that was asked for last: the next question is mostly the same.
     recent: Option<(u32, Actor, Option<Rc<Binding>>)>,
     policies: FxHashMap<Revision, MeterId>,
-    /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own.
-    relations: FxHashMap<Rc<str>, MeterId>,
+    /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own. In
+    /// the order in which they are told.
+    relations: BTreeMap<Rc<str>, MeterId>,
     further: Further,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
     stale: bool,
@@ -66,7 +68,7 @@ static BOOK: BackendLocal<Book> = BackendLocal::new(Book {
     bindings: FxHashMap::with_hasher(FxBuildHasher),
     recent: None,
     policies: FxHashMap::with_hasher(FxBuildHasher),
-    relations: FxHashMap::with_hasher(FxBuildHasher),
+    relations: BTreeMap::new(),
     further: Further::new(),
     stale: false,
 });

@@ -183,7 +183,8 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &[(Serial, i64)]) -> Result<(
         pg_sys::tuplestore_end(store);
         stored?;
     }
-    let tables: Vec<&Table> = tables.values().collect();
+    let mut tables: Vec<&Table> = tables.values().collect();
+    tables.sort_by_key(|table| (table.change, &table.name, &table.operation));
     let json = ascii_json(&serde_json::to_string(&tables).unwrap_or_default());
     owner::rows(client, TABLES, &[json.as_str().into()])?;
     Ok(())
