@@ -208,6 +208,43 @@ fn rows_changed_by_binds_of_one_pipeline_are_not_added_up() {
     assert_eq!(sum(&mut bed), 12);
 }
 
+/// However many portals a client binds before it runs the first one, and whatever becomes of the others, what was changed
+/// while that one was planned counts with what it changes.
+#[test]
+fn rows_changed_by_a_bind_are_never_forgotten_while_the_portal_can_run() {
+    let others = "UPDATE t SET v = v WHERE id < folded()";
+    for name in ["", "a", "<unnamed>"] {
+        let (mut bed, mut raw) = stage(FOLDED);
+        bed.passes(
+            "CREATE FUNCTION fails() RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+                    'BEGIN PERFORM three(); RETURN 1 / 0; END'",
+        );
+        raw.query("BEGIN");
+        raw.open(name, WITH_FOLDED);
+        let many = 200;
+        for other in 0..many {
+            // The unnamed portal goes with the next simple query.
+            let shape = if name.is_empty() { 0 } else { other % 4 };
+            match shape {
+                0 => drop(raw.open(&format!("b{other}"), others).sync()),
+                1 => drop(raw.open("closed", others).close("closed").sync()),
+                2 => assert_eq!(raw.query("SELECT 1 WHERE folded() = 1"), "T D SELECT:1 ZT"),
+                _ => {
+                    raw.query("SAVEPOINT s");
+                    assert_eq!(raw.open("failed", "SELECT fails()").sync().trace(), "1 22012 ZE");
+                    raw.query("ROLLBACK TO s");
+                }
+            }
+        }
+        raw.execute(name, 0);
+        let trace = raw.sync().trace();
+        assert!(trace.ends_with("WG001 ZE"), "portal \"{name}\": {trace}");
+        raw.query("ROLLBACK");
+        assert_eq!(sum(&mut bed), 0);
+        raw.assert_fresh(&mut bed);
+    }
+}
+
 /// Tries to change all rows each time it is called, and hides the refusal.
 const TRY: &str = "
     CREATE FUNCTION try() RETURNS int LANGUAGE plpgsql AS $$

@@ -12,7 +12,7 @@
 //!
 //! Every commit starts the counts again, because meters are also marked with their transaction.
 
-use core::ffi::c_char;
+use core::ffi::{CStr, c_char};
 use core::ptr;
 
 use pgrx::pg_sys;
@@ -261,13 +261,59 @@ fn of_portal(state: &mut State, portal: pg_sys::Portal) -> Option<usize> {
     Some(place)
 }
 
-/// Most statements that may wait for their portal: a client binds no more of them before it executes one.
-const MOST_WAITING: usize = 64;
+/// Another statement is about to wait for its portal, so what waits has it by now or never will: its message is over, or
+/// that command of its string is. Never more than one waits, and none is given up whose portal can still run.
+#[cold]
+fn settle_waiting(state: &mut State) {
+    state.some_wait = false;
+    for statement in state.all.iter_mut().filter(|statement| statement.awaits_portal) {
+        statement.awaits_portal = false;
+        // SAFETY: reads a static; a portal that is found is alive.
+        unsafe {
+            if statement.started != ffi::GetCurrentStatementStartTimestamp()
+                && let portal = clients_portal_made_at(statement.started)
+                && !portal.is_null()
+            {
+                attach(statement, portal);
+            }
+        }
+    }
+}
+
+/// The portal that the client's message of that time made; NULL: it is gone, or none was made. PostgreSQL lists its
+/// portals nowhere but in the memory that they live in, the newest first; named they are there too.
+unsafe fn clients_portal_made_at(time: pg_sys::TimestampTz) -> pg_sys::Portal {
+    // SAFETY: walks the tree of memory contexts; a portal's memory lives as long as the portal.
+    unsafe {
+        let is = |context: pg_sys::MemoryContext, name: &CStr| CStr::from_ptr((*context).name) == name;
+        let mut all = (*pg_sys::TopMemoryContext).firstchild;
+        while !all.is_null() && !is(all, c"TopPortalContext") {
+            all = (*all).nextchild;
+        }
+        let mut context = if all.is_null() { all } else { (*all).firstchild };
+        while !context.is_null() {
+            if is(context, c"PortalContext") && !(*context).ident.is_null() {
+                let name = (*context).ident;
+                let unnamed = ffi::GetPortalByName(c"".as_ptr());
+                let is_unnamed = !unnamed.is_null() && (*unnamed).portalContext == context;
+                let portal = if is_unnamed { unnamed } else { ffi::GetPortalByName(name) };
+                let is_it = !portal.is_null()
+                    && (*portal).portalContext == context
+                    && (*portal).creation_time == time
+                    && is_the_clients(portal);
+                if is_it {
+                    return portal;
+                }
+            }
+            context = (*context).nextchild;
+        }
+        ptr::null_mut()
+    }
+}
 
 fn open(state: &mut State, outermost: Outermost) -> usize {
-    if state.some_wait && state.all.iter().filter(|statement| statement.awaits_portal).count() >= MOST_WAITING {
-        let oldest = state.all.iter_mut().filter(|statement| statement.awaits_portal).min_by_key(|one| one.serial);
-        oldest.into_iter().for_each(|statement| statement.awaits_portal = false);
+    if state.some_wait && outermost.portal.is_null() {
+        settle_waiting(state);
     }
     let free = state.all.iter().position(|statement| statement.portal.is_null() && !statement.awaits_portal);
     let place = free.unwrap_or_else(|| {
@@ -336,7 +382,7 @@ unsafe fn keep_text(statement: &mut Statement, source: *const c_char, location: 
         return;
     }
     // SAFETY: the caller's promise: a C string, of which the location is a part.
-    let bytes = unsafe { core::ffi::CStr::from_ptr(source) }.to_bytes();
+    let bytes = unsafe { CStr::from_ptr(source) }.to_bytes();
     let first = usize::try_from(location).unwrap_or(0).min(bytes.len());
     let to = match usize::try_from(length) {
         Ok(length) if length > 0 => first.saturating_add(length).min(bytes.len()),
