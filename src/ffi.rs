@@ -105,8 +105,8 @@ unsafe extern "C-unwind" {
     fn CopyErrorData() -> *mut pg_sys::ErrorData;
     fn FlushErrorState();
 
-    fn WaitLatch(latch: *mut pg_sys::Latch, events: c_int, timeout: c_long, wait_event_info: u32) -> c_int;
-    fn ResetLatch(latch: *mut pg_sys::Latch);
+    pub fn WaitLatch(latch: *mut pg_sys::Latch, events: c_int, timeout: c_long, wait_event_info: u32) -> c_int;
+    pub fn ResetLatch(latch: *mut pg_sys::Latch);
 
     pub fn BeginInternalSubTransaction(name: *const c_char);
     pub fn RollbackAndReleaseCurrentSubTransaction();

@@ -1,28 +1,89 @@
 //! From Rust's errors to PostgreSQL's: what a plain old frame raises, and lines for the server log.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{CStr, c_char, c_int};
 use core::ptr;
 
 use pgrx::{PgLogLevel, pg_sys};
 
 use crate::error::{Error, LetPass};
 use crate::ffi::{self, Foreign};
+use crate::pg::client;
 use crate::session;
 
-/// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
-///
-/// Plain data in palloc'ed memory: the frame that raises it has nothing to destroy.
+/// What is told to the client or the server log: plain data in palloc'ed memory, so that the frame which tells it has
+/// nothing to destroy. NULL and 0: not said.
 #[repr(C)]
-pub struct Raise {
-    foreign: *mut pg_sys::ErrorData,
+struct Report {
     sqlstate: c_int,
     message: *const c_char,
     detail: *const c_char,
     hint: *const c_char,
     schema: *const c_char,
     table: *const c_char,
-    /// The server log leaves out the statement, which holds a secret.
-    hide_statement: bool,
+    /// The server log leaves out the statement and its context.
+    hides_statement: bool,
+}
+
+impl Report {
+    const NOTHING: Self = Self {
+        sqlstate: 0,
+        message: c"".as_ptr(),
+        detail: ptr::null(),
+        hint: ptr::null(),
+        schema: ptr::null(),
+        table: ptr::null(),
+        hides_statement: false,
+    };
+
+    /// How much there is to tell.
+    ///
+    /// # Safety
+    /// None of it is gone yet.
+    unsafe fn bytes(&self) -> usize {
+        let texts = [self.message, self.detail, self.hint, self.schema, self.table];
+        // SAFETY: every pointer is NULL or a C string.
+        texts.iter().filter(|text| !text.is_null()).map(|text| unsafe { CStr::from_ptr(*text) }.count_bytes()).sum()
+    }
+
+    /// Tells it. Below ERROR this returns, unless the session is interrupted meanwhile: while a client reads nothing a
+    /// termination ends the session here, and once it has read, what it cancelled is an ERROR.
+    ///
+    /// # Safety
+    /// Only from a plain old frame or inside [`ffi::protect`].
+    unsafe fn tell(&self, level: c_int) {
+        // SAFETY: every pointer is NULL or a C string, and elog.c copies them.
+        unsafe {
+            if !ffi::errstart(level, ptr::null()) {
+                return;
+            }
+            if self.sqlstate != 0 {
+                ffi::errcode(self.sqlstate);
+            }
+            ffi::errhidestmt(self.hides_statement);
+            ffi::errhidecontext(self.hides_statement);
+            ffi::errmsg_internal(c"%s".as_ptr(), self.message);
+            if !self.detail.is_null() {
+                ffi::errdetail_internal(c"%s".as_ptr(), self.detail);
+            }
+            if !self.hint.is_null() {
+                ffi::errhint(c"%s".as_ptr(), self.hint);
+            }
+            if !self.schema.is_null() {
+                ffi::err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, self.schema);
+            }
+            if !self.table.is_null() {
+                ffi::err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, self.table);
+            }
+            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+    }
+}
+
+/// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
+#[repr(C)]
+pub struct Raise {
+    foreign: *mut pg_sys::ErrorData,
+    report: Report,
 }
 
 /// A message for whoever reads it: it must not fail for the ellipsis in a hint of ours.
@@ -38,40 +99,30 @@ impl Raise {
     /// An error of ours, ready to be raised.
     pub fn error(error: &Error) -> *mut Raise {
         let (schema, table) = error.table().unzip();
-        let raise = Raise {
-            foreign: ptr::null_mut(),
+        let report = Report {
             sqlstate: pack_sqlstate(error.sqlstate()),
             message: encode(&error.to_string()),
             detail: palloc_opt(error.detail().as_deref()),
             hint: palloc_opt(error.hint().as_deref()),
             schema: palloc_opt(schema),
             table: palloc_opt(table),
-            hide_statement: error.hides_statement() || session::query_shows_token(),
+            hides_statement: error.hides_statement() || session::query_shows_token(),
         };
-        Self::alloc(raise)
+        Self::alloc(Raise { foreign: ptr::null_mut(), report })
     }
 
-    /// Somebody else's error, caught by [`protect`], to be raised again as it was.
+    /// Somebody else's error, caught by [`protect`](ffi::protect), to be raised again as it was.
     pub fn foreign(error: Foreign) -> *mut Raise {
-        Self::alloc(Raise {
-            foreign: error.into_data(),
-            sqlstate: 0,
-            message: ptr::null(),
-            detail: ptr::null(),
-            hint: ptr::null(),
-            schema: ptr::null(),
-            table: ptr::null(),
-            hide_statement: false,
-        })
+        Self::alloc(Raise { foreign: error.into_data(), report: Report::NOTHING })
     }
 
     /// Adds a sentence to the DETAIL of an error of ours.
     pub fn explain(&mut self, sentence: &str) {
         if self.foreign.is_null() {
             // SAFETY: NULL or what `encode` made.
-            let detail = unsafe { ffi::text(self.detail) };
+            let detail = unsafe { ffi::text(self.report.detail) };
             let detail = detail.map_or_else(|| sentence.to_owned(), |detail| format!("{detail} {sentence}"));
-            self.detail = encode(&detail);
+            self.report.detail = encode(&detail);
         }
     }
 
@@ -150,123 +201,69 @@ pub unsafe fn raise(raise: *mut Raise) {
 
 #[cold]
 unsafe fn raise_now(raise: *mut Raise) {
-    // SAFETY: plain old frame; every pointer is NULL or a C string in palloc'ed memory, and elog.c copies them.
+    // SAFETY: the caller's promise.
     unsafe {
-        let raise = &*raise;
-        if !raise.foreign.is_null() {
-            ffi::ReThrowError(raise.foreign);
+        if !(*raise).foreign.is_null() {
+            ffi::ReThrowError((*raise).foreign);
         }
-        if ffi::errstart(PgLogLevel::ERROR as c_int, ptr::null()) {
-            ffi::errcode(raise.sqlstate);
-            ffi::errhidestmt(raise.hide_statement);
-            ffi::errhidecontext(raise.hide_statement);
-            ffi::errmsg_internal(c"%s".as_ptr(), raise.message);
-            if !raise.detail.is_null() {
-                ffi::errdetail_internal(c"%s".as_ptr(), raise.detail);
-            }
-            if !raise.hint.is_null() {
-                ffi::errhint(c"%s".as_ptr(), raise.hint);
-            }
-            if !raise.schema.is_null() {
-                ffi::err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, raise.schema);
-            }
-            if !raise.table.is_null() {
-                ffi::err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, raise.table);
-            }
-            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
-        }
+        client::wait_for_room((*raise).report.bytes());
+        (*raise).report.tell(PgLogLevel::ERROR as c_int);
     }
 }
 
-/// Tells the client something that is no error.
+/// Tells the client something that is no error: a NOTICE, or a WARNING, which the server log has as well.
+///
+/// Interrupts are served meanwhile, as while core sends anything: a client that does not read keeps its session waiting
+/// here, and that must end when the session is terminated or the server shut down. So never under a lock that an error
+/// does not release, and never once a transaction has committed or is being rolled back.
 ///
 /// # Errors
-/// What interrupts the session meanwhile.
-pub fn notice(message: &str, detail: Option<&str>) -> Result<(), Foreign> {
-    let message = ffi::encode(message);
-    let detail = palloc_opt(detail);
-    // SAFETY: nothing but raw calls inside; the strings live in palloc'ed memory and elog.c copies them.
-    unsafe {
-        ffi::protect(|| {
-            if ffi::errstart(PgLogLevel::NOTICE as c_int, ptr::null()) {
-                ffi::errmsg_internal(c"%s".as_ptr(), message);
-                if !detail.is_null() {
-                    ffi::errdetail_internal(c"%s".as_ptr(), detail);
-                }
-                ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
-            }
-        })
-    }
-}
-
-/// Writes one line to the server log and to nobody else; statement and context are left out of it, because
-/// the statement may hold a token and the record says in its own words what was run.
-pub fn log_line(message: &str, detail: Option<&str>) {
-    let message = ffi::encode(message);
-    let detail = palloc_opt(detail);
-    // SAFETY: LOG_SERVER_ONLY raises nothing itself, and with interrupts held off a cancel does not come out of it
-    // either. The strings live in palloc'ed memory and elog.c copies them.
-    unsafe {
-        pg_sys::InterruptHoldoffCount += 1;
-        if ffi::errstart(pg_sys::LOG_SERVER_ONLY as c_int, ptr::null()) {
-            ffi::errhidestmt(true);
-            ffi::errhidecontext(true);
-            ffi::errmsg_internal(c"%s".as_ptr(), message);
-            if !detail.is_null() {
-                ffi::errdetail_internal(c"%s".as_ptr(), detail);
-            }
-            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
-        }
-        pg_sys::InterruptHoldoffCount -= 1;
-    }
-}
-
-/// Tells the client something: a NOTICE, or a WARNING, which the server log has as well.
-pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option<&str>) {
-    let message = ffi::encode(message);
-    let (detail, hint) = (palloc_opt(detail), palloc_opt(hint));
-    // SAFETY: below ERROR nothing is raised, and with interrupts held off a cancel does not come out of it either.
-    unsafe {
-        pg_sys::InterruptHoldoffCount += 1;
-        if ffi::errstart(level as c_int, ptr::null()) {
-            ffi::errhidestmt(true);
-            ffi::errhidecontext(true);
-            ffi::errmsg_internal(c"%s".as_ptr(), message);
-            if !detail.is_null() {
-                ffi::errdetail_internal(c"%s".as_ptr(), detail);
-            }
-            if !hint.is_null() {
-                ffi::errhint(c"%s".as_ptr(), hint);
-            }
-            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
-        }
-        pg_sys::InterruptHoldoffCount -= 1;
-    }
+/// What interrupts the session meanwhile, which goes on to abort the transaction.
+pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option<&str>) -> Result<(), Foreign> {
+    let report = Report {
+        message: ffi::encode(message),
+        detail: palloc_opt(detail),
+        hint: palloc_opt(hint),
+        hides_statement: true,
+        ..Report::NOTHING
+    };
+    // SAFETY: nothing but the plain old frame inside.
+    unsafe { ffi::protect(|| report.tell(level as c_int)) }
 }
 
 /// Tells the client of something that was let pass. Statement and context are left out of the log's line, as by
 /// [`log_line`].
-pub fn warn(passed: &LetPass, rows: Option<u64>, in_block: bool) {
-    let message = ffi::encode(&passed.message(rows));
-    let detail = ffi::encode(&passed.detail());
-    let hint = ffi::encode(LetPass::hint(in_block));
-    let (schema, table) = (ffi::encode(&passed.relation.schema), ffi::encode(&passed.relation.name));
-    // SAFETY: a WARNING raises nothing itself, and with interrupts held off a cancel does not come out of it either. The
-    // strings live in palloc'ed memory and elog.c copies them.
+///
+/// # Errors
+/// As for [`tell`].
+pub fn warn(passed: &LetPass, rows: Option<u64>, in_block: bool) -> Result<(), Foreign> {
+    let report = Report {
+        sqlstate: pack_sqlstate(passed.sqlstate()),
+        message: ffi::encode(&passed.message(rows)),
+        detail: ffi::encode(&passed.detail()),
+        hint: ffi::encode(LetPass::hint(in_block)),
+        schema: ffi::encode(&passed.relation.schema),
+        table: ffi::encode(&passed.relation.name),
+        hides_statement: true,
+    };
+    // SAFETY: nothing but the plain old frame inside.
+    unsafe { ffi::protect(|| report.tell(PgLogLevel::WARNING as c_int)) }
+}
+
+/// Writes one line to the server log and to nobody else; statement and context are left out of it, because
+/// the statement may hold a token and the record says in its own words what was run.
+///
+/// Called at any moment, also when a transaction has committed: interrupts wait until it is done, and what goes wrong in
+/// the writing of a line is not raised.
+pub fn log_line(message: &str, detail: Option<&str>) {
+    let report =
+        Report { message: ffi::encode(message), detail: palloc_opt(detail), hides_statement: true, ..Report::NOTHING };
+    // SAFETY: nothing but the plain old frame inside. An ERROR sets both counts to 0.
     unsafe {
+        let (interrupts, cancels) = (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount);
         pg_sys::InterruptHoldoffCount += 1;
-        if ffi::errstart(PgLogLevel::WARNING as c_int, ptr::null()) {
-            ffi::errhidestmt(true);
-            ffi::errhidecontext(true);
-            ffi::errcode(pack_sqlstate(passed.sqlstate()));
-            ffi::errmsg_internal(c"%s".as_ptr(), message);
-            ffi::errdetail_internal(c"%s".as_ptr(), detail);
-            ffi::errhint(c"%s".as_ptr(), hint);
-            ffi::err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, schema);
-            ffi::err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, table);
-            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
-        }
-        pg_sys::InterruptHoldoffCount -= 1;
+        let _line_lost = ffi::protect(|| report.tell(pg_sys::LOG_SERVER_ONLY as c_int));
+        (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) = (interrupts, cancels);
     }
 }
 

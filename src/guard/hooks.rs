@@ -397,10 +397,7 @@ fn before_commit(prepares: bool) {
             raise(guarded(|| Ok(at_commit::before_prepare()?)));
         }
         if pooled::ends_unused() {
-            raise(guarded(|| {
-                pooled::before_commit();
-                Ok(())
-            }));
+            raise(guarded(|| Ok(pooled::before_commit()?)));
         }
     }
 }

@@ -70,7 +70,7 @@ unsafe fn charge_rows(
             pg_sys::RELKIND_PARTITIONED_TABLE => return Ok(()),
             pg_sys::RELKIND_FOREIGN_TABLE if operation == Operation::Drop => return Ok(()),
             pg_sys::RELKIND_FOREIGN_TABLE if !binding.refuses(operation) => {
-                past::note_uncounted(binding, operation, "those of a foreign table cannot be counted before TRUNCATE");
+                past::note_uncounted(binding, operation, "those of a foreign table cannot be counted before TRUNCATE")?;
                 return Ok(());
             }
             pg_sys::RELKIND_FOREIGN_TABLE => {

@@ -9,7 +9,7 @@ use super::statement;
 use crate::error::LetPass;
 use crate::event::record::Event;
 use crate::event::throttle;
-use crate::ffi;
+use crate::ffi::{self, Foreign};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::contained::contained;
 use crate::raise::{Raise, guarded, warn};
@@ -77,13 +77,17 @@ pub fn waits(statement: Serial) -> bool {
 }
 
 /// Notes that a statement went past a policy's limit; once is enough.
-pub fn note(ledger: Borrowed<Ledger>, new: Noted) {
+///
+/// # Errors
+/// What interrupts the telling of an earlier statement's.
+pub fn note(ledger: Borrowed<Ledger>, new: Noted) -> Result<(), Foreign> {
     if noted().iter().any(|noted| (noted.statement, noted.meter) == (new.statement, new.meter)) {
-        return;
+        return Ok(());
     }
-    // In a pipeline statements follow each other before anything commits.
-    record(ledger, true, |noted| noted.statement != new.statement && !statement::may_resume(noted.statement));
+    // In a pipeline statements follow each other before anything commits. The new one is noted whatever comes of that.
+    let statement = new.statement;
     noted().push(new);
+    record(ledger, true, |noted| noted.statement != statement && !statement::may_resume(noted.statement))
 }
 
 /// Adds a sentence to what will be recorded of a statement and a policy.
@@ -100,20 +104,15 @@ pub fn left(ledger: Borrowed<Ledger>, is_over: bool) -> *mut Raise {
     if !is_over || !unsafe { ffi::IsTransactionBlock() } {
         return core::ptr::null_mut();
     }
-    guarded(|| {
-        if let Some(over) = statement::running() {
-            record(ledger, true, |noted| noted.statement == over);
-        }
-        Ok(())
+    guarded(|| match statement::running() {
+        Some(over) => Ok(record(ledger, true, |noted| noted.statement == over)?),
+        None => Ok(()),
     })
 }
 
 /// Before a commit: nothing is charged to this transaction's statements any more.
 pub fn before_commit(ledger: Borrowed<Ledger>) -> *mut Raise {
-    guarded(|| {
-        record(ledger, true, |_| true);
-        Ok(())
-    })
+    guarded(|| Ok(record(ledger, true, |_| true)?))
 }
 
 /// Before a subtransaction's rows are taken back: the attempt is what counts.
@@ -125,18 +124,24 @@ pub fn rolling_back(ledger: &Ledger) {
 
 /// An error took the client's command with it. The client has its error; a warning would say nothing more.
 pub fn died(ledger: Borrowed<Ledger>) {
-    contained("recording what a statement that died went past", || record(ledger, false, |_| true));
+    contained("recording what a statement that died went past", || {
+        // Nobody is told, so nothing interrupts it.
+        let _told_nobody = record(ledger, false, |_| true);
+    });
 }
 
 /// Records what is noted of some statements, one by one, so that an error on the way leaves the rest noted. `tell`: the
 /// client as well, where the mode is warn. The ledger is given back before anybody is told anything.
-fn record(ledger: Borrowed<Ledger>, tell: bool, of: impl Fn(&Noted) -> bool) {
+///
+/// # Errors
+/// What interrupts the telling; what is noted still is recorded when the transaction aborts for it.
+fn record(ledger: Borrowed<Ledger>, tell: bool, of: impl Fn(&Noted) -> bool) -> Result<(), Foreign> {
     for noted in noted().iter_mut().filter(|noted| of(noted)) {
         noted.highest = noted.rows(&ledger).unwrap_or(0);
     }
     drop(ledger);
     loop {
-        let Some(place) = noted().iter().position(&of) else { return };
+        let Some(place) = noted().iter().position(&of) else { return Ok(()) };
         let one = noted().remove(place);
         let rows = (one.counted != Counted::Unknown).then_some(one.highest);
         let mut event = one.event;
@@ -145,7 +150,7 @@ fn record(ledger: Borrowed<Ledger>, tell: bool, of: impl Fn(&Noted) -> bool) {
         throttle::record(&event);
         if tell && one.mode == Mode::Warn {
             // SAFETY: reads the transaction's state.
-            warn(&one.warning, rows, unsafe { ffi::IsTransactionBlock() });
+            warn(&one.warning, rows, unsafe { ffi::IsTransactionBlock() })?;
         }
     }
 }

@@ -8,6 +8,7 @@ use super::further::Charged;
 use super::narrow::Estimate;
 use super::observe::{self, Counted};
 use super::{book, concern, lift, statement};
+use crate::ffi::Foreign;
 use crate::raise::{Failure, Raise, guarded};
 use crate::settings;
 use crate::stat::counters;
@@ -116,15 +117,17 @@ fn look_on(
         let (meter, policy) = (charge.meter, &charge.policy);
         let attempt =
             Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate: estimate.rows() };
-        note(&attempt, counted, None);
-        Ok(())
+        Ok(note(&attempt, counted, None)?)
     })
 }
 
 /// Takes note of a statement of which no policy that only looks on can know the rows.
-pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) {
+///
+/// # Errors
+/// As for [`note`].
+pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) -> Result<(), Foreign> {
     if lift::is_rehearsing() || !settings::enabled() {
-        return;
+        return Ok(());
     }
     // SAFETY: called while the client's command is about to run, or runs.
     unsafe {
@@ -134,21 +137,27 @@ pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) {
                 let (meter, past) = (*meter, Past::Statement);
                 let attempt =
                     Attempt { relation: &binding.relation, operation, policy, meter, past, place, estimate: None };
-                note(&attempt, Counted::Unknown, Some(format!("Nothing is known of its rows: {reason}.")));
+                note(&attempt, Counted::Unknown, Some(format!("Nothing is known of its rows: {reason}.")))?;
             }
-        });
+            Ok(())
+        })
     }
 }
 
 /// Takes note of a statement that went past a limit of a policy that only looks on, once. `reason`: what else there is to
 /// say.
-pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) {
+///
+/// # Errors
+/// What interrupts the telling of an earlier statement's.
+pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) -> Result<(), Foreign> {
     let (meter, statement) = (attempt.meter, attempt.place.statement);
-    if !book::ledger().is_noted(meter, statement) {
-        let new = decide::to_note(attempt, counted, reason);
-        observe::note(book::ledger(), new);
-        book::ledger().note(meter, statement, book::goes_on);
+    if book::ledger().is_noted(meter, statement) {
+        return Ok(());
     }
+    let new = decide::to_note(attempt, counted, reason);
+    let told = observe::note(book::ledger(), new);
+    book::ledger().note(meter, statement, book::goes_on);
+    told
 }
 
 /// Refuses rows beyond what was reviewed.

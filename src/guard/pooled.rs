@@ -8,6 +8,7 @@ use core::ffi::c_void;
 use pgrx::PgLogLevel;
 
 use super::block;
+use crate::ffi::Foreign;
 use crate::{expectation, raise, session, settings};
 
 /// Whether something that was set outside of a transaction block ends with this commit before any write could use it.
@@ -17,7 +18,10 @@ pub fn ends_unused() -> bool {
 }
 
 /// Tells the client of it.
-pub fn before_commit() {
+///
+/// # Errors
+/// What interrupts that.
+pub fn before_commit() -> Result<(), Foreign> {
     let (setting, value) = if session::is_armed_unused() && session::flag() {
         ("override", "on".to_owned())
     } else if expectation::is_armed() {
@@ -30,7 +34,7 @@ pub fn before_commit() {
         &format!("writeguard.{setting} was set outside of a transaction block and is over with that command"),
         Some("Clients share this session (writeguard.pooled), so nothing stays armed in it beyond a transaction."),
         Some(&format!("BEGIN; SET LOCAL writeguard.{setting} = {value}; …; COMMIT")),
-    );
+    )
 }
 
 /// Assign hook of `writeguard.pooled`: what was armed before the session was called pooled is over as well.

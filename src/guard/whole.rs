@@ -136,8 +136,7 @@ fn decide_whole(
         estimate,
     };
     if !charge.policy.policy.mode.refuses() {
-        past::note(&attempt, Counted::Statement, None);
-        return Ok(());
+        return Ok(past::note(&attempt, Counted::Statement, None)?);
     }
     past::decided(binding, operation, place.statement, decide::decide(&attempt))?;
     past::check_grant(&attempt)

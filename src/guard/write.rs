@@ -356,7 +356,7 @@ fn cannot_count(
         return Err(undecided(reason, relation));
     }
     for operation in operations {
-        past::note_uncounted(binding, *operation, reason);
+        past::note_uncounted(binding, *operation, reason)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! PostgreSQL's side of the house: what everything else reaches the server by.
 
 pub mod backend_local;
+pub mod client;
 pub mod contained;
 pub mod shmem;

@@ -68,6 +68,6 @@ fn break_glass(arguments: &Arguments) -> Returns {
     let valid = duration(u64::from(lifetime.unsigned_abs()) * 1_000_000);
     let message = format!("glass broken by login \"{login}\": a token without a second person, valid for {valid}");
     let detail = format!("Request {}: {}", stored.id, stored.reason);
-    tell(PgLogLevel::WARNING, &message, Some(&detail), None);
+    tell(PgLogLevel::WARNING, &message, Some(&detail), None)?;
     value(token)
 }

@@ -3,7 +3,7 @@
 //! Each decision holds the request's row until its transaction ends, so decisions and uses of one request come one after
 //! the other. A decision is final: what was approved can only be revoked, everything else not even that.
 
-use pgrx::pg_sys;
+use pgrx::{PgLogLevel, pg_sys};
 use serde::Deserialize;
 
 use super::approval::{self, Ask};
@@ -13,7 +13,7 @@ use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::owner;
 use crate::policy::span::Span;
-use crate::raise::{Failure, notice};
+use crate::raise::{Failure, tell};
 use crate::session::Actor;
 use crate::settings;
 use crate::token::check::Bound;
@@ -224,7 +224,7 @@ fn approve(arguments: &Arguments) -> Returns {
             let needs = format!("request {id} needs {missing}");
             let reason = comment.map_or_else(|| needs.clone(), |comment| format!("{comment} ({needs})"));
             record(Kind::Approved, &request, max_rows, Some(reason))?;
-            notice(&needs, Some(&sentences))?;
+            tell(PgLogLevel::NOTICE, &needs, Some(&sentences), None)?;
             Ok(None)
         }
     }

@@ -40,7 +40,7 @@ fn execute(arguments: &Arguments) -> Returns {
     let total = rows.iter().map(|(_, rows)| rows).sum();
     let each: Vec<String> = rows.iter().map(|(name, rows)| format!("{} in \"{name}\"", count(*rows))).collect();
     let detail = (!each.is_empty()).then(|| format!("{}.", each.join(", ")));
-    tell(PgLogLevel::NOTICE, &format!("executed request {id}: {} changed", count(total)), detail.as_deref(), None);
+    tell(PgLogLevel::NOTICE, &format!("executed request {id}: {} changed", count(total)), detail.as_deref(), None)?;
     Ok(None)
 }
 

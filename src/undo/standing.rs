@@ -82,7 +82,7 @@ pub fn compare(change: i64, table: Table, purpose: Purpose<'_>) -> Result<Standi
     let mut comparison = Comparison { change, shape: &shape, naming, memory };
     let (mut keys, survey) = comparison.keys(&mut images)?;
     if let Some(notice) = comparison.naming.notice() {
-        tell(pgrx::PgLogLevel::NOTICE, &notice, None, None);
+        tell(pgrx::PgLogLevel::NOTICE, &notice, None, None)?;
     }
     let mut rows = comparison.rows(&survey);
     let mut result = Counts::default();

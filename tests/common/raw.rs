@@ -225,7 +225,10 @@ pub fn gone(bed: &mut Bed, pid: u32) {
 }
 
 pub fn socket() -> UnixStream {
-    let server = Server::shared();
+    socket_of(Server::shared())
+}
+
+pub fn socket_of(server: &Server) -> UnixStream {
     let stream = UnixStream::connect(server.socket_dir().join(format!(".s.PGSQL.{}", server.port()))).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
