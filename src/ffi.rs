@@ -6,8 +6,9 @@
 //!
 //! * A *plain old frame* (no local with a destructor, no panic) may call the raw functions below; an ERROR
 //!   jumps over it. All hooks and all SQL functions of this library have such a frame on the outside.
-//! * Rust proper runs inside `#[pg_guard]` functions that return before the frame goes on. What they want raised
-//!   they return as a `Raise`, and the frame raises it.
+//! * Rust proper runs inside [`guarded`](crate::raise::guarded), which returns before the frame goes on. What it wants
+//!   raised it returns as a `Raise`, and the frame raises it; it raises nothing by itself. Inside it the functions of
+//!   `pg_sys` may be called, whose ERRORs become panics, but not those below.
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::ptr;

@@ -2,11 +2,15 @@
 
 use core::ffi::{CStr, c_char, c_int};
 use core::ptr;
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 
+use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, pg_sys};
 
 use crate::error::{Error, LetPass};
 use crate::ffi::{self, Foreign};
+use crate::pg::backend_local::BackendLocal;
 use crate::pg::client;
 use crate::session;
 
@@ -111,6 +115,34 @@ impl Raise {
         Self::alloc(Raise { foreign: ptr::null_mut(), report })
     }
 
+    /// An error about no table.
+    fn plain(sqlstate: c_int, message: &str, detail: Option<&str>, hint: Option<&str>) -> *mut Raise {
+        let report = Report {
+            sqlstate,
+            message: encode(message),
+            detail: palloc_opt(detail),
+            hint: palloc_opt(hint),
+            hides_statement: session::query_shows_token(),
+            ..Report::NOTHING
+        };
+        Self::alloc(Raise { foreign: ptr::null_mut(), report })
+    }
+
+    /// That there is no memory to tell what went wrong.
+    fn out_of_memory() -> *mut Raise {
+        const REPORT: Report = Report {
+            sqlstate: pack_sqlstate("53200"),
+            message: c"out of memory".as_ptr(),
+            hides_statement: true,
+            ..Report::NOTHING
+        };
+        const ERROR: Raise = Raise { foreign: ptr::null_mut(), report: REPORT };
+        static PLACE: BackendLocal<Raise> = BackendLocal::new(ERROR);
+        // SAFETY: whoever had it has raised it; what was added to it is gone with its memory.
+        unsafe { *PLACE.get() = ERROR };
+        PLACE.get()
+    }
+
     /// Somebody else's error, caught by [`protect`](ffi::protect), to be raised again as it was.
     pub fn foreign(error: Foreign) -> *mut Raise {
         Self::alloc(Raise { foreign: error.into_data(), report: Report::NOTHING })
@@ -180,11 +212,13 @@ impl From<Foreign> for Failure {
 }
 
 /// What `MAKE_SQLSTATE` of core does.
-fn pack_sqlstate(code: &str) -> c_int {
-    code.bytes()
-        .take(5)
-        .enumerate()
-        .fold(0, |packed, (place, byte)| packed | (c_int::from((byte.wrapping_sub(b'0')) & 0x3f) << (6 * place)))
+const fn pack_sqlstate(code: &str) -> c_int {
+    let (code, mut packed, mut place) = (code.as_bytes(), 0, 0);
+    while place < code.len() && place < 5 {
+        packed |= ((code[place].wrapping_sub(b'0') & 0x3f) as c_int) << (6 * place);
+        place += 1;
+    }
+    packed
 }
 
 /// Raises `raise` when there is one.
@@ -267,14 +301,47 @@ pub fn log_line(message: &str, detail: Option<&str>) {
     }
 }
 
-/// Runs Rust proper inside a pgrx guard, which has returned before the caller's frame goes on. Null: nothing is to be
-/// raised.
+/// Runs Rust proper, and gives what is to be raised; NULL: nothing.
+///
+/// It raises nothing itself, whatever `body` does: a panic, and an ERROR that pgrx made a panic of, end here and are given
+/// back like any failure. So it may be called from frames with destructors as well, and only [`raise`] at the plain old
+/// frame on the outside ever jumps.
 pub fn guarded<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut Raise {
-    // SAFETY: called from a plain old frame; a panic inside becomes an ERROR at this guard and nowhere else.
-    unsafe {
-        pgrx::pgrx_extern_c_guard(|| match body() {
-            Ok(()) => ptr::null_mut(),
-            Err(failure) => failure.into_raise(),
-        })
-    }
+    unwound(|| match body() {
+        Ok(()) => ptr::null_mut(),
+        Err(failure) => failure.into_raise(),
+    })
+}
+
+/// The same for what gives by itself what is to be raised, and of which no panic is known.
+#[inline]
+pub fn unwound(body: impl FnOnce() -> *mut Raise) -> *mut Raise {
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(told)
+}
+
+/// For want of memory what was caught may not even be told.
+#[cold]
+#[inline(never)]
+fn told(thrown: Box<dyn Any + Send>) -> *mut Raise {
+    panic::catch_unwind(AssertUnwindSafe(|| caught(thrown))).unwrap_or_else(|_| Raise::out_of_memory())
+}
+
+/// What a body threw.
+fn caught(thrown: Box<dyn Any + Send>) -> *mut Raise {
+    let report = match thrown.downcast::<CaughtError>() {
+        Ok(caught) => match *caught {
+            CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic { ereport: report, .. } => report,
+        },
+        Err(thrown) => match thrown.downcast::<ErrorReportWithLevel>() {
+            Ok(report) => *report,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                return Raise::plain(pack_sqlstate("XX000"), text.unwrap_or("unexpected panic"), None, None);
+            }
+        },
+    };
+    Raise::plain(report.sql_error_code() as c_int, report.message(), report.detail(), report.hint())
 }

@@ -16,7 +16,7 @@ use super::image;
 use super::statement;
 use super::watch::{self, Kind, Watch};
 use crate::ffi::{self, Foreign};
-use crate::raise::{Failure, Raise, guarded, raise};
+use crate::raise::{Failure, Raise, guarded, raise, unwound};
 use crate::session;
 use crate::words::Operation;
 
@@ -89,7 +89,7 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
     // SAFETY: the watch lives as long as the node.
     unsafe {
         let watch = watch::of_child(node);
-        raise(changed(watch, (*(*watch).estate).es_processed));
+        raise(unwound(|| changed(watch, (*(*watch).estate).es_processed)));
         let slot = match (*watch).child_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
@@ -98,7 +98,7 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
             (*watch).deleted = deleted(relation_of_row((*watch).node, slot));
         }
         if !(*watch).remote.is_empty() {
-            raise(changed_remotely(watch, u64::from(!is_empty(slot))));
+            raise(unwound(|| changed_remotely(watch, u64::from(!is_empty(slot)))));
         }
         if (*watch).remembers {
             (*watch).last = slot;
@@ -171,7 +171,7 @@ pub unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc) -> *mut Raise {
                 return ptr::null_mut();
             }
             if (*watch).outer_exec.is_none() {
-                let raise = changed(watch, (*estate).es_processed);
+                let raise = unwound(|| changed(watch, (*estate).es_processed));
                 if !raise.is_null() {
                     return raise;
                 }

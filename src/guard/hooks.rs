@@ -21,7 +21,7 @@ use crate::ffi;
 use crate::pg::backend_local::BackendCell;
 use crate::pg::contained::contained;
 use crate::policy::catalog;
-use crate::raise::{Raise, guarded, raise};
+use crate::raise::{Raise, guarded, raise, unwound};
 use crate::session::{self, Actor};
 use crate::stat::{self, counters};
 use crate::undo;
@@ -143,7 +143,12 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
             let actor = Actor::current();
-            if !write::begin_plainly(query_desc, actor) {
+            let mut is_begun = false;
+            raise(unwound(|| {
+                is_begun = write::begin_plainly(query_desc, actor);
+                ptr::null_mut()
+            }));
+            if !is_begun {
                 raise(write::begin(query_desc, actor));
             }
         }
