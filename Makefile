@@ -1,12 +1,14 @@
 # PG_CONFIG chooses the server: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
 
-.PHONY: help prepare prepare-build demo test test-all test-upstream test-packages install deb dist deny bench lint clean
+.PHONY: help prepare prepare-build demo test test-all test-upstream test-assert test-pure test-packages install deb dist deny bench lint clean
 
 help:
 	@echo "make demo      the incident, refused: a transcript on a server made for it (KEEP=1 keeps it)"
 	@echo "make test      all tests, on private servers"
 	@echo "make test-all  the same on each supported server (PGWG_MAJORS='15 17'); as root"
 	@echo "make test-upstream  PostgreSQL's own regression and isolation tests, with the library and a policy over everything"
+	@echo "make test-assert  both on a server built with assertions, short sets under valgrind and debug_discard_caches (an hour)"
+	@echo "make test-pure  the tests of what needs no PostgreSQL, in seconds"
 	@echo "make test-packages  the archives and the package, in a clean root of Debian (PGWG_MAJORS='15 17 18'); as root"
 	@echo "make install   build and install into the server that PG_CONFIG names (DESTDIR=... below another directory)"
 	@echo "make deb       a Debian package for the server that PG_CONFIG names, in target/deb"
@@ -35,6 +37,12 @@ test-all: prepare
 
 test-upstream: prepare
 	@scripts/test-upstream
+
+test-assert: prepare
+	@scripts/test-assert
+
+test-pure:
+	@scripts/test-pure
 
 test-packages: prepare
 	@set -e; for major in $(or $(PGWG_MAJORS),15); do scripts/test-packages $$major; done

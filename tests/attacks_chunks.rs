@@ -369,6 +369,11 @@ fn triggers_that_swallow_refusals_get_no_row_past_the_limit() {
 
 #[test]
 fn deferred_triggers_that_swallow_refusals_get_no_row_past_the_limit() {
+    // PostgreSQL's own assertion does not expect an exception block that catches something in a deferred trigger at
+    // COMMIT (RollbackAndReleaseCurrentSubTransaction, with or without the library): it ends the server.
+    if common::asserting() {
+        return;
+    }
     let mut bed = twelve();
     bed.passes(
         "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$

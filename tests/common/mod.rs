@@ -8,6 +8,10 @@
 //!
 //! A server belongs to the test process: it is stopped and its directory removed
 //! however the process ends, by a helper that waits on a pipe for that end.
+//!
+//! `scripts/test-assert` runs tests on slower servers, and tells them so: `PGWG_POSTGRES` is run in place of the
+//! server's own program (valgrind, around it), `PGWG_SETTING` is set in each database with the extension,
+//! `PGWG_PATIENCE` multiplies what tests wait for, and in `PGWG_LOGS` the servers' logs stay.
 
 #![allow(dead_code)]
 
@@ -30,6 +34,23 @@ use postgres::{Client, Config, NoTls};
 unsafe extern "C" {
     safe fn geteuid() -> u32;
     safe fn atexit(function: extern "C" fn()) -> c_int;
+}
+
+/// How much longer than on an ordinary server things may take: at least 1.
+pub fn patience() -> u32 {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    *PATIENCE.get_or_init(|| match std::env::var("PGWG_PATIENCE") {
+        Ok(factor) => factor.parse().expect("PGWG_PATIENCE is a number"),
+        Err(_) if asserting() => 3,
+        Err(_) => 1,
+    })
+}
+
+/// Whether the server checks its own assertions.
+pub fn asserting() -> bool {
+    static ASSERTING: OnceLock<bool> = OnceLock::new();
+    *ASSERTING
+        .get_or_init(|| run(Command::new(bin().join("pg_config")).arg("--configure")).contains("--enable-cassert"))
 }
 
 /// What every test server is configured with; a server's own lines come after.
@@ -154,6 +175,9 @@ impl Server {
         let mut conf = fs::read_to_string(data.join("postgresql.conf")).expect("postgresql.conf");
         conf += CONFIGURATION;
         conf += &format!("port = {port}\nunix_socket_directories = '{}'\n", dir.display());
+        if patience() > 1 {
+            conf += &format!("writeguard.event_timeout = '{}s'\n", patience());
+        }
         for line in extra_conf {
             conf += line;
             conf.push('\n');
@@ -214,6 +238,10 @@ impl Server {
             .admin()
             .batch_execute("CREATE EXTENSION pg_writeguard")
             .unwrap_or_else(|error| panic!("CREATE EXTENSION failed: {:?}", Refusal::of(&error)));
+        if let Ok(setting) = std::env::var("PGWG_SETTING") {
+            let sql = format!("ALTER DATABASE {} SET {setting}", database.name);
+            database.admin().batch_execute(&sql).expect("a setting");
+        }
         database
     }
 
@@ -279,9 +307,12 @@ impl Server {
 
     fn pg_ctl(&self, action: &str) -> Command {
         let mut command = server_command(self.bin.join("pg_ctl"));
-        command.args([action, "-s", "-w", "-t", "60", "-D"]).arg(self.data_dir());
+        command.args([action, "-s", "-w", "-t", &(60 * patience()).to_string(), "-D"]).arg(self.data_dir());
         if action == "start" {
             command.arg("-l").arg(self.dir.join("log"));
+            if let Some(program) = std::env::var_os("PGWG_POSTGRES") {
+                command.arg("-p").arg(program);
+            }
         }
         command
     }
@@ -397,9 +428,10 @@ pub fn expect_refusal<T: std::fmt::Debug>(result: Result<T, postgres::Error>) ->
     }
 }
 
-/// Waits until the condition holds; fails after that many seconds.
+/// Waits until the condition holds; fails after that many seconds, or more on a slow server.
 #[track_caller]
 pub fn wait_until(seconds: u64, mut condition: impl FnMut() -> bool) {
+    let seconds = seconds * u64::from(patience());
     let end = Instant::now() + Duration::from_secs(seconds);
     while !condition() {
         assert!(Instant::now() < end, "still not so after {seconds} s");
@@ -530,7 +562,13 @@ fn keeper(bin: &Path, dir: &Path) -> Child {
         command
     };
     Command::new("sh")
-        .args(["-c", r#"read -r _; dir=$1; shift; "$@"; rm -rf "$dir""#, "sh"])
+        .args([
+            "-c",
+            r#"read -r _; dir=$1; shift; "$@"
+               [ -z "$PGWG_LOGS" ] || cp "$dir/log" "$PGWG_LOGS/${dir##*/}.log"
+               rm -rf "$dir""#,
+            "sh",
+        ])
         .arg(dir)
         .arg(stop.get_program())
         .args(stop.get_args())

@@ -1,0 +1,10 @@
+#[path = "../../../src/policy/document.rs"]
+pub mod document;
+#[path = "../../../src/policy/model.rs"]
+pub mod model;
+#[path = "../../../src/policy/pattern.rs"]
+pub mod pattern;
+#[path = "../../../src/policy/resolve.rs"]
+pub mod resolve;
+#[path = "../../../src/policy/schedule.rs"]
+pub mod schedule;

@@ -1,0 +1,10 @@
+#[path = "../../../src/token/claims.rs"]
+pub mod claims;
+#[path = "../../../src/token/grant.rs"]
+pub mod grant;
+#[path = "../../../src/token/jwt.rs"]
+pub mod jwt;
+#[path = "../../../src/token/name.rs"]
+pub mod name;
+#[path = "../../../src/token/statement.rs"]
+pub mod statement;

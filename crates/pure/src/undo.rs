@@ -1,0 +1,2 @@
+#[path = "../../../src/undo/net.rs"]
+pub mod net;
