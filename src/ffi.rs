@@ -365,6 +365,38 @@ fn out_of_memory() -> *mut pg_sys::ErrorData {
     error
 }
 
+/// Runs `body` for what it does on the side, and goes on whatever comes of it: false where it raised an ERROR, of which
+/// nothing is left. Interrupts are held off, and nobody adds context to what it reports. For a few raw calls that hold
+/// nothing when they fail, where an ERROR must not come out: after a commit it would be a PANIC.
+///
+/// # Safety
+/// As for [`protect`].
+pub unsafe fn attempt<F: FnOnce()>(body: F) -> bool {
+    // SAFETY: what PG_TRY does; an ERROR resets the counts of what holds interrupts off, which are those of the frames
+    // around us, so they are put back.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let exception_stack = pg_sys::PG_exception_stack;
+        let error_context_stack = pg_sys::error_context_stack;
+        let held = (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount, pg_sys::CritSectionCount);
+        pg_sys::InterruptHoldoffCount += 1;
+        pg_sys::error_context_stack = ptr::null_mut();
+        let jumped = call_with_sigsetjmp(false, |buffer| {
+            pg_sys::PG_exception_stack = ptr::from_ref(buffer).cast_mut().cast();
+            body();
+            0
+        });
+        pg_sys::PG_exception_stack = exception_stack;
+        pg_sys::error_context_stack = error_context_stack;
+        pg_sys::CurrentMemoryContext = context;
+        (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount, pg_sys::CritSectionCount) = held;
+        if jumped != 0 {
+            FlushErrorState();
+        }
+        jumped == 0
+    }
+}
+
 /// Sleeps on the process latch for at most `milliseconds`, then serves interrupts.
 ///
 /// # Safety
@@ -413,6 +445,52 @@ pub fn decode(text: &CStr) -> String {
         }
     }
     text.to_string_lossy().into_owned()
+}
+
+/// Text in the server's encoding as UTF-8; a NUL inside ends it.
+pub fn decode_bytes(text: &[u8]) -> String {
+    if text.is_ascii() || !needs_conversion() {
+        return String::from_utf8_lossy(text).into_owned();
+    }
+    // SAFETY: the text is as long as it says; the conversion gives another one, as a C string, or the same.
+    unsafe {
+        let converted = pg_sys::pg_server_to_any(text.as_ptr().cast(), text.len() as c_int, UTF8);
+        if ptr::eq(converted.cast(), text.as_ptr()) {
+            return String::from_utf8_lossy(text).into_owned();
+        }
+        CStr::from_ptr(converted).to_string_lossy().into_owned()
+    }
+}
+
+/// Hands a text in the server's encoding on in UTF-8, part by part where it has to be converted. Bytes of no encoding are
+/// handed on as they are.
+pub fn in_utf8(text: &[u8], mut take: impl FnMut(&[u8])) {
+    const PART: usize = 64 * 1024;
+    if !needs_conversion() || text.is_ascii() {
+        return take(text);
+    }
+    let mut left = text;
+    while !left.is_empty() {
+        let part = beginning(left, PART);
+        // No letter is longer than a part.
+        let part = if part.is_empty() { left } else { part };
+        take(decode_bytes(part).as_bytes());
+        left = &left[part.len()..];
+    }
+}
+
+/// The longest beginning of a text in the server's encoding that is whole letters and has at most so many bytes.
+pub fn beginning(text: &[u8], bytes: usize) -> &[u8] {
+    if text.len() <= bytes {
+        return text;
+    }
+    // A letter has four bytes at most.
+    let length = text.len().min(bytes + 4) as c_int;
+    let limit = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+    // SAFETY: it looks at the bytes of the letters up to the limit, and at the first of the one after; a text of the
+    // server's encoding has whole letters.
+    let end = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), length, limit) };
+    &text[..usize::try_from(end).unwrap_or(0).min(bytes)]
 }
 
 /// Copies UTF-8 text into the current memory context, in the server's encoding; a NUL inside ends it, as it would for

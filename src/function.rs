@@ -31,6 +31,57 @@ impl Arguments {
         !self.has(index) || unsafe { pgrx::fcinfo::pg_arg_is_null(self.0, index) }
     }
 
+    /// The bytes of a text argument in the server's encoding; none for NULL. A long text is not copied where it is stored
+    /// plainly.
+    pub fn bytes(&self, index: usize) -> Option<&[u8]> {
+        let datum: pg_sys::Datum = self.get(index)?;
+        // SAFETY: the SQL declaration gives the argument the type text; what it points to lives as long as the call.
+        Some(unsafe { text_bytes(datum) })
+    }
+
+    /// The elements of an argument that is an array of texts, likewise.
+    pub fn elements(&self, index: usize) -> Vec<Option<&[u8]>> {
+        let Some(datum) = self.get::<pg_sys::Datum>(index) else { return Vec::new() };
+        // SAFETY: the SQL declaration gives the argument the type text[], whose elements have these properties.
+        unsafe {
+            let array = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+            let (mut datums, mut nulls, mut count) = (core::ptr::null_mut(), core::ptr::null_mut(), 0);
+            let align = pg_sys::TYPALIGN_INT as core::ffi::c_char;
+            pg_sys::deconstruct_array(array, pg_sys::TEXTOID, -1, false, align, &mut datums, &mut nulls, &mut count);
+            let count = usize::try_from(count).unwrap_or(0);
+            (0..count).map(|at| (!*nulls.add(at)).then(|| text_bytes(*datums.add(at)))).collect()
+        }
+    }
+
+    /// Whether no argument has more bytes than [`MOST_BYTES`].
+    ///
+    /// # Errors
+    /// WG007 for the first one that has.
+    pub fn check_lengths(&self) -> Result<(), Error> {
+        // SAFETY: PostgreSQL says with how many arguments it calls, and of what types they are.
+        unsafe {
+            for index in 0..(*self.0).nargs {
+                let place = usize::try_from(index).unwrap_or(0);
+                if self.is_null(place) {
+                    continue;
+                }
+                let type_oid = pg_sys::get_fn_expr_argtype((*self.0).flinfo, index.into());
+                if type_oid == pg_sys::InvalidOid || pg_sys::get_typlen(type_oid) != -1 {
+                    continue;
+                }
+                let bytes = self.get::<pg_sys::Datum>(place).map_or(0, |datum| pg_sys::toast_raw_datum_size(datum));
+                if bytes > MOST_BYTES {
+                    return Err(Error::Invalid {
+                        message: format!("argument {} is too long", place + 1),
+                        detail: Some(format!("It has {bytes} bytes, and {MOST_BYTES} are the most that is taken.")),
+                        hint: "SELECT writeguard.statement_hash('…'); (which takes a text of any length)".into(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn has(&self, index: usize) -> bool {
         // SAFETY: PostgreSQL says with how many arguments it calls, which is how many are declared.
         let declared = unsafe { (*self.0).nargs };
@@ -103,6 +154,18 @@ impl Arguments {
     }
 }
 
+/// The bytes of a text, without a copy where it is stored plainly.
+unsafe fn text_bytes<'a>(text: pg_sys::Datum) -> &'a [u8] {
+    // SAFETY: the caller's promise: a text, toasted or not.
+    unsafe {
+        let plain = pg_sys::pg_detoast_datum_packed(text.cast_mut_ptr());
+        core::slice::from_raw_parts(pgrx::vardata_any(plain).cast(), pgrx::varsize_any_exhdr(plain))
+    }
+}
+
+/// The most that an argument may have: all of them are read, kept in several forms at a time and stored.
+pub const MOST_BYTES: usize = 16 * 1024 * 1024;
+
 /// What a function gives; none is NULL.
 pub type Returns = Result<Option<pg_sys::Datum>, Failure>;
 
@@ -134,6 +197,18 @@ pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
                 .into(),
         }));
     }
+    arguments.check_lengths()?;
+    body(arguments)
+}
+
+/// The same for a function whose body has to do with texts of any length.
+///
+/// # Errors
+/// As for [`call`].
+pub fn call_any_length(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
+    if !memory::is_there() {
+        return call(arguments, body);
+    }
     body(arguments)
 }
 
@@ -146,7 +221,7 @@ pub fn call_not_preloaded_too(arguments: &Arguments, body: fn(&Arguments) -> Ret
 }
 
 /// Declares a C function for SQL: its symbol, the symbol of its calling convention, its body, and whether it works without
-/// the preload too.
+/// the preload too, or takes texts of any length.
 macro_rules! sql_function {
     ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path) => {
         $crate::function::sql_function!(@declare $crate::function::call, $(#[$doc])* $symbol, $convention, $body);
@@ -154,6 +229,11 @@ macro_rules! sql_function {
     ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path, not_preloaded_too) => {
         $crate::function::sql_function!(
             @declare $crate::function::call_not_preloaded_too, $(#[$doc])* $symbol, $convention, $body
+        );
+    };
+    ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path, any_length) => {
+        $crate::function::sql_function!(
+            @declare $crate::function::call_any_length, $(#[$doc])* $symbol, $convention, $body
         );
     };
     (@declare $call:path, $(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path) => {

@@ -88,7 +88,8 @@ fn first(text: &[u8], backslashes: bool) -> (Piece, usize) {
     }
 }
 
-fn is_blank(byte: u8) -> bool {
+/// PostgreSQL's own blanks.
+pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
 }
 

@@ -9,10 +9,12 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, pg_sys};
 
 use crate::error::{Error, LetPass};
+use crate::event::line::Line;
 use crate::ffi::{self, Foreign};
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::client;
 use crate::session;
+use crate::words::shortened;
 
 /// What is told to the client or the server log: plain data in palloc'ed memory, so that the frame which tells it has
 /// nothing to destroy. NULL and 0: not said.
@@ -90,9 +92,13 @@ pub struct Raise {
     report: Report,
 }
 
+/// Bytes of a message, a detail or a hint: what a caller gave is not repeated whole where it is longer.
+const MOST_SAID: usize = 64 * 1024;
+
 /// A message for whoever reads it: it must not fail for the ellipsis in a hint of ours.
 fn encode(text: &str) -> *const c_char {
-    if ffi::shows_all_letters() { ffi::encode(text) } else { ffi::encode(&text.replace('…', "...")) }
+    let text = shortened(text, MOST_SAID);
+    if ffi::shows_all_letters() { ffi::encode(&text) } else { ffi::encode(&text.replace('…', "...")) }
 }
 
 fn palloc_opt(text: Option<&str>) -> *const c_char {
@@ -255,7 +261,7 @@ unsafe fn raise_now(raise: *mut Raise) {
 /// What interrupts the session meanwhile, which goes on to abort the transaction.
 pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option<&str>) -> Result<(), Foreign> {
     let report = Report {
-        message: ffi::encode(message),
+        message: encode(message),
         detail: palloc_opt(detail),
         hint: palloc_opt(hint),
         hides_statement: true,
@@ -273,32 +279,21 @@ pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option
 pub fn warn(passed: &LetPass, rows: Option<u64>, in_block: bool) -> Result<(), Foreign> {
     let report = Report {
         sqlstate: pack_sqlstate(passed.sqlstate()),
-        message: ffi::encode(&passed.message(rows)),
-        detail: ffi::encode(&passed.detail()),
-        hint: ffi::encode(LetPass::hint(in_block)),
-        schema: ffi::encode(&passed.relation.schema),
-        table: ffi::encode(&passed.relation.name),
+        message: encode(&passed.message(rows)),
+        detail: encode(&passed.detail()),
+        hint: encode(LetPass::hint(in_block)),
+        schema: encode(&passed.relation.schema),
+        table: encode(&passed.relation.name),
         hides_statement: true,
     };
     // SAFETY: nothing but the plain old frame inside.
     unsafe { ffi::protect(|| report.tell(PgLogLevel::WARNING as c_int)) }
 }
 
-/// Writes one line to the server log and to nobody else; statement and context are left out of it, because
-/// the statement may hold a token and the record says in its own words what was run.
-///
-/// Called at any moment, also when a transaction has committed: interrupts wait until it is done, and what goes wrong in
-/// the writing of a line is not raised.
+/// Writes one line to the server log and to nobody else. Called at any moment, also when a transaction has committed; see
+/// [`Line`].
 pub fn log_line(message: &str, detail: Option<&str>) {
-    let report =
-        Report { message: ffi::encode(message), detail: palloc_opt(detail), hides_statement: true, ..Report::NOTHING };
-    // SAFETY: nothing but the plain old frame inside. An ERROR sets both counts to 0.
-    unsafe {
-        let (interrupts, cancels) = (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount);
-        pg_sys::InterruptHoldoffCount += 1;
-        let _line_lost = ffi::protect(|| report.tell(pg_sys::LOG_SERVER_ONLY as c_int));
-        (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) = (interrupts, cancels);
-    }
+    Line::new(message, detail).write();
 }
 
 /// Runs Rust proper, and gives what is to be raised; NULL: nothing.

@@ -134,12 +134,20 @@ pub fn token() -> Option<String> {
     if state().token.holds() { settings::token() } else { None }
 }
 
-/// A text without the token that was last assigned, armed or not.
-pub fn without_token(text: String) -> String {
-    match settings::token() {
-        Some(token) if looks_like_a_token(token.trim()) => text.replace(token.trim(), HIDDEN),
-        _ => text,
+/// A text without the token that was last assigned, armed or not. `is_cut`: it is the beginning of a longer one, so that
+/// its end may be the beginning of the token.
+pub fn without_token(text: &str, is_cut: bool) -> String {
+    let token = settings::token();
+    let Some(token) = token.as_deref().map(str::trim).filter(|token| looks_like_a_token(token)) else {
+        return text.to_owned();
+    };
+    let mut text = text.replace(token, HIDDEN);
+    if is_cut {
+        // Letters of a token are ASCII.
+        let begun = (1..token.len()).rev().find(|length| text.ends_with(&token[..*length])).unwrap_or(0);
+        text.truncate(text.len() - begun);
     }
+    text
 }
 
 /// Whether a value has the form of a token: 256 bits in hexadecimal, or a JWT. Anything else opens nothing and hides
@@ -159,12 +167,20 @@ pub fn is_jwt(value: &str) -> bool {
         && value.bytes().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, b'.' | b'_' | b'-'))
 }
 
-/// Whether the client's query shows the token that was last assigned.
+/// Whether the client's query shows the token that was last assigned. The query is only looked at, however long it is.
 pub fn query_shows_token() -> bool {
-    // SAFETY: NULL or the text of the query that the client sent.
-    let query = || unsafe { ffi::text(pg_sys::debug_query_string) };
     let token = settings::token().filter(|token| looks_like_a_token(token.trim()));
-    token.is_some_and(|token| query().is_some_and(|query| query.contains(token.trim())))
+    // A token has no NUL inside.
+    let Some(token) = token.and_then(|token| std::ffi::CString::new(token.trim()).ok()) else { return false };
+    // SAFETY: NULL or the text of the query that the client sent; strstr reads both up to their NULs.
+    unsafe {
+        let query = pg_sys::debug_query_string;
+        !query.is_null() && !strstr(query, token.as_ptr()).is_null()
+    }
+}
+
+unsafe extern "C" {
+    fn strstr(text: *const c_char, part: *const c_char) -> *const c_char;
 }
 
 /// What stands for a token wherever it could be read.

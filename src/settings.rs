@@ -1,6 +1,6 @@
 //! The settings `writeguard.*`: their texts, their contexts, and typed access to them.
 
-use core::ffi::CStr;
+use core::ffi::{CStr, c_char};
 use std::ffi::CString;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
@@ -22,6 +22,7 @@ static RATE_SLOTS: GucSetting<i32> = GucSetting::<i32>::new(4_096);
 static POOLED: GucSetting<bool> = GucSetting::<bool>::new(false);
 static CAPTURE_UNDO: GucSetting<bool> = GucSetting::<bool>::new(false);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static PREVIEW_MAX_BYTES: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024 * 1024);
 static OBSERVED_PER_MINUTE: GucSetting<i32> = GucSetting::<i32>::new(60);
 static STAT_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(2_048);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
@@ -42,6 +43,9 @@ pub enum LogStatement {
     None,
 }
 
+/// What jsonb can hold as one array is twice that.
+const MOST_PREVIEW_BYTES: i32 = 128 * 1024 * 1024;
+
 /// A year, in seconds.
 const LONGEST_LIFETIME: i32 = 366 * 24 * 60 * 60;
 
@@ -50,9 +54,21 @@ pub fn enabled() -> bool {
     ENABLED.get()
 }
 
+/// No token is longer; of a longer value only the beginning is looked at, which opens nothing.
+const LONGEST_TOKEN: usize = 64 * 1024;
+
 /// The token as it was last assigned; `session` knows whether it counts.
 pub fn token() -> Option<String> {
-    TOKEN.get().map(|token| token.to_string_lossy().into_owned()).filter(|token| !token.is_empty())
+    // SAFETY: the setting's variable is NULL or a C string, which lives until the next assignment.
+    unsafe {
+        let value: *const c_char = *TOKEN.as_ptr();
+        if value.is_null() {
+            return None;
+        }
+        let length = (0..=LONGEST_TOKEN).find(|at| *value.add(*at) == 0).unwrap_or(LONGEST_TOKEN + 1);
+        let bytes = core::slice::from_raw_parts(value.cast::<u8>(), length);
+        (length > 0).then(|| String::from_utf8_lossy(bytes).into_owned())
+    }
 }
 
 /// How long a refused write waits for its event, in milliseconds.
@@ -99,6 +115,11 @@ pub fn capture_undo() -> bool {
 /// Rows after which a preview ends.
 pub fn preview_max_rows() -> u64 {
     u64::try_from(PREVIEW_MAX_ROWS.get()).unwrap_or(0)
+}
+
+/// Bytes that the rows which a rehearsal shows may take in all.
+pub fn preview_max_bytes() -> usize {
+    usize::try_from(PREVIEW_MAX_BYTES.get()).unwrap_or(0)
 }
 
 /// Longest lifetime of a token from outside, in seconds.
@@ -196,6 +217,16 @@ pub fn register(arming: Arming, expecting: Expecting) {
         i32::MAX,
         GucContext::Suset,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.preview_max_bytes",
+        c"Sets how many bytes the rows take in all that a preview or a request shows.",
+        c"Of what goes beyond, wide values are shown by their size, and rows are left out; both are told.",
+        &PREVIEW_MAX_BYTES,
+        0,
+        MOST_PREVIEW_BYTES,
+        GucContext::Suset,
+        GucFlags::UNIT_BYTE,
     );
     GucRegistry::define_int_guc(
         c"writeguard.approval_max_lifetime",

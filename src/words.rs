@@ -2,6 +2,7 @@
 //! are written in SQL and in messages.
 
 use core::fmt;
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
@@ -197,6 +198,34 @@ pub fn literal(text: &str) -> String {
     format!("${tag}${text}${tag}$")
 }
 
+/// The longest beginning of `text` that is whole letters and has at most so many bytes.
+pub fn beginning(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    &text[..end]
+}
+
+/// The text of which [`shortened`] has left this, and how many bytes it had in all; none where it is whole.
+pub fn cut_from(text: &str) -> Option<(&str, usize)> {
+    let (beginning, bytes) = text.strip_suffix(CUT_ENDS)?.rsplit_once(CUT)?;
+    Some((beginning, bytes.parse().ok()?))
+}
+
+/// A text of which only the beginning is left, with how many bytes it had in all.
+pub fn marked(beginning: &str, of: usize) -> String {
+    format!("{beginning}{CUT}{of}{CUT_ENDS}")
+}
+
+// In letters that every server encoding has.
+const CUT: &str = " ... (";
+const CUT_ENDS: &str = " bytes in all)";
+
+/// `text`, or its beginning of at most so many bytes with how many there were in all: the same number again where it was
+/// shortened before.
+pub fn shortened(text: &str, bytes: usize) -> Cow<'_, str> {
+    let (kept, of) = cut_from(text).unwrap_or((text, text.len()));
+    if kept.len() <= bytes { Cow::Borrowed(text) } else { Cow::Owned(marked(beginning(kept, bytes), of)) }
+}
+
 /// JSON with every letter beyond ASCII escaped, so that it means the same in any server encoding.
 pub fn ascii_json(json: &str) -> String {
     let mut ascii = String::with_capacity(json.len());
@@ -231,6 +260,24 @@ mod tests {
         assert_eq!(literal("a = 'x'"), "$$a = 'x'$$");
         assert_eq!(literal("a = '$$'"), "$q$a = '$$'$q$");
         assert_eq!(literal("'a$"), "$q$'a$$q$");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_letters_and_says_so() {
+        assert_eq!(shortened("abc", 3), "abc");
+        assert_eq!(shortened("abcd", 3), "abc ... (4 bytes in all)");
+        assert_eq!(shortened("aüb", 2), "a ... (4 bytes in all)");
+        assert_eq!(shortened("", 0), "");
+        assert_eq!(cut_from("abc"), None);
+        assert_eq!(cut_from("abc ... (x bytes in all)"), None);
+    }
+
+    #[test]
+    fn cut_twice_it_tells_the_whole_number() {
+        let once = shortened("abcdef", 4).into_owned();
+        assert_eq!(shortened(&once, 4), once);
+        assert_eq!(shortened(&once, 2), "ab ... (6 bytes in all)");
+        assert_eq!(cut_from(&once), Some(("abcd", 6)));
     }
 
     #[test]

@@ -337,13 +337,93 @@ fn code_that_catches_everything_cannot_go_on_past_the_end() {
     assert_eq!((told[0].rows, told[0].at_least), (3, true));
 }
 
+/// The most memory that the session's process has ever had, in kB.
+fn peak(client: &mut Client) -> u64 {
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).expect("its process").get(0);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("its peak");
+    line.split_whitespace().nth(1).and_then(|kb| kb.parse().ok()).expect("a number")
+}
+
+/// A table of 1,000 rows with values of 7 kB in 40 columns.
+fn wide_bed() -> Bed {
+    let columns: Vec<String> = (1..=40).map(|n| format!("c{n} text")).collect();
+    let values = vec!["repeat(md5(i::text), 220)"; 40].join(", ");
+    Bed::new(&format!(
+        "CREATE TABLE w (id int PRIMARY KEY, {});
+         INSERT INTO w SELECT i, {values} FROM generate_series(1, 1000) AS i;",
+        columns.join(", ")
+    ))
+}
+
+#[test]
+fn wide_rows_are_shown_as_far_as_there_is_room() {
+    let mut bed = wide_bed();
+    bed.limit("{w}", 5);
+    assert_eq!(bed.writer.query_one("SHOW writeguard.preview_max_bytes", &[]).unwrap().get::<_, &str>(0), "16MB");
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told_to = std::sync::Arc::clone(&told);
+    let mut client = bed
+        .db()
+        .config("postgres")
+        .notice_callback(move |notice| told_to.lock().unwrap().push(notice.message().to_owned()))
+        .connect(postgres::NoTls)
+        .unwrap();
+    preview_by(&mut client, "UPDATE w SET id = -id WHERE id <= 3");
+    assert_eq!(told.lock().unwrap().len(), 0);
+    let before = peak(&mut client);
+    for (most, least) in [(16 * 1024 * 1024, 8 * 1024 * 1024), (100 * 1024, 30 * 1024)] {
+        client.batch_execute(&format!("SET writeguard.preview_max_bytes = {most}")).unwrap();
+        let sql = "SELECT rows, octet_length(before::text) + octet_length(after::text) AS bytes,
+                          jsonb_array_length(before) AS before, before->-1 #>> '{}' AS last
+                   FROM writeguard.preview('UPDATE w SET id = -id', 1000)";
+        let row = client.query_one(sql, &[]).unwrap();
+        let (bytes, shown): (i32, i32) = (row.get("bytes"), row.get("before"));
+        assert_eq!(row.get::<_, i64>("rows"), 1000);
+        // Blanks of jsonb's own come on top.
+        assert!((least..most + most / 4).contains(&bytes), "{bytes} of {most}");
+        let last: String = row.get("last");
+        let said = std::mem::take(&mut *told.lock().unwrap());
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("values shown by size"), "{said:?}");
+        if shown <= 1000 {
+            assert_eq!(last, format!("{} rows left out", 1001 - shown));
+            assert!(said[0].contains(&last), "{said:?}");
+        }
+    }
+    let grown = peak(&mut client) - before;
+    assert!(grown < 200_000, "{grown} kB");
+    client.batch_execute("SET writeguard.preview_max_bytes = 0").unwrap();
+    let row = client
+        .query_one("SELECT before::text, after::text FROM writeguard.preview('DELETE FROM w WHERE id <= 3')", &[])
+        .unwrap();
+    assert_eq!(row.get::<_, &str>(0), r#"["3 rows left out"]"#);
+}
+
+#[test]
+fn a_request_stores_as_much_as_there_is_room_for() {
+    let mut bed = wide_bed();
+    bed.limit("{w}", 2);
+    bed.passes("SET writeguard.preview_max_bytes = '300kB'");
+    bed.passes("SELECT writeguard.request('UPDATE w SET id = -id', 'because')");
+    let sql = "SELECT samples->0->>'left_out', octet_length(samples::text) FROM writeguard.request";
+    let row = bed.reader.query_one(sql, &[]).unwrap();
+    assert!(row.get::<_, i32>(1) < 400_000);
+    bed.passes("SET writeguard.preview_max_bytes = 500");
+    bed.passes("SELECT writeguard.request('DELETE FROM w', 'because')");
+    let row = bed.reader.query_one(&format!("{sql} ORDER BY id DESC LIMIT 1"), &[]).unwrap();
+    assert_eq!(row.get::<_, Option<&str>>(0), Some("5"));
+}
+
 #[test]
 fn limited_roles_cannot_raise_the_end() {
     let bed = Bed::new(SIX);
     let role = bed.db().role("reader");
     let mut client = bed.db().connect(&role);
-    let refusal = expect_refusal(client.batch_execute("SET writeguard.preview_max_rows = 1000000000"));
-    assert_eq!(refusal.sqlstate, "42501");
+    for end in ["preview_max_rows", "preview_max_bytes"] {
+        let refusal = expect_refusal(client.batch_execute(&format!("SET writeguard.{end} = 100000000")));
+        assert_eq!(refusal.sqlstate, "42501");
+    }
 }
 
 #[test]

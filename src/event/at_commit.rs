@@ -1,32 +1,60 @@
 //! Events of what happens only with a commit: kept until then, and forgotten with the subtransaction that they are of.
 //!
-//! They are queued when the commit is done, so that it cannot fail any more; a transaction that is prepared takes them
-//! along, like the events that `store` writes.
+//! They are queued when the commit is done. After the commit record nothing may fail any more, because an ERROR there is a
+//! PANIC; so all that can is done before it: each event is made ready, as bytes for the queue and a line for the log, when
+//! the transaction is about to commit, and after that bytes are copied. A transaction that is prepared takes them along,
+//! like the events that `store` writes.
 
 use std::rc::Rc;
 
-use super::record::{Event, top_xid};
-use super::statement::told;
-use super::{queue, store};
+use pgrx::pg_sys;
+
+use super::line::Line;
+use super::record::{Event, Kind, top_xid};
+use super::statement::{Excerpt, told};
+use super::{queue, store, totals};
 use crate::error::Error;
 use crate::ffi;
-use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::guard::budget::Serial;
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 
 struct Pending {
     level: i32,
-    event: Event,
-    /// Further objects of the same command that have no event of their own.
+    /// None: it is over what is told one by one, and only counts.
+    event: Option<Event>,
+    /// Further objects that have no event of their own, and whether another statement has done something to some of them.
     further: u64,
+    others: bool,
     /// Apart from the event: one command may be the statement of thousands of events.
     statement: Rc<Statement>,
 }
 
 struct Statement {
-    text: String,
+    serial: Serial,
     told: Option<String>,
 }
 
+/// An event of which nothing is left to do but to copy it.
+struct Ready {
+    kind: Kind,
+    policy: Option<String>,
+    line: Line,
+    json: String,
+}
+
+/// How far the transaction is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// What is pending was made ready. What goes with the transaction, its temporary tables, may still have events.
+    Commits,
+    /// What is pending was written.
+    Prepares,
+}
+
+static STAGE: BackendCell<Stage> = BackendCell::new(Stage::Open);
 static PENDING: BackendLocal<Vec<Pending>> = BackendLocal::new(Vec::new());
+static READY: BackendLocal<Vec<Ready>> = BackendLocal::new(Vec::new());
 
 #[track_caller]
 fn pending() -> Borrowed<Vec<Pending>> {
@@ -35,24 +63,55 @@ fn pending() -> Borrowed<Vec<Pending>> {
 
 /// Events that one command may have; what it does to further objects is told as a number.
 const MOST_PER_COMMAND: usize = 100;
+/// Events that a transaction may have, likewise.
+const MOST_PER_TRANSACTION: usize = 1_000;
+/// Bytes that the statements of its events have in all, and what each further one has then.
+const MOST_OF_STATEMENTS: usize = 4 * 1024 * 1024;
+const STATEMENT_AFTER_THAT: usize = 512;
 
-/// Records an event when, and if, what is being done now commits. `statement` is the text of the client's statement.
-pub fn record_at_commit(event: Event, statement: String) {
-    let same = pending().iter().rev().take_while(|pending| pending.statement.text == statement).count();
+/// Records an event when, and if, what is being done now commits. `excerpt` is of the client's statement with that serial.
+///
+/// # Errors
+/// WG008 where the transaction is being prepared and the event cannot be written.
+pub fn record_at_commit(event: Event, serial: Serial, excerpt: &Excerpt) -> Result<(), Error> {
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-    if same >= MOST_PER_COMMAND
-        && let Some(last) = pending().last_mut().filter(|last| last.level == level)
-    {
-        last.further += 1;
+    put(event, serial, excerpt, level);
+    match STAGE.get() {
+        Stage::Open => Ok(()),
+        Stage::Commits => {
+            make_ready();
+            Ok(())
+        }
+        Stage::Prepares => write(),
+    }
+}
+
+fn put(event: Event, serial: Serial, excerpt: &Excerpt, level: i32) {
+    let pending = &mut *pending();
+    let same = pending.iter().rev().take_while(|pending| pending.statement.serial == serial).count();
+    if same >= MOST_PER_COMMAND || pending.len() >= MOST_PER_TRANSACTION {
+        let Some(last) = pending.last_mut() else { return };
+        let others = last.statement.serial != serial;
+        if last.level == level {
+            last.further += 1;
+            last.others |= others;
+        } else {
+            let statement = Rc::clone(&last.statement);
+            pending.push(Pending { level, event: None, further: 1, others, statement });
+        }
         return;
     }
-    let last = pending().last().map(|last| Rc::clone(&last.statement));
-    let statement = match last {
-        Some(last) if last.text == statement => last,
-        _ => Rc::new(Statement { told: told(statement.clone()), text: statement }),
+    let statement = match pending.last() {
+        Some(last) if last.statement.serial == serial => Rc::clone(&last.statement),
+        _ => {
+            let bytes: usize =
+                pending.iter().map(|pending| pending.statement.told.as_ref().map_or(0, String::len)).sum();
+            let most = if bytes < MOST_OF_STATEMENTS { usize::MAX } else { STATEMENT_AFTER_THAT };
+            Rc::new(Statement { serial, told: told(&excerpt.at_most(most)) })
+        }
     };
-    pending().push(Pending { level, event, further: 0, statement });
+    pending.push(Pending { level, event: Some(event), further: 0, others: false, statement });
 }
 
 /// Whether there is anything to record.
@@ -64,27 +123,59 @@ pub fn any() -> bool {
 /// What is to be recorded, with all that is known by now.
 fn take() -> impl Iterator<Item = Event> {
     let xid = top_xid();
-    core::mem::take(&mut *pending()).into_iter().map(move |Pending { mut event, further, statement, .. }| {
-        event.xid.clone_from(&xid);
-        event.statement.clone_from(&statement.told);
-        if further > 0 {
-            let more = format!("And {further} further tables by the same statement.");
-            event.reason = Some(event.reason.map_or(more.clone(), |reason| format!("{reason} {more}")));
-        }
-        event
-    })
+    core::mem::take(&mut *pending()).into_iter().filter_map(
+        move |Pending { event, further, others, statement, .. }| {
+            let mut event = event?;
+            event.xid.clone_from(&xid);
+            event.statement.clone_from(&statement.told);
+            if further > 0 {
+                let whose = if others { "in the same transaction" } else { "by the same statement" };
+                let more = format!("And {further} further tables {whose}.");
+                event.reason = Some(event.reason.map_or(more.clone(), |reason| format!("{reason} {more}")));
+            }
+            Some(event)
+        },
+    )
 }
 
-/// The commit is done: nobody waits for these events.
+/// The transaction is about to commit or to be prepared; what is recorded from now on has no later chance.
+#[inline(always)]
+pub fn closes(prepares: bool) {
+    STAGE.set(if prepares { Stage::Prepares } else { Stage::Commits });
+}
+
+/// Makes ready what is pending. A transaction that has no number by now has none in its events.
+pub fn make_ready() {
+    let made: Vec<Ready> = take()
+        .map(|event| Ready { kind: event.kind, line: event.line(), json: event.queued_json(), policy: event.policy })
+        .collect();
+    READY.borrow().extend(made);
+}
+
+/// Whether anything is ready.
+#[inline(always)]
+pub fn any_ready() -> bool {
+    !READY.borrow().is_empty()
+}
+
+/// The commit is done: nobody waits for these events, and nothing here fails.
 pub fn committed() {
-    take().for_each(|event| queue::record(&event));
+    let ready = core::mem::take(&mut *READY.borrow());
+    for Ready { kind, policy, line, json } in ready {
+        line.write();
+        totals::count(kind, policy.as_deref());
+        // SAFETY: a static. Without a postmaster nobody would ever store it.
+        if unsafe { pg_sys::IsUnderPostmaster } && queue::push(json.as_bytes(), false).is_none() {
+            queue::count_unqueued();
+        }
+    }
 }
 
 /// The transaction is about to be prepared: these events are a part of it.
 ///
 /// # Errors
 /// WG008 when the extension's tables are missing.
-pub fn before_prepare() -> Result<(), Error> {
+pub fn write() -> Result<(), Error> {
     store::at_the_end(|| take().try_for_each(|event| store::insert(&event).map(|_| ())))
 }
 
@@ -98,9 +189,23 @@ pub fn release(level: i32) {
     for pending in pending().iter_mut().filter(|pending| pending.level >= level) {
         pending.level = level - 1;
     }
+    // What only counts is counted by the event before it, once both are of one level.
+    pending().dedup_by(|next, before| {
+        let counts = next.event.is_none() && next.level == before.level;
+        if counts {
+            before.further += next.further;
+            before.others |= next.others;
+        }
+        counts
+    });
 }
 
 /// The transaction is over.
+#[inline(always)]
 pub fn end_transaction() {
-    pending().clear();
+    STAGE.set(Stage::Open);
+    if any() || any_ready() {
+        pending().clear();
+        READY.borrow().clear();
+    }
 }

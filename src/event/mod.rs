@@ -11,6 +11,7 @@
 pub mod at_commit;
 pub mod batch;
 pub mod keep;
+pub mod line;
 pub mod memory;
 pub mod outbox;
 pub mod prune;

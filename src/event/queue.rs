@@ -186,7 +186,7 @@ pub fn record_counted(event: &Event) {
     event.log();
     // SAFETY: a static. Without a postmaster nobody would ever store it.
     if unsafe { pg_sys::IsUnderPostmaster } {
-        let json = event.shortened(statement_bytes()).ascii_json();
+        let json = event.queued_json();
         if push(json.as_bytes(), false).is_none() {
             count_unqueued();
         }
@@ -250,7 +250,7 @@ pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::Foreign> {
 /// not queued is counted.
 fn enqueue(event: &Event) -> Result<Option<Ticket>, ffi::Foreign> {
     const PAUSE: i64 = 10;
-    let json = event.shortened(statement_bytes()).ascii_json();
+    let json = event.queued_json();
     let mut ticket = push(json.as_bytes(), true);
     let mut left = settings::event_timeout();
     if ticket.is_none() {

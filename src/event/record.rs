@@ -5,9 +5,12 @@ use core::ptr;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
-use crate::raise::log_line;
+use super::line::Line;
+use super::queue;
+use super::statement::MOST_BYTES;
 use crate::session::{self, Actor};
-use crate::words::ascii_json;
+use crate::settings;
+use crate::words::{ascii_json, shortened};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,33 +178,57 @@ impl Event {
         ascii_json(&self.json())
     }
 
-    /// Writes the event to the server log: a line to read, and the whole event as JSON in its DETAIL.
+    /// The event as JSON for the table.
+    pub fn stored_json(&self) -> String {
+        self.shortened(MOST_BYTES).ascii_json()
+    }
+
+    /// The event as JSON that the queue has room for beside others: the longer its texts are, the less of them is left.
+    pub fn queued_json(&self) -> String {
+        let most = settings::event_queue_bytes() / 2;
+        let mut bytes = queue::statement_bytes();
+        loop {
+            let json = self.shortened(bytes).ascii_json();
+            if json.len() <= most || bytes == 0 {
+                return json;
+            }
+            bytes /= 2;
+        }
+    }
+
+    /// Writes the event to the server log.
     pub fn log(&self) {
-        let mut line = format!("pg_writeguard: {}", self.kind.headline());
-        if let Some(policy) = &self.policy {
+        self.line().write();
+    }
+
+    /// The event's line in the server log: one to read, and the whole event as JSON in its DETAIL.
+    pub fn line(&self) -> Line {
+        let event = self.shortened(MOST_BYTES);
+        let mut line = format!("pg_writeguard: {}", event.kind.headline());
+        if let Some(policy) = &event.policy {
             line.push_str(&format!(", policy \"{policy}\""));
         }
-        if let (Some(operation), Some(relation)) = (&self.operation, &self.relation) {
+        if let (Some(operation), Some(relation)) = (&event.operation, &event.relation) {
             line.push_str(&format!(", {operation} of \"{relation}\""));
         }
-        if let (Kind::ExpectationFailed, Some(expected)) = (self.kind, self.row_limit) {
+        if let (Kind::ExpectationFailed, Some(expected)) = (event.kind, event.row_limit) {
             line.push_str(&format!(", expected {expected}"));
-        } else if let (Some(limit), Some(scope)) = (self.row_limit, &self.scope) {
+        } else if let (Some(limit), Some(scope)) = (event.row_limit, &event.scope) {
             line.push_str(&format!(", limit {limit} per {scope}"));
         }
-        if let Some(rows) = self.rows {
+        if let Some(rows) = event.rows {
             line.push_str(&format!(", rows {rows}"));
         }
-        line.push_str(&format!(", login \"{}\"", self.login));
-        if let Some(reason) = &self.reason {
-            line.push_str(&format!(": {reason}"));
+        line.push_str(&format!(", login \"{}\"", event.login));
+        if let Some(reason) = &event.reason {
+            line.push_str(&format!(": {}", shortened(reason, MOST_IN_LINE)));
         }
         // SAFETY: reads a static.
         if unsafe { pg_sys::IsTransactionState() } {
-            log_line(&line, Some(&self.json()));
+            Line::new(&line, Some(&event.json()))
         } else {
             // After an error no letters can be converted to the database's encoding.
-            log_line(&ascii_json(&line), Some(&self.ascii_json()));
+            Line::new(&ascii_json(&line), Some(&event.ascii_json()))
         }
     }
 
@@ -210,20 +237,23 @@ impl Event {
         Self { statement: None, ..self.clone() }
     }
 
-    /// The same event with a statement text of at most `bytes`; the log has the whole text.
+    /// The same event with a statement and a reason of at most so many bytes each, and names that are not endless either.
     pub fn shortened(&self, bytes: usize) -> Self {
-        let mut event = self.clone();
-        if let Some(text) = &mut event.statement
-            && text.len() > bytes
-        {
-            let whole = text.len();
-            let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            text.truncate(end);
-            text.push_str(&format!(" … ({whole} bytes in all, see the server log)"));
+        let cut = |text: &Option<String>, bytes| text.as_ref().map(|text| shortened(text, bytes).into_owned());
+        Self {
+            statement: cut(&self.statement, bytes),
+            reason: cut(&self.reason, bytes),
+            policy: cut(&self.policy, MOST_OF_NAME),
+            relation: cut(&self.relation, MOST_OF_NAME),
+            ..self.clone()
         }
-        event
     }
 }
+
+/// Bytes of a policy's or a relation's name in an event.
+const MOST_OF_NAME: usize = 1024;
+/// Bytes of a reason in the line that is read; its DETAIL has more.
+const MOST_IN_LINE: usize = 8 * 1024;
 
 #[cfg(test)]
 mod tests {

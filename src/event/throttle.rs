@@ -158,7 +158,7 @@ fn flush(is_due: impl Fn(&Place) -> bool) {
         let Some(found) = found.flatten() else { continue };
         let Some(event) = summary(&found) else { continue };
         let queued = {
-            let json = event.shortened(queue::statement_bytes()).ascii_json();
+            let json = event.queued_json();
             Locked::lock().and_then(|queue| queue.add(found.database, json.as_bytes())).is_some()
         };
         if !queued {

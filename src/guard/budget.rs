@@ -5,6 +5,8 @@
 //! by its serial number, not by resetting every meter. Rows charged inside a subtransaction are kept apart in frames,
 //! so that its rollback can give them back.
 
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
 /// Serial number of a statement or a transaction; 0 is none.
 pub type Serial = u64;
 
@@ -63,8 +65,8 @@ pub enum Past {
 pub struct Ledger {
     transaction: Serial,
     meters: Vec<Meter>,
-    /// What suspended statements had charged, by statement and meter.
-    suspended: Vec<(Serial, MeterId, u64)>,
+    /// What suspended statements had charged. One transaction may have tens of thousands of them.
+    suspended: FxHashMap<(Serial, MeterId), u64>,
     /// Meters that have frames: the others need not be looked at when a subtransaction ends.
     framed: Vec<MeterId>,
 }
@@ -78,7 +80,8 @@ impl Default for Ledger {
 impl Ledger {
     /// No meters yet.
     pub const fn new() -> Self {
-        Self { transaction: 1, meters: Vec::new(), suspended: Vec::new(), framed: Vec::new() }
+        let suspended = FxHashMap::with_hasher(FxBuildHasher);
+        Self { transaction: 1, meters: Vec::new(), suspended, framed: Vec::new() }
     }
 
     /// Adds a meter with its limits in rows; none is no limit.
@@ -171,10 +174,9 @@ impl Ledger {
             meter.in_transaction = 0;
             meter.noted = 0;
         } else if meter.in_statement > 0 && suspended(meter.statement) {
-            self.suspended.push((meter.statement, id, meter.in_statement));
+            self.suspended.insert((meter.statement, id), meter.in_statement);
         }
-        let before = self.suspended.iter().position(|(of, meter, _)| *of == statement && *meter == id);
-        meter.in_statement = before.map_or(0, |at| self.suspended.swap_remove(at).2);
+        meter.in_statement = self.suspended.remove(&(statement, id)).unwrap_or(0);
         meter.statement = statement;
     }
 
@@ -184,15 +186,14 @@ impl Ledger {
             if meter.transaction == self.transaction && meter.statement == statement {
                 return meter.in_statement;
             }
-            let suspended = self.suspended.iter().find(|(of, meter, _)| *of == statement && *meter == id);
-            suspended.map_or(0, |(_, _, rows)| *rows)
+            self.suspended.get(&(statement, id)).copied().unwrap_or(0)
         })
     }
 
     /// Forgets what a statement was charged in this transaction.
     pub fn forgive(&mut self, id: MeterId, statement: Serial) {
         let rows = self.in_statement(id, statement);
-        self.suspended.retain(|(of, meter, _)| (*of, *meter) != (statement, id));
+        self.suspended.remove(&(statement, id));
         if let Some(meter) = self.meters.get_mut(id).filter(|meter| meter.transaction == self.transaction) {
             meter.in_transaction = meter.in_transaction.saturating_sub(rows);
             if meter.statement == statement {
@@ -229,9 +230,7 @@ impl Ledger {
                 meter.in_transaction = meter.in_transaction.saturating_sub(frame.rows);
                 if frame.statement == meter.statement {
                     meter.in_statement = meter.in_statement.saturating_sub(frame.rows);
-                } else if let Some((_, _, rows)) =
-                    suspended.iter_mut().find(|(of, meter, _)| *of == frame.statement && *meter == id)
-                {
+                } else if let Some(rows) = suspended.get_mut(&(frame.statement, id)) {
                     *rows = rows.saturating_sub(frame.rows);
                 }
             }

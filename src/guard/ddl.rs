@@ -284,7 +284,7 @@ unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
             &binding.name,
             binding.policies().next().map(|policy| policy.policy.name.as_str()),
             why,
-        );
+        )?;
         return Ok(());
     }
     // SAFETY: locked by the command.
@@ -297,7 +297,8 @@ fn vanish_with_session(relation: pg_sys::Oid) -> Result<(), Failure> {
         && let Some(binding) = book::binding(relation, Actor::current())?
     {
         let policy = binding.policies().next().map(|policy| policy.policy.name.as_str());
-        decide::record_uncovered(&binding.name, policy, "It went with the temporary objects of a session that ended.");
+        let why = "It went with the temporary objects of a session that ended.";
+        decide::record_uncovered(&binding.name, policy, why)?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::raise::Failure;
 use crate::session;
 use crate::token::claims::SIGN_AGAIN;
 use crate::token::grant::{Grant, Source};
-use crate::token::statement::statement_hash;
+use crate::token::statement::StatementHash;
 use crate::token::{check, demand};
 use crate::undo::keep;
 use crate::words::{Mode, Operation, Override, RelationName, Scope, count, duration};
@@ -87,48 +87,60 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The client's parameters as text, as their types' output functions print them in every session alike.
+/// The client's parameters, as their types' output functions print them in every session alike.
 ///
 /// # Errors
 /// What such a function raises.
-fn parameters() -> Result<Vec<Option<String>>, ffi::Foreign> {
+fn hash_parameters(hash: &mut StatementHash) -> Result<(), ffi::Foreign> {
     let list = statement::parameters();
-    let mut texts = Vec::new();
     if list.is_null() {
-        return Ok(texts);
+        return Ok(());
     }
     // SAFETY: the portal is alive, so its parameters are; those that a hook would fetch are not bound by a client.
     unsafe {
         for index in 0..usize::try_from((*list).numParams).unwrap_or(0) {
             let parameter = &*(*list).params.as_ptr().add(index);
             if parameter.isnull {
-                texts.push(None);
+                hash.null();
                 continue;
             }
             let mut output = pg_sys::InvalidOid;
             let mut is_varlena = false;
             pg_sys::getTypeOutputInfo(parameter.ptype, &mut output, &mut is_varlena);
-            let mut text = core::ptr::null_mut();
+            let mut text: *mut core::ffi::c_char = core::ptr::null_mut();
             let value = parameter.value;
             ffi::protect(|| {
                 let level = ffi::print_plainly();
-                text = ffi::OidOutputFunctionCall(output, value);
+                text = ffi::OidOutputFunctionCall(output, value).cast();
                 ffi::AtEOXact_GUC(true, level);
             })?;
-            texts.push(ffi::text(text));
+            hash.value();
+            ffi::in_utf8(core::ffi::CStr::from_ptr(text).to_bytes(), |part| hash.text(part));
+            pg_sys::pfree(text.cast());
         }
     }
-    Ok(texts)
+    Ok(())
 }
 
 fn spend(token: &str, attempt: &Attempt<'_>) -> Result<Grant, Failure> {
-    let hash = statement_hash(&statement::text(), &parameters()?);
-    check::spend(token, &hash, attempt.relation).or_else(|error| refuse_token(attempt, error))
+    let mut hash = StatementHash::default();
+    if !statement::hash_text(&mut hash) {
+        let error = Error::TokenRefused {
+            request: None,
+            reason: "the whole text of the statement is not at hand any more".into(),
+            detail: None,
+            hint: "BEGIN; (then the statement again, and the write before COMMIT)".into(),
+            relation: Some(attempt.relation.clone()),
+        };
+        return refuse_token(attempt, error);
+    }
+    hash_parameters(&mut hash)?;
+    check::spend(token, &hash.finish(), attempt.relation).or_else(|error| refuse_token(attempt, error))
 }
 
 /// The policy must have the approvals that it asks for: the token was approved for what was refused then.
 fn demand(request: i64, attempt: &Attempt<'_>) -> Result<(), Failure> {
-    demand::check(request, &attempt.policy.policy, attempt.relation, &statement::text())
+    demand::check(request, &attempt.policy.policy, attempt.relation, &hinted(&statement::excerpt()))
         .or_else(|error| refuse_token(attempt, error))
 }
 
@@ -141,7 +153,7 @@ fn describe(event: &mut Event, attempt: &Attempt<'_>) {
     event.scope = Some(scope.to_string());
     event.row_limit = limit;
     event.rows_estimated = attempt.estimate;
-    event.tell_statement(statement::text());
+    event.tell_statement(&statement::excerpt());
 }
 
 fn limit_of(attempt: &Attempt<'_>) -> (Scope, Option<u64>) {
@@ -254,12 +266,15 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
         Override::Never => WayOut::Never,
         Override::Flag => WayOut::SetFlag,
         Override::Token if session::token().is_some() && !session::flag() => WayOut::FlagForToken,
-        Override::Token => WayOut::Request {
-            // The event is no request of its own where it lacks a part of the statement.
-            event: id.filter(|_| tells_all()),
-            statement: hinted(session::without_token(statement::text())),
-            parameters: statement::parameter_count(),
-        },
+        Override::Token => {
+            let excerpt = statement::excerpt();
+            WayOut::Request {
+                // The event is no request of its own where it lacks a part of the statement.
+                event: id.filter(|_| tells_all() && excerpt.is_kept_whole()),
+                statement: hinted(&excerpt),
+                parameters: statement::parameter_count(),
+            }
+        }
     };
     let (operation, relation, estimate) = (attempt.operation, attempt.relation.clone(), attempt.estimate);
     let (per, note) = explain(attempt);
@@ -335,7 +350,7 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
 
 /// The call that asks for the approval of the current statement once more.
 pub fn request_again() -> String {
-    request_call(None, &hinted(statement::text()), statement::parameter_count())
+    request_call(None, &hinted(&statement::excerpt()), statement::parameter_count())
 }
 
 /// Whether a statement was recorded already as running with the guard switched off.
@@ -349,21 +364,24 @@ pub fn record_disabled(relation: &RelationName, operation: Operation, serial: Se
     let mut event = Event::new(Kind::Disabled);
     event.operation = Some(operation.word().into());
     event.relation = Some(relation.to_sql());
-    event.tell_statement(statement::text());
+    event.tell_statement(&statement::excerpt());
     queue::record(&event);
 }
 
 /// Records DDL on a covered table that none of its policies limits, once it commits. `why` its rows are concerned, where
 /// that is not plain.
-pub fn record_uncovered(relation: &str, policy: Option<&str>, why: &str) {
+///
+/// # Errors
+/// WG008 where the transaction is being prepared and the event cannot be written.
+pub fn record_uncovered(relation: &str, policy: Option<&str>, why: &str) -> Result<(), Error> {
     // Opens the statement, so that its text is at hand.
-    statement::current();
+    let serial = statement::current();
     let mut event = Event::new(Kind::Uncovered);
     event.policy = policy.map(str::to_owned);
     event.operation = Some(Operation::Drop.word().into());
     event.relation = Some(relation.to_owned());
     event.reason = Some(why.to_owned()).filter(|why| !why.is_empty());
-    record_at_commit(event, statement::text());
+    record_at_commit(event, serial, &statement::excerpt())
 }
 
 /// The transaction is over.

@@ -303,7 +303,7 @@ fn decide(
         event.scope = Some("expectation".to_owned());
         event.row_limit = Some(expected);
         event.rows = Some(rows);
-        event.tell_statement(statement::text());
+        event.tell_statement(&statement::excerpt());
         match catalog::installed() {
             Ok(true) => {
                 queue::record_and_wait(&event)?;

@@ -353,18 +353,17 @@ unsafe extern "C-unwind" fn shmem_startup() {
 
 unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
-            if observe::any()
-                || lift::has_lifts()
-                || undo::keep::any()
-                || at_commit::any()
-                || pooled::ends_unused() =>
-        {
-            before_commit(event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE);
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
+            let prepares = event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE;
+            if observe::any() || lift::has_lifts() || undo::keep::any() || at_commit::any() || pooled::ends_unused() {
+                before_commit(prepares);
+            }
+            at_commit::closes(prepares);
         }
+        // The commit record is written: an ERROR would be a PANIC from here on.
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
-            if at_commit::any() {
-                committed();
+            if at_commit::any_ready() {
+                contained("recording what a commit did", at_commit::committed);
             }
             end_transaction(Ending::Committed);
         }
@@ -398,20 +397,20 @@ fn before_commit(prepares: bool) {
                 Ok(())
             }));
         }
-        if prepares && at_commit::any() {
-            raise(guarded(|| Ok(at_commit::before_prepare()?)));
+        if at_commit::any() {
+            raise(guarded(|| {
+                if prepares {
+                    at_commit::write()?;
+                } else {
+                    at_commit::make_ready();
+                }
+                Ok(())
+            }));
         }
         if pooled::ends_unused() {
             raise(guarded(|| Ok(pooled::before_commit()?)));
         }
     }
-}
-
-/// Something is to be told once a transaction has committed.
-#[cold]
-fn committed() {
-    // Too late for an error, whatever it would be.
-    contained("recording what a commit did", at_commit::committed);
 }
 
 /// How a transaction ended here; a prepared one may still go either way.
@@ -426,6 +425,7 @@ enum Ending {
 fn end_transaction(ending: Ending) {
     let committed = ending == Ending::Committed;
     block::end_transaction(committed);
+    at_commit::end_transaction();
     if statement::take_touched() {
         contained("forgetting a transaction", || end_touched_transaction(ending));
     }
@@ -448,7 +448,6 @@ fn end_touched_transaction(ending: Ending) {
     session::end_transaction();
     // SAFETY: reads the transaction's state, which is still that of what committed.
     expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
-    at_commit::end_transaction();
 }
 
 unsafe extern "C-unwind" fn subtransaction_ends(

@@ -92,7 +92,7 @@ fn leave(relation: pg_sys::Oid, before: &Binding, after: Option<&Target>) -> Res
     let leaving = before.only(Operation::Drop, left);
     if leaving.charges(Operation::Drop).is_empty() {
         if let Some(policy) = before.policies().find(|policy| left(policy)) {
-            decide::record_uncovered(&before.name, Some(&policy.policy.name), why);
+            decide::record_uncovered(&before.name, Some(&policy.policy.name), why)?;
         }
         return Ok(());
     }

@@ -4,7 +4,7 @@
 //! does the use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same
 //! commit. A rehearsal lifts everything until it is taken back; an undo lifts it for as many rows as it puts back.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::budget::{Ledger, MeterId, Serial};
 use crate::error::Error;
@@ -57,6 +57,10 @@ struct Undo {
 struct State {
     undo: Option<Undo>,
     lifts: Vec<Lift>,
+    /// The same by statement: one transaction may have tens of thousands of them.
+    lifted: FxHashMap<Serial, Vec<MeterId>>,
+    /// Bytes of the statements that their events tell.
+    told: usize,
     granted: Vec<Granted>,
     /// The subtransactions in which a statement is run to be taken back: nothing is refused in them.
     rehearsals: Vec<i32>,
@@ -67,6 +71,8 @@ struct State {
 static STATE: BackendLocal<State> = BackendLocal::new(State {
     undo: None,
     lifts: Vec::new(),
+    lifted: FxHashMap::with_hasher(FxBuildHasher),
+    told: 0,
     granted: Vec::new(),
     rehearsals: Vec::new(),
     refused_without_rows: false,
@@ -81,7 +87,7 @@ fn state() -> Borrowed<State> {
 /// function's SET clause, say, lifts nothing after the function.
 #[inline]
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
-    let lifted = || state().lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement);
+    let lifted = || state().lifted.get(&statement).is_some_and(|meters| meters.contains(&meter));
     is_rehearsing() || lifted() && (session::flag() || executed_by(statement).is_some())
 }
 
@@ -92,7 +98,7 @@ pub fn has_say(statement: Serial) -> bool {
 
 /// Whether a statement lifted anything, so that its count is needed until the transaction ends.
 pub fn has_lift(statement: Serial) -> bool {
-    state().lifts.iter().any(|lift| lift.statement == statement)
+    state().lifted.contains_key(&statement)
 }
 
 /// Whether anything is lifted in this transaction.
@@ -183,12 +189,24 @@ pub fn beyond_undo(name: &str, rows: u64) -> u64 {
 }
 
 /// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
-pub fn lift(meter: MeterId, statement: Serial, level: i32, event: Event) {
-    let lifts = &mut state().lifts;
-    if !lifts.iter().any(|lift| lift.meter == meter && lift.statement == statement) {
-        lifts.push(Lift { meter, statement, level, event });
+pub fn lift(meter: MeterId, statement: Serial, level: i32, mut event: Event) {
+    let state = &mut *state();
+    let meters = state.lifted.entry(statement).or_default();
+    if meters.contains(&meter) {
+        return;
     }
+    meters.push(meter);
+    if state.told > MOST_TOLD {
+        event = event.shortened(TOLD_AFTER_THAT);
+    }
+    state.told += event.statement.as_ref().map_or(0, String::len);
+    state.lifts.push(Lift { meter, statement, level, event });
 }
+
+/// Bytes that the statements of a transaction's overrides have in all until it commits, and what each further one has
+/// then.
+const MOST_TOLD: usize = 4 * 1024 * 1024;
+const TOLD_AFTER_THAT: usize = 512;
 
 /// A token was accepted for a statement and spent in this subtransaction.
 pub fn accept(grant: Grant, statement: Serial, level: i32) {
@@ -262,8 +280,18 @@ pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(Source, St
 
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
-    let mut state = state();
-    state.lifts.retain(|lift| lift.level < level);
+    let state = &mut *state();
+    let lifted = &mut state.lifted;
+    state.lifts.retain(|lift| {
+        let stays = lift.level < level;
+        if !stays && let Some(meters) = lifted.get_mut(&lift.statement) {
+            meters.retain(|meter| *meter != lift.meter);
+            if meters.is_empty() {
+                lifted.remove(&lift.statement);
+            }
+        }
+        stays
+    });
     state.granted.retain(|granted| granted.level < level);
     state.rehearsals.retain(|begun| *begun < level);
     if state.undo.as_ref().is_some_and(|undo| undo.level >= level) {
@@ -287,7 +315,11 @@ pub fn release(level: i32) {
 /// # Errors
 /// WG008 when the event cannot be written; the transaction then does not commit.
 pub fn before_commit(ledger: Borrowed<Ledger>) -> Result<(), Error> {
-    let mut lifts = core::mem::take(&mut state().lifts);
+    let mut lifts = {
+        let mut state = state();
+        state.lifted.clear();
+        core::mem::take(&mut state.lifts)
+    };
     for lift in &mut lifts {
         lift.event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
     }
@@ -317,6 +349,8 @@ pub fn end_transaction() {
         return;
     }
     state.lifts.clear();
+    state.lifted.clear();
+    state.told = 0;
     state.granted.clear();
     state.rehearsals.clear();
     state.undo = None;

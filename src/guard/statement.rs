@@ -14,13 +14,17 @@
 
 use core::ffi::{CStr, c_char};
 use core::ptr;
+use std::borrow::Cow;
 
 use pgrx::pg_sys;
 
 use super::budget::{Place, Serial};
+use crate::event::statement::{Excerpt, MOST_BYTES};
 use crate::ffi::{self, Opaque};
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
+#[cfg(feature = "pg18")]
 use crate::token::statement::start_of;
+use crate::token::statement::{StatementHash, bounds};
 
 /// The outermost command now running, as the hooks saw it.
 #[derive(Clone, Copy)]
@@ -160,10 +164,43 @@ struct Statement {
     /// Opened before the portal it belongs to, if any: by a function that ran while the statement was planned.
     awaits_portal: bool,
     started: pg_sys::TimestampTz,
-    /// The client's text, copied: what it was copied from may go before the statement does. Used again and again.
-    text: Vec<u8>,
+    /// The client's text, without surrounding blanks and final semicolon.
+    text: Text,
     callback: pg_sys::MemoryContextCallback,
 }
+
+/// A part of the client's string: where it is, for as long as the string is there, and its beginning, copied, because what
+/// it was copied from may go before the statement does.
+struct Text {
+    /// The client's string, where the statement has no portal that has it.
+    source: *const c_char,
+    /// The part of the string.
+    from: usize,
+    to: usize,
+    /// Used again and again.
+    kept: Vec<u8>,
+}
+
+/// What is known of the string that the client's message has, whose commands come one after the other: without this,
+/// each of them would look at all that stands before it and behind it.
+struct ClientString {
+    /// NULL: nothing is known. Forgotten when the message's memory goes.
+    source: *const c_char,
+    length: usize,
+    /// Up to where it was cut into pieces: the end of a command.
+    scanned: usize,
+    callback: pg_sys::MemoryContextCallback,
+    /// The callback waits for the memory to go.
+    registered: bool,
+}
+
+static CLIENT_STRING: BackendLocal<ClientString> = BackendLocal::new(ClientString {
+    source: ptr::null(),
+    length: 0,
+    scanned: 0,
+    callback: pg_sys::MemoryContextCallback { func: None, arg: ptr::null_mut(), next: ptr::null_mut() },
+    registered: false,
+});
 
 /// The run of a request's text.
 struct Executed {
@@ -322,7 +359,7 @@ fn open(state: &mut State, outermost: Outermost) -> usize {
             portal: ptr::null_mut(),
             awaits_portal: false,
             started: 0,
-            text: Vec::new(),
+            text: Text { source: ptr::null(), from: 0, to: 0, kept: Vec::new() },
             callback: pg_sys::MemoryContextCallback::default(),
         }));
         state.all.len() - 1
@@ -334,7 +371,7 @@ fn open(state: &mut State, outermost: Outermost) -> usize {
         statement.awaits_portal = true;
         state.some_wait = true;
         // SAFETY: NULL or the string of the message that is being worked on.
-        unsafe { keep_text(statement, pg_sys::debug_query_string, -1, 0) };
+        unsafe { statement.text.keep(pg_sys::debug_query_string, -1, 0) };
     } else {
         attach(statement, outermost.portal);
     }
@@ -351,7 +388,7 @@ fn attach(statement: &mut Statement, portal: pg_sys::Portal) {
     // freed.
     unsafe {
         let (location, length) = part_of_string(portal);
-        keep_text(statement, (*portal).sourceText, location, length);
+        statement.text.keep((*portal).sourceText, location, length);
         ffi::MemoryContextRegisterResetCallback((*portal).portalContext, &mut statement.callback);
     }
 }
@@ -369,28 +406,117 @@ unsafe fn part_of_string(portal: pg_sys::Portal) -> (i32, i32) {
     }
 }
 
-/// A buffer that grew past this many bytes is given back with its statement.
-const KEPT_BUFFER: usize = 64 * 1024;
+/// A buffer that grew past this many bytes is given back with its transaction.
+const KEPT_BUFFER: usize = 4 * 1024;
 
-/// Copies the part of the client's string that is this statement.
-unsafe fn keep_text(statement: &mut Statement, source: *const c_char, location: i32, length: i32) {
-    statement.text.clear();
-    if statement.text.capacity() > KEPT_BUFFER {
-        statement.text.shrink_to(KEPT_BUFFER);
+impl Text {
+    /// Notes the part of a string that is a statement, and copies its beginning.
+    unsafe fn keep(&mut self, source: *const c_char, location: i32, length: i32) {
+        self.kept.clear();
+        (self.source, self.from, self.to) = (source, 0, 0);
+        if source.is_null() {
+            return;
+        }
+        // SAFETY: the caller's promise: a C string, of which the location is a part.
+        let bytes = unsafe { core::slice::from_raw_parts(source.cast::<u8>(), length_of(source)) };
+        let first = usize::try_from(location).unwrap_or(0).min(bytes.len());
+        let to = match usize::try_from(length) {
+            Ok(length) if length > 0 => first.saturating_add(length).min(bytes.len()),
+            _ => bytes.len(),
+        };
+        // SAFETY: as above.
+        let from = unsafe { start(source, bytes, first, to) };
+        let part = bounds(&bytes[from..to]);
+        (self.from, self.to) = (from + part.start, from + part.end);
+        self.kept.extend_from_slice(ffi::beginning(&bytes[self.from..self.to], MOST_BYTES));
     }
-    if source.is_null() {
-        return;
+
+    /// All of the text, in the server's encoding, where it is still to be had: a copy of a short one, and a long one where
+    /// it is, until the message is over. `portal` is the statement's, or NULL.
+    unsafe fn whole(&self, portal: pg_sys::Portal) -> Option<Cow<'static, [u8]>> {
+        if self.kept.len() == self.to - self.from {
+            return Some(Cow::Owned(self.kept.clone()));
+        }
+        // SAFETY: the portal is alive, and its text with it, unless the portal is NULL; the client's string is, as long
+        // as it is known.
+        unsafe {
+            let source = if !portal.is_null() {
+                (*portal).sourceText
+            } else if self.source == (*CLIENT_STRING.get()).source {
+                self.source
+            } else {
+                return None;
+            };
+            Some(Cow::Borrowed(core::slice::from_raw_parts(source.cast::<u8>().add(self.from), self.to - self.from)))
+        }
     }
-    // SAFETY: the caller's promise: a C string, of which the location is a part.
-    let bytes = unsafe { CStr::from_ptr(source) }.to_bytes();
-    let first = usize::try_from(location).unwrap_or(0).min(bytes.len());
-    let to = match usize::try_from(length) {
-        Ok(length) if length > 0 => first.saturating_add(length).min(bytes.len()),
-        _ => bytes.len(),
-    };
-    // SAFETY: a static.
-    let from = if first == 0 { 0 } else { start_of(bytes, first, unsafe { !pg_sys::standard_conforming_strings }) };
-    statement.text.extend_from_slice(bytes.get(from..to).unwrap_or_default());
+
+    /// A copy of what is kept, and how many bytes there are in all.
+    fn beginning(&self) -> (Vec<u8>, usize) {
+        (self.kept.clone(), self.to - self.from)
+    }
+
+    /// Nothing needs it any more.
+    fn forget(&mut self) {
+        self.kept.clear();
+        self.kept.shrink_to(KEPT_BUFFER);
+        (self.source, self.from, self.to) = (ptr::null(), 0, 0);
+    }
+}
+
+/// The length of a C string. That of the client's message is asked for by each command in it, and is counted once.
+unsafe fn length_of(source: *const c_char) -> usize {
+    // SAFETY: the caller's promise. The callback is a static, and the message's memory goes with the next message at the
+    // latest; what was registered twice would make a ring.
+    unsafe {
+        let string = CLIENT_STRING.get();
+        if (*string).source == source {
+            return (*string).length;
+        }
+        let length = core::ffi::CStr::from_ptr(source).count_bytes();
+        let is_messages =
+            source == pg_sys::debug_query_string && pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND;
+        if is_messages && !pg_sys::MessageContext.is_null() {
+            ((*string).source, (*string).length, (*string).scanned) = (source, length, 0);
+            if !core::mem::replace(&mut (*string).registered, true) {
+                (*string).callback.func = Some(message_gone);
+                ffi::MemoryContextRegisterResetCallback(pg_sys::MessageContext, &raw mut (*string).callback);
+            }
+        }
+        length
+    }
+}
+
+/// The memory of the client's message goes.
+unsafe extern "C-unwind" fn message_gone(_argument: Opaque) {
+    // SAFETY: a static of this process.
+    unsafe {
+        let string = CLIENT_STRING.get();
+        ((*string).source, (*string).registered) = (ptr::null(), false);
+    }
+}
+
+/// Where the text of a statement begins that has its first word at `first` and its end at `to`. Up to 17 PostgreSQL's
+/// parser says that itself.
+#[cfg(not(feature = "pg18"))]
+unsafe fn start(_source: *const c_char, _bytes: &[u8], first: usize, _to: usize) -> usize {
+    first
+}
+
+/// The same: each part of the client's string is cut into pieces once, however many commands it has.
+#[cfg(feature = "pg18")]
+unsafe fn start(source: *const c_char, bytes: &[u8], first: usize, to: usize) -> usize {
+    // SAFETY: statics of this process.
+    unsafe {
+        let string = CLIENT_STRING.get();
+        let is_known = (*string).source == source;
+        let done = if is_known && (*string).scanned <= first { (*string).scanned } else { 0 };
+        let from = done + start_of(&bytes[done..], first - done, !pg_sys::standard_conforming_strings);
+        if is_known {
+            (*string).scanned = to;
+        }
+        from
+    }
 }
 
 /// The memory of a statement's portal goes.
@@ -413,23 +539,42 @@ pub fn may_resume(serial: Serial) -> bool {
         || state.all.iter().any(|statement| statement.serial == serial && alive(statement))
 }
 
-/// The client's text of the current statement, without surrounding blanks and final semicolon; the reviewed text while
-/// a request is executed.
-pub fn text() -> String {
-    let text = {
+/// The beginning of the client's text of the current statement, without surrounding blanks and final semicolon; of the
+/// reviewed text while a request is executed.
+pub fn excerpt() -> Excerpt {
+    let (kept, all) = {
         let state = state();
-        if let Some(executed) = &state.executed {
-            return executed.text.clone();
+        match (&state.executed, state.current) {
+            (Some(executed), _) => return Excerpt::of(&executed.text),
+            (None, Some(current)) => state.all[current].text.beginning(),
+            (None, None) => return Excerpt::default(),
         }
-        let Some(statement) = state.current.map(|current| &state.all[current]) else {
-            return String::new();
-        };
-        // Cut from a C string, so there is no NUL inside.
-        std::ffi::CString::new(statement.text.as_slice())
     };
     // The conversion may be a function of somebody else's.
-    let text = text.map(|text| ffi::decode(&text)).unwrap_or_default();
-    crate::token::statement::normalize(&text).to_owned()
+    Excerpt::of_server(&kept, all)
+}
+
+/// Gives the hash the text of the current statement, as [`excerpt`] has its beginning. False where not all of it is to be
+/// had any more.
+pub fn hash_text(hash: &mut StatementHash) -> bool {
+    let whole = {
+        let state = state();
+        match (&state.executed, state.current) {
+            (Some(executed), _) => {
+                hash.text(executed.text.as_bytes());
+                return true;
+            }
+            (None, Some(current)) => {
+                let statement = &state.all[current];
+                // SAFETY: a portal that is not NULL is alive.
+                unsafe { statement.text.whole(statement.portal) }
+            }
+            (None, None) => return true,
+        }
+    };
+    let Some(whole) = whole else { return false };
+    ffi::in_utf8(&whole, |part| hash.text(part));
+    true
 }
 
 /// The parameters the client bound to the current statement; NULL when there are none.
@@ -473,6 +618,8 @@ pub fn between_commands() {
 pub fn end_transaction() -> bool {
     let state = &mut *state();
     state.executed = None;
+    let is_over = |one: &&mut Statement| one.portal.is_null() && one.text.kept.capacity() > KEPT_BUFFER;
+    state.all.iter_mut().map(|one| &mut **one).filter(is_over).for_each(|one| one.text.forget());
     if core::mem::replace(&mut state.some_wait, false) {
         state.all.iter_mut().for_each(|statement| statement.awaits_portal = false);
     }

@@ -19,6 +19,7 @@ use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
+use crate::settings;
 use crate::undo::print::{attribute, is_stored};
 use crate::words::RelationName;
 
@@ -46,6 +47,8 @@ pub struct Line {
     /// As JSON; `null` where there is none, or it cannot be read.
     pub before: Vec<String>,
     pub after: Vec<String>,
+    /// Further rows that would have been shown, had there been room for them.
+    pub left_out: u64,
     level: i32,
 }
 
@@ -56,6 +59,8 @@ pub struct Account {
     pub lines: Vec<Line>,
     /// It ended before the statement did.
     pub stopped: bool,
+    /// Values that are shown by their size, because there was no room for them.
+    pub cut: u64,
 }
 
 struct Open {
@@ -63,6 +68,10 @@ struct Open {
     /// Who asked, and sees only what they may.
     reader: pg_sys::Oid,
     account: Account,
+    /// Bytes that rows to be shown may still take, `writeguard.preview_max_bytes` in all.
+    room: usize,
+    /// There was no room for the row that is about to be noted.
+    left_out: bool,
 }
 
 static OPEN: BackendLocal<Vec<Open>> = BackendLocal::new(Vec::new());
@@ -76,20 +85,22 @@ fn open_accounts() -> Borrowed<Vec<Open>> {
 pub fn open(wanted: Wanted) {
     // SAFETY: reads a static.
     let reader = unsafe { pg_sys::GetUserId() };
-    open_accounts().push(Open { wanted, reader, account: Account::default() });
+    // One that runs inside another has what that one has left.
+    let room = settings::preview_max_bytes().min(open_accounts().last().map_or(usize::MAX, |outer| outer.room));
+    open_accounts().push(Open { wanted, reader, account: Account::default(), room, left_out: false });
 }
 
 /// Closes the account that was opened last.
 pub fn close() -> Account {
-    let account = open_accounts().pop().map(|open| open.account).unwrap_or_default();
+    let mut account = open_accounts().pop().map(|open| open.account).unwrap_or_default();
     let mut merged: Vec<Line> = Vec::new();
-    for line in account.lines {
+    for line in core::mem::take(&mut account.lines) {
         match merged.iter_mut().find(|known| known.name == line.name && known.operation == line.operation) {
             Some(known) => add(known, line),
             None => merged.push(line),
         }
     }
-    Account { lines: merged, stopped: account.stopped }
+    Account { lines: merged, ..account }
 }
 
 /// Whether an account is open.
@@ -111,8 +122,9 @@ pub fn wants_everything() -> bool {
 pub fn has_room(relation: pg_sys::Oid, name: &RelationName, operation: &str) -> Result<bool, Failure> {
     let of = |line: &&Line| line.name == *name && line.operation == operation;
     let wanted = open_accounts().last().map(|open| {
-        let shown: usize = open.account.lines.iter().filter(of).map(|line| line.before.len()).sum();
-        (shown < open.wanted.sample, open.wanted.respects_policies)
+        let seen = |line: &Line| line.before.len() as u64 + line.left_out;
+        let seen: u64 = open.account.lines.iter().filter(of).map(seen).sum();
+        (seen < open.wanted.sample as u64, open.wanted.respects_policies)
     });
     let Some((has_room, respects_policies)) = wanted else { return Ok(false) };
     Ok(has_room && (!respects_policies || catalog::shows_samples(relation)?))
@@ -131,12 +143,24 @@ pub unsafe fn show(
     tuple: pg_sys::HeapTuple,
     context: pg_sys::MemoryContext,
 ) -> Result<Option<String>, Failure> {
-    let reader = open_accounts().last().map(|open| open.reader);
-    match reader {
-        // SAFETY: the caller's promise.
-        Some(reader) if !tuple.is_null() => unsafe { json(reader, named, relation, tuple, context) },
-        _ => Ok(None),
-    }
+    let wanted = open_accounts().last().map(|open| (open.reader, open.room));
+    let Some((reader, room)) = wanted.filter(|_| !tuple.is_null()) else { return Ok(None) };
+    // SAFETY: the caller's promise.
+    let shown = unsafe { json(reader, named, relation, tuple, context, room)? };
+    let mut open = open_accounts();
+    let Some(open) = open.last_mut() else { return Ok(None) };
+    Ok(match shown {
+        Shown::Nothing => None,
+        Shown::NoRoom => {
+            open.left_out = true;
+            None
+        }
+        Shown::Row { json, cut } => {
+            open.room = open.room.saturating_sub(json.len());
+            open.account.cut += cut;
+            Some(json)
+        }
+    })
 }
 
 /// Notes changed rows in the open account, and one of them as it was and as it is.
@@ -154,8 +178,14 @@ pub fn note(
     let Some(open) = accounts.last_mut() else { return Ok(()) };
     let noted: u64 = open.account.lines.iter().map(|line| line.rows).sum();
     let left = open.wanted.most.saturating_sub(noted);
+    let left_out = core::mem::take(&mut open.left_out);
     if !open.account.stopped {
-        put(&mut open.account.lines, &binding.relation, operation, charges, rows.min(left), (before, after));
+        // Half a row says less than none.
+        let shown = if left_out { (None, None) } else { (before, after) };
+        let place = put(&mut open.account.lines, &binding.relation, operation, charges, rows.min(left), shown);
+        if let Some(line) = place.and_then(|place| open.account.lines.get_mut(place)) {
+            line.left_out += u64::from(left_out);
+        }
     }
     if open.account.stopped || rows > left {
         open.account.stopped = true;
@@ -171,9 +201,9 @@ fn put(
     charges: &[Charge],
     rows: u64,
     (before, after): (Option<String>, Option<String>),
-) {
+) -> Option<usize> {
     if rows == 0 {
-        return;
+        return None;
     }
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
@@ -181,7 +211,7 @@ fn put(
     let place = lines.iter().position(of).unwrap_or_else(|| {
         let (before, after) = (Vec::new(), Vec::new());
         let policies = charges.iter().map(|charge| Rc::clone(&charge.policy)).collect();
-        lines.push(Line { name: name.clone(), policies, operation, rows: 0, before, after, level });
+        lines.push(Line { name: name.clone(), policies, operation, rows: 0, before, after, left_out: 0, level });
         lines.len() - 1
     });
     let line = &mut lines[place];
@@ -191,12 +221,14 @@ fn put(
         line.before.push(before.unwrap_or_else(null));
         line.after.push(after.unwrap_or_else(null));
     }
+    Some(place)
 }
 
 fn add(to: &mut Line, line: Line) {
     to.rows += line.rows;
     to.before.extend(line.before);
     to.after.extend(line.after);
+    to.left_out += line.left_out;
 }
 
 /// A subtransaction of this level was rolled back.
@@ -225,26 +257,63 @@ pub fn end_transaction() {
 /// A value of more bytes is not shown.
 const LONGEST_VALUE: usize = 8 * 1024;
 
-/// A row as a JSON object of those columns that `reader` may read by way of the relation `named`; none where that is
-/// nothing.
+/// What is left of the room when a row is shown goes to so many rows at least: before that its widest values are cut.
+const SHARES: usize = 8;
+/// Nothing is gained by cutting a value of fewer bytes.
+const NARROW: usize = 64;
+
+/// A row, shown.
+enum Shown {
+    /// Who asked may read none of its columns.
+    Nothing,
+    NoRoom,
+    Row {
+        json: String,
+        /// Values that were cut because there is little room.
+        cut: u64,
+    },
+}
+
+/// Which of the values, given by place and size, are cut so that the others have at most so many bytes in all; none where
+/// that cannot be had.
+fn too_wide(mut sizes: Vec<(usize, usize)>, most: usize) -> Option<Vec<(usize, usize)>> {
+    let mut all: usize = sizes.iter().map(|(_, size)| size).sum();
+    sizes.sort_by_key(|(_, size)| core::cmp::Reverse(*size));
+    let mut cut = Vec::new();
+    for (place, size) in sizes {
+        if all <= most {
+            break;
+        }
+        if size <= NARROW {
+            return None;
+        }
+        all -= size;
+        cut.push((place, size));
+    }
+    Some(cut)
+}
+
+/// A row as a JSON object of those columns that `reader` may read by way of the relation `named`.
 unsafe fn json(
     reader: pg_sys::Oid,
     named: pg_sys::Oid,
     relation: pg_sys::Relation,
     tuple: pg_sys::HeapTuple,
     context: pg_sys::MemoryContext,
-) -> Result<Option<String>, Failure> {
+    room: usize,
+) -> Result<Shown, Failure> {
     // SAFETY: an open relation and a copy of one of its rows. Printing may run other people's code, as the reader.
     unsafe {
         let descriptor = (*relation).rd_att;
         let count = usize::try_from((*descriptor).natts).unwrap_or(0);
         let attributes = |index: usize| &*attribute(descriptor, index);
-        let Some(readable) = readable_columns(reader, named, relation) else { return Ok(None) };
+        let Some(readable) = readable_columns(reader, named, relation) else { return Ok(Shown::Nothing) };
         let mut values = vec![pg_sys::Datum::from(0); count];
         let mut nulls = vec![true; count];
         pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
         let mut hidden: Vec<String> = Vec::new();
         let mut cut: Vec<(String, usize)> = Vec::new();
+        let mut sizes: Vec<(usize, usize)> = Vec::new();
         for index in 0..count {
             let column = attributes(index);
             if column.attisdropped {
@@ -259,8 +328,15 @@ unsafe fn json(
                 if size > LONGEST_VALUE {
                     nulls[index] = true;
                     cut.push((name(), size));
+                } else {
+                    sizes.push((index, size));
                 }
             }
+        }
+        let Some(wide) = too_wide(sizes, room / SHARES) else { return Ok(Shown::NoRoom) };
+        for (index, size) in &wide {
+            nulls[*index] = true;
+            cut.push((ffi::text(attributes(*index).attname.data.as_ptr()).unwrap_or_default(), *size));
         }
         let row = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
         let (mut user, mut security) = (pg_sys::InvalidOid, 0);
@@ -279,12 +355,15 @@ unsafe fn json(
         pg_sys::SetUserIdAndSecContext(user, security);
         pg_sys::CurrentMemoryContext = before;
         outcome?;
+        if core::ffi::CStr::from_ptr(printed).count_bytes() > room {
+            return Ok(Shown::NoRoom);
+        }
         let printed = ffi::text(printed).unwrap_or_default();
         if hidden.is_empty() && cut.is_empty() {
-            return Ok(Some(printed));
+            return Ok(Shown::Row { json: printed, cut: 0 });
         }
         let Ok(mut columns) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(&printed) else {
-            return Ok(None);
+            return Ok(Shown::Nothing);
         };
         hidden.iter().for_each(|name| drop(columns.remove(name)));
         for (name, size) in cut {
@@ -292,7 +371,8 @@ unsafe fn json(
                 columns.insert(name, note);
             }
         }
-        Ok(serde_json::to_string(&columns).ok())
+        let json = serde_json::to_string(&columns).unwrap_or_default();
+        Ok(if json.len() <= room { Shown::Row { json, cut: wide.len() as u64 } } else { Shown::NoRoom })
     }
 }
 
@@ -343,3 +423,18 @@ fn readable_columns(reader: pg_sys::Oid, named: pg_sys::Oid, relation: pg_sys::R
 
 /// `RLS_ENABLED` of core's `rls.h`.
 const ROW_SECURITY_APPLIES: core::ffi::c_int = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_widest_values_are_cut_first() {
+        let sizes = vec![(0, 100), (1, 5_000), (2, 300), (3, 10)];
+        assert_eq!(too_wide(sizes.clone(), 5_410), Some(vec![]));
+        assert_eq!(too_wide(sizes.clone(), 5_409), Some(vec![(1, 5_000)]));
+        assert_eq!(too_wide(sizes.clone(), 10), Some(vec![(1, 5_000), (2, 300), (0, 100)]));
+        assert_eq!(too_wide(sizes, 9), None);
+        assert_eq!(too_wide(Vec::new(), 0), Some(vec![]));
+    }
+}

@@ -17,12 +17,15 @@ use crate::raise::{log_line, tell};
 use crate::session::{Actor, role_name};
 use crate::settings;
 use crate::token::statement::sha256;
-use crate::words::duration;
+use crate::words::{duration, shortened};
 
 sql_function!(
     /// `break_glass(statement text, reason text, parameters text[]) → text`.
     writeguard_break_glass, pg_finfo_writeguard_break_glass, break_glass
 );
+
+/// Bytes of a reason that the client is shown again.
+const MOST_SHOWN: usize = 8 * 1024;
 
 const APPROVE: &str = "UPDATE writeguard.request SET state = 'approved', break_glass = true, decided_by = $2, \
      decided_at = pg_catalog.clock_timestamp(), token_sha256 = $3, \
@@ -51,7 +54,7 @@ fn break_glass(arguments: &Arguments) -> Returns {
     })?;
     let mut event = Event::new(Kind::BreakGlass);
     event.rows = Some(stored.rows);
-    event.tell_statement(stored.statement);
+    event.tell_statement(&stored.excerpt);
     event.approval = Some(stored.id);
     event.reason = Some(stored.reason.clone());
     let record = queue::record_or_withdraw(&event)?;
@@ -67,7 +70,7 @@ fn break_glass(arguments: &Arguments) -> Returns {
     }
     let valid = duration(u64::from(lifetime.unsigned_abs()) * 1_000_000);
     let message = format!("glass broken by login \"{login}\": a token without a second person, valid for {valid}");
-    let detail = format!("Request {}: {}", stored.id, stored.reason);
+    let detail = format!("Request {}: {}", stored.id, shortened(&stored.reason, MOST_SHOWN));
     tell(PgLogLevel::WARNING, &message, Some(&detail), None)?;
     value(token)
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::approval::{self, Ask};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
+use crate::event::statement::Excerpt;
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::owner;
@@ -284,7 +285,7 @@ fn revoke(arguments: &Arguments) -> Returns {
 
 fn record(kind: Kind, request: &Request, max_rows: Option<i64>, comment: Option<String>) -> Result<(), Failure> {
     let mut event = Event::new(kind);
-    event.tell_statement(request.statement.clone());
+    event.tell_statement(&Excerpt::of(&request.statement));
     event.rows = Some(request.rows);
     event.row_limit = max_rows.and_then(|rows| u64::try_from(rows).ok());
     event.approval = Some(request.id);

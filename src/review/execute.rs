@@ -14,6 +14,7 @@ use super::run::{Rows, Run, all_given, values};
 use crate::error::Error;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
+use crate::event::statement::Excerpt;
 use crate::ffi;
 use crate::function::{Arguments, Returns, sql_function};
 use crate::guard::budget::Serial;
@@ -45,9 +46,9 @@ fn execute(arguments: &Arguments) -> Returns {
 }
 
 /// The client's statement, which is no reviewed one.
-fn statement_now() -> String {
+fn statement_now() -> Excerpt {
     statement::current();
-    statement::text()
+    statement::excerpt()
 }
 
 /// Whether a request may be executed here at all.
@@ -133,7 +134,8 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
     drop(running);
     match difference(grant, &changed) {
         Some(difference) => {
-            refuse(difference.error(grant.source.request().unwrap_or_default(), again), reviewed.statement.clone())
+            let error = difference.error(grant.source.request().unwrap_or_default(), again);
+            refuse(error, Excerpt::of(&reviewed.statement))
         }
         None => Ok(changed),
     }
@@ -144,10 +146,10 @@ fn c_string(text: &str) -> CString {
 }
 
 /// Records the refusal of an execution, and gives it.
-fn refuse<T>(error: Error, statement: String) -> Result<T, Failure> {
+fn refuse<T>(error: Error, excerpt: Excerpt) -> Result<T, Failure> {
     let mut event = Event::new(Kind::TokenRefused);
     event.approval = error.request();
-    event.tell_statement(statement);
+    event.tell_statement(&excerpt);
     event.reason = Some(match error.detail() {
         Some(detail) => format!("{error}. {detail}"),
         None => error.to_string(),

@@ -2,17 +2,18 @@
 
 use std::ffi::CString;
 
-use pgrx::{IntoDatum, direct_function_call, pg_sys};
+use pgrx::{IntoDatum, PgLogLevel, direct_function_call, pg_sys};
 
 use super::{rehearse, run};
 use crate::error::Error;
 use crate::ffi;
 use crate::function::{Arguments, Returns, sql_function};
 use crate::guard::concern::Concern;
-use crate::guard::tally::{Line, Wanted};
+use crate::guard::tally::{Account, Line, Wanted};
 use crate::policy::model::Policy;
+use crate::raise::{Failure, tell};
 use crate::settings;
-use crate::words::Mode;
+use crate::words::{Mode, count};
 
 sql_function!(
     /// `preview(statement text, sample integer) → setof …`: a row for each table and operation.
@@ -38,6 +39,7 @@ fn preview(arguments: &Arguments) -> Returns {
         most: settings::preview_max_rows(),
     };
     let rehearsed = rehearse::rehearse(&text, &[], wanted)?;
+    tell_what_is_missing(&rehearsed.account)?;
     let stopped = rehearsed.account.stopped;
     arguments.give_rows(rehearsed.account.lines.into_iter().map(|line| {
         let said = verdict(&line, &rehearsed.concerns);
@@ -49,8 +51,8 @@ fn preview(arguments: &Arguments) -> Returns {
             said.limit.and_then(|rows| i64::try_from(rows).ok()).into_datum(),
             said.verdict.into_datum(),
             said.policy.into_datum(),
-            jsonb(&line.before),
-            jsonb(&line.after),
+            jsonb(&line.before, line.left_out),
+            jsonb(&line.after, line.left_out),
         ]
     }))
 }
@@ -94,12 +96,46 @@ fn verdict<'a>(line: &'a Line, concerns: &'a [Concern]) -> Said<'a> {
     }
 }
 
-/// An array of rows; NULL where there is none.
-fn jsonb(rows: &[String]) -> Option<pg_sys::Datum> {
-    if rows.iter().all(|row| row == "null") {
+/// An array of rows, with a word about those that were left out; NULL where there is none.
+fn jsonb(rows: &[String], left_out: u64) -> Option<pg_sys::Datum> {
+    let note = (left_out > 0).then(|| format!("\"{}\"", words_of(left_out)));
+    if rows.iter().all(|row| row == "null") && (note.is_none() || !rows.is_empty()) {
         return None;
     }
-    let text = ffi::encode(&format!("[{}]", rows.join(",")));
+    let mut array = String::from("[");
+    for (place, row) in rows.iter().chain(&note).enumerate() {
+        array.push_str(if place > 0 { "," } else { "" });
+        array.push_str(row);
+    }
+    array.push(']');
+    let text = ffi::encode(&array);
     // SAFETY: jsonb_in takes a C string.
     unsafe { direct_function_call::<pg_sys::Datum>(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text))]) }
+}
+
+fn words_of(left_out: u64) -> String {
+    format!("{} left out", count(left_out))
+}
+
+/// Tells the client what there was no room for.
+///
+/// # Errors
+/// What interrupts the session meanwhile.
+pub fn tell_what_is_missing(account: &Account) -> Result<(), Failure> {
+    let left_out: u64 = account.lines.iter().map(|line| line.left_out).sum();
+    let mut parts = Vec::new();
+    if left_out > 0 {
+        parts.push(words_of(left_out));
+    }
+    if account.cut > 0 {
+        let s = if account.cut == 1 { "" } else { "s" };
+        parts.push(format!("{} value{s} shown by size", account.cut));
+    }
+    if !parts.is_empty() {
+        let most = settings::preview_max_bytes();
+        let message = format!("not all rows are shown in full: {}", parts.join(", "));
+        let detail = format!("Rows take {most} bytes in all at most (writeguard.preview_max_bytes).");
+        tell(PgLogLevel::NOTICE, &message, Some(&detail), None)?;
+    }
+    Ok(())
 }

@@ -6,11 +6,12 @@ use std::ffi::CString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::preview::tell_what_is_missing;
 use super::{rehearse, run};
 use crate::error::Error;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
-use crate::event::statement::lacks_values;
+use crate::event::statement::{Excerpt, MOST_BYTES, hinted, lacks_values};
 use crate::event::{store, throttle};
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::guard::concern::Concern;
@@ -18,10 +19,10 @@ use crate::guard::tally::{Line, Wanted};
 use crate::owner;
 use crate::raise::Failure;
 use crate::session::{self, Actor, role_name};
-use crate::settings;
 use crate::token::check::Bound;
-use crate::token::statement::{normalize, statement_hash};
-use crate::words::{Override, ascii_json, literal};
+use crate::token::statement::{StatementHash, bounds, normalize};
+use crate::words::{Override, ascii_json, cut_from, literal, shortened};
+use crate::{ffi, settings};
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.
@@ -33,7 +34,7 @@ sql_function!(
 );
 sql_function!(
     /// `statement_hash(statement text, parameters text[]) → text`.
-    writeguard_statement_hash, pg_finfo_writeguard_statement_hash, hash
+    writeguard_statement_hash, pg_finfo_writeguard_statement_hash, hash, any_length
 );
 sql_function!(
     /// `login() → text`.
@@ -56,8 +57,18 @@ fn queue_counters(_arguments: &Arguments) -> Returns {
 }
 
 fn hash(arguments: &Arguments) -> Returns {
-    let parameters: Vec<Option<String>> = arguments.get(1).unwrap_or_default();
-    value(statement_hash(&arguments.text(0, "statement")?, &parameters))
+    let text = arguments.bytes(0).ok_or_else(|| Error::invalid("statement must not be NULL", "statement => '…'"))?;
+    let mut hash = StatementHash::default();
+    ffi::in_utf8(&text[bounds(text)], |part| hash.text(part));
+    for parameter in arguments.elements(1) {
+        let Some(text) = parameter else {
+            hash.null();
+            continue;
+        };
+        hash.value();
+        ffi::in_utf8(text, |part| hash.text(part));
+    }
+    value(hash.finish())
 }
 
 fn request(arguments: &Arguments) -> Returns {
@@ -93,7 +104,7 @@ fn request_event(arguments: &Arguments) -> Returns {
     }
     let lacks = match refused.statement {
         None => "was not kept",
-        Some(_) if refused.whole != Some(true) => "was too long to be kept whole",
+        Some(text) if refused.whole != Some(true) || cut_from(&text).is_some() => "was too long to be kept whole",
         Some(statement) if lacks_values(&statement) => "was kept without its values",
         Some(statement) => return value(store_request(&statement, arguments.get(1), &[])?),
     };
@@ -170,7 +181,7 @@ fn to_be_lifted(concerns: &[Concern], statement: &str) -> Result<Vec<String>, Er
     lifted.into_iter().find(|names| !names.is_empty()).ok_or_else(|| Error::Invalid {
         message: "the statement needs no approval".into(),
         detail: Some("No policy that an approval lifts covers what it changes.".into()),
-        hint: statement.to_owned(),
+        hint: hinted(&Excerpt::of(statement)),
     })
 }
 
@@ -179,25 +190,42 @@ fn samples(lines: &[Line]) -> Option<Box<RawValue>> {
     let rows = |rows: &[String]| format!("[{}]", rows.join(","));
     let lines: Vec<String> = lines
         .iter()
-        .filter(|line| !line.before.is_empty())
+        .filter(|line| !line.before.is_empty() || line.left_out > 0)
         .map(|line| {
             format!(
-                r#"{{"relation":{},"operation":"{}","before":{},"after":{}}}"#,
+                r#"{{"relation":{},"operation":"{}","before":{},"after":{}{}}}"#,
                 serde_json::Value::from(line.name.to_sql()),
                 line.operation,
                 rows(&line.before),
-                rows(&line.after)
+                rows(&line.after),
+                if line.left_out > 0 { format!(r#","left_out":{}"#, line.left_out) } else { String::new() }
             )
         })
         .collect();
     if lines.is_empty() { None } else { RawValue::from_string(format!("[{}]", lines.join(","))).ok() }
 }
 
+fn hash_of(statement: &str, parameters: &[Option<String>]) -> String {
+    let mut hash = StatementHash::default();
+    hash.text(statement.as_bytes());
+    for parameter in parameters {
+        match parameter {
+            None => hash.null(),
+            Some(text) => {
+                hash.value();
+                hash.text(text.as_bytes());
+            }
+        }
+    }
+    hash.finish()
+}
+
 /// A request that was rehearsed and stored.
 pub struct Stored {
     pub id: i64,
-    /// The reviewed statement.
-    pub statement: String,
+    /// Of the reviewed statement.
+    pub excerpt: Excerpt,
+    /// As far as an event tells it.
     pub reason: String,
     pub rows: u64,
 }
@@ -206,7 +234,7 @@ fn store_request(statement: &str, reason: Option<String>, parameters: &[Option<S
     let stored = rehearse_and_store(statement, reason, parameters)?;
     let mut event = Event::new(Kind::Requested);
     event.rows = Some(stored.rows);
-    event.tell_statement(stored.statement);
+    event.tell_statement(&stored.excerpt);
     event.approval = Some(stored.id);
     event.reason = Some(stored.reason);
     store::insert(&event)?;
@@ -239,10 +267,11 @@ pub fn rehearse_and_store(
         return Err(Error::Invalid {
             message: "the statement needs no approval".into(),
             detail: Some("Rehearsed, it changed no row of a table that a policy covers.".into()),
-            hint: statement.to_owned(),
+            hint: hinted(&Excerpt::of(statement)),
         }
         .into());
     }
+    tell_what_is_missing(&rehearsed.account)?;
     let policies = to_be_lifted(&rehearsed.concerns, statement)?;
     let samples = samples(&rehearsed.account.lines);
     let bound = Bound::now();
@@ -254,7 +283,7 @@ pub fn rehearse_and_store(
         reason: &reason,
         statement,
         parameters: &parameters,
-        statement_sha256: &statement_hash(statement, &parameters),
+        statement_sha256: &hash_of(statement, &parameters),
         rows: relations.values().sum(),
         relations: &relations,
         policies: &policies,
@@ -265,5 +294,6 @@ pub fn rehearse_and_store(
     let lifetime = settings::request_lifetime();
     let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into(), lifetime.into()]))?;
     let id: i64 = id.first().and_then(|id| id.parse().ok()).unwrap_or_default();
-    Ok(Stored { id, statement: statement.to_owned(), rows: new.rows, reason })
+    let reason = shortened(&reason, MOST_BYTES).into_owned();
+    Ok(Stored { id, excerpt: Excerpt::of(statement), rows: new.rows, reason })
 }

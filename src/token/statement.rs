@@ -4,17 +4,23 @@
 //! parameter adds a zero byte and then `n` for NULL, or `v` and its text. Without parameters it is what `sha256sum`
 //! says of the text.
 
+use core::ops::Range;
+
 use sha2::{Digest, Sha256};
 
-use crate::lexer::{Piece, pieces};
+use crate::lexer::{Piece, is_blank, pieces};
 
 /// The text without surrounding blanks and final semicolons.
 pub fn normalize(text: &str) -> &str {
-    let mut text = text.trim();
-    while let Some(shorter) = text.strip_suffix(';') {
-        text = shorter.trim_end();
-    }
-    text
+    text.get(bounds(text.as_bytes())).unwrap_or_default()
+}
+
+/// Where a text is without surrounding blanks and final semicolons.
+pub fn bounds(text: &[u8]) -> Range<usize> {
+    let start = text.iter().position(|byte| !is_blank(*byte)).unwrap_or(text.len());
+    let is_of_end = |byte: &u8| is_blank(*byte) || *byte == b';';
+    let end = text.iter().rposition(|byte| !is_of_end(byte)).map_or(start, |last| last + 1);
+    start..end.max(start)
 }
 
 /// Where the text of a statement begins in the client's string, whose first word is at `at`: the blanks and comments
@@ -34,20 +40,31 @@ pub fn sha256(bytes: &[u8]) -> String {
     base16ct::lower::encode_string(&Sha256::digest(bytes))
 }
 
-/// The hash of a statement and its parameters, in lower-case hexadecimal.
-pub fn statement_hash(text: &str, parameters: &[Option<String>]) -> String {
-    let mut bytes = normalize(text).as_bytes().to_vec();
-    for parameter in parameters {
-        bytes.push(0);
-        match parameter {
-            None => bytes.push(b'n'),
-            Some(text) => {
-                bytes.push(b'v');
-                bytes.extend_from_slice(text.as_bytes());
-            }
-        }
+/// The hash of a statement and its parameters, which are given in parts, one after the other, in UTF-8: nobody has to hold
+/// all of a long text at once.
+#[derive(Default)]
+pub struct StatementHash(Sha256);
+
+impl StatementHash {
+    /// A part of the statement's text, which is normalized, or of the value that was begun last.
+    pub fn text(&mut self, part: &[u8]) {
+        self.0.update(part);
     }
-    sha256(&bytes)
+
+    /// The next parameter, which is NULL.
+    pub fn null(&mut self) {
+        self.0.update(b"\0n");
+    }
+
+    /// The next parameter, whose text follows.
+    pub fn value(&mut self) {
+        self.0.update(b"\0v");
+    }
+
+    /// The hash, in lower-case hexadecimal.
+    pub fn finish(self) -> String {
+        base16ct::lower::encode_string(&self.0.finalize())
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +72,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn statement_hash(text: &str, parameters: &[Option<String>]) -> String {
+        let mut hash = StatementHash::default();
+        hash.text(normalize(text).as_bytes());
+        for parameter in parameters {
+            match parameter {
+                None => hash.null(),
+                Some(text) => {
+                    hash.value();
+                    hash.text(text.as_bytes());
+                }
+            }
+        }
+        hash.finish()
+    }
+
+    #[test]
+    fn only_blanks_of_the_parser_are_blanks() {
+        assert_eq!(normalize(" \t\n;SELECT 1 ; ;\n"), ";SELECT 1");
+        assert_eq!(normalize("\u{a0}SELECT 1\u{3000}"), "\u{a0}SELECT 1\u{3000}");
+        assert_eq!(normalize(" ; "), "");
+        assert_eq!(normalize(""), "");
+    }
 
     #[test]
     fn a_statement_without_parameters_hashes_as_its_text() {

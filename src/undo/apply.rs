@@ -163,9 +163,9 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
     statement::current();
     let mut event = Event::new(Kind::Undone);
     event.rows = Some(restored);
-    let text = statement::text();
-    if !text.is_empty() {
-        event.tell_statement(text);
+    let excerpt = statement::excerpt();
+    if !excerpt.is_empty() {
+        event.tell_statement(&excerpt);
     }
     event.reason = Some(format!("change {id}"));
     if let [only] = outcomes {

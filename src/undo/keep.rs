@@ -302,7 +302,7 @@ unsafe fn put(
             .is_some()
     };
     if !is_known {
-        let text = session::without_token(statement::text());
+        let text = statement::excerpt().shown();
         let mut state = state();
         forget(&mut state);
         state.statements.push(Kept { serial, undoes, text, keep: keep.clone() });
