@@ -260,19 +260,23 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
         if !(same && VALID.get()) {
             VALID.set(true);
             let policies = match place {
-                Place::NotInstalled => Policies::not_installed(),
-                Place::Missing => Policies::unreadable("table writeguard.policy is not there".into()),
-                Place::Table(table) => match Policies::read(table, before.as_deref())? {
+                Place::NotInstalled => Rc::new(Policies::not_installed()),
+                Place::Missing => Rc::new(Policies::unreadable("table writeguard.policy is not there".into())),
+                Place::Table(table) => match Policies::read(table, before.as_ref())? {
                     Some(policies) => policies,
                     // Dropped since it was found.
                     None => continue,
                 },
             };
+            if before.is_some_and(|before| Rc::ptr_eq(&before, &policies)) {
+                reading.done = true;
+                continue;
+            }
             let (in_force, now) = in_force(&policies);
             let role_hashes = policies.roles.iter().filter_map(|role| role_hash(role)).collect();
             *ROLE_HASHES.borrow() = role_hashes;
             let mut state = state();
-            state.policies = Some(Rc::new(policies));
+            state.policies = Some(policies);
             // Memberships are those in roles that policies name.
             state.actors.clear();
             state.in_force = in_force;

@@ -105,8 +105,8 @@ fn defects() -> Result<Vec<Value>, Failure> {
     let Some(policies) = policies else {
         return Ok(unreadable("table writeguard.policy is not there".into()));
     };
-    if let Some(reason) = policies.unreadable {
-        return Ok(unreadable(reason));
+    if let Some(reason) = &policies.unreadable {
+        return Ok(unreadable(reason.clone()));
     }
     let mut found: Vec<Value> = policies
         .broken
