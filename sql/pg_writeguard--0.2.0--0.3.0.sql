@@ -293,6 +293,19 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
             WHERE a.parname IN ('writeguard.enabled', 'writeguard.pooled', 'shared_preload_libraries')
               AND r.rolsuper IS NOT TRUE
         UNION ALL
+            SELECT CASE g.grantee WHEN 0 THEN 'problem' ELSE 'warning' END,
+                   CASE g.grantee WHEN 0 THEN 'everybody' ELSE pg_catalog.format('role %I', r.rolname) END,
+                   'may set up a replication origin, and what is written in such a session is not limited',
+                   pg_catalog.format('REVOKE EXECUTE ON FUNCTION pg_catalog.%s FROM %s;', p.oid::pg_catalog.regprocedure,
+                                     CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END)
+            FROM pg_catalog.pg_proc AS p
+                 CROSS JOIN LATERAL pg_catalog.aclexplode(
+                     coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS g
+                 LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee
+            WHERE p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace
+              AND p.proname = 'pg_replication_origin_session_setup'
+              AND g.grantee <> p.proowner AND r.rolsuper IS NOT TRUE
+        UNION ALL
             SELECT 'warning', pg_catalog.format('role %I', r.rolname),
                    pg_catalog.format('it is not superuser and owns %s of the extension''s objects, such as %s',
                                      pg_catalog.count(*), pg_catalog.min(o.name)),

@@ -275,6 +275,10 @@ fn roles_that_could_switch_it_off_are_told() {
     mended(&mut admin, "role r", "warning", "SET ON PARAMETER writeguard.pooled");
     run(&mut admin, "GRANT SET ON PARAMETER writeguard.enabled TO PUBLIC");
     mended(&mut admin, "everybody", "problem", "SET ON PARAMETER writeguard.enabled");
+    run(&mut admin, "GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup TO r");
+    mended(&mut admin, "role r", "warning", "replication origin");
+    run(&mut admin, "GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup TO PUBLIC");
+    mended(&mut admin, "everybody", "problem", "replication origin");
     run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.set_policy TO r");
     mended(&mut admin, "role r", "note", "writeguard.set_policy(");
     run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.drop_policy TO PUBLIC");

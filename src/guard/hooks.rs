@@ -94,9 +94,20 @@ fn next() -> &'static Next {
 /// What kind of process this is, once it has been looked at; that never changes.
 static STAYS_OUT: BackendCell<Option<bool>> = BackendCell::new(None);
 
-/// Whether the guard has no say here at all.
+/// Whether the guard has no say here at all: because of what the process is, or because it applies what was written
+/// elsewhere, as core's own workers do. Whoever has set up a replication origin says so of the session, until it is reset.
 #[inline(always)]
 fn stays_out() -> bool {
+    let is_applied = || {
+        // SAFETY: reads a static of this process.
+        let origin = unsafe { pg_sys::replorigin_session_origin };
+        u32::from(origin) != pg_sys::InvalidRepOriginId
+    };
+    stays_out_for_good() || is_applied()
+}
+
+#[inline(always)]
+fn stays_out_for_good() -> bool {
     STAYS_OUT.get().unwrap_or_else(|| {
         // SAFETY: these read statics of this process.
         let stays_out =
