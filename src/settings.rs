@@ -24,6 +24,7 @@ static CAPTURE_UNDO: GucSetting<bool> = GucSetting::<bool>::new(false);
 static PREVIEW_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static PREVIEW_MAX_BYTES: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024 * 1024);
 static OBSERVED_PER_MINUTE: GucSetting<i32> = GucSetting::<i32>::new(60);
+static BLOCKED_PER_MINUTE: GucSetting<i32> = GucSetting::<i32>::new(600);
 static STAT_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(2_048);
 static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
@@ -140,6 +141,11 @@ pub fn event_queue_bytes() -> usize {
 /// Events of one policy that only looks on which are stored one by one in a minute.
 pub fn observed_per_minute() -> u64 {
     u64::try_from(OBSERVED_PER_MINUTE.get()).unwrap_or(0)
+}
+
+/// Refusals of one policy and login which are stored one by one in a minute.
+pub fn blocked_per_minute() -> u64 {
+    u64::try_from(BLOCKED_PER_MINUTE.get()).unwrap_or(0)
 }
 
 /// Statistics that the shared memory has room for, one for each table, role and operation.
@@ -301,6 +307,16 @@ pub fn register(arming: Arming, expecting: Expecting) {
         c"Sets how many events of each policy with mode observe or warn are stored one by one in a minute.",
         c"Of the others the largest is stored when the minute is over, and tells how many there were.",
         &OBSERVED_PER_MINUTE,
+        0,
+        1_000_000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"writeguard.blocked_per_minute",
+        c"Sets how many refusals of each policy and login are stored one by one, and waited for, in a minute.",
+        c"Of the others the largest is stored when the minute is over, and tells how many there were.",
+        &BLOCKED_PER_MINUTE,
         0,
         1_000_000,
         GucContext::Sighup,

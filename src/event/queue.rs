@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 
 use super::memory::{self, Entry, Locked, Phase, set_latch};
 use super::record::Event;
+use super::throttle::{self, Class};
 use super::totals;
 use crate::ffi;
 use crate::raise::log_line;
@@ -193,8 +194,12 @@ pub fn record_counted(event: &Event) {
     }
 }
 
-/// Logs and queues an event that must survive the rollback, and waits for it; gives its id when it is stored in time.
+/// Logs and queues a refusal, whose event must survive the rollback, and waits for it; gives its id when it is stored in
+/// time. One of very many is only counted, see `throttle`.
 pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
+    if !throttle::admits(Class::Refused, event) {
+        return Ok(None);
+    }
     event.log();
     totals::count_event(event);
     // SAFETY: a static. Without a postmaster nobody would ever store it.

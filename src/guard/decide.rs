@@ -12,6 +12,7 @@ use crate::event::at_commit::record_at_commit;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::event::statement::{hinted, tells_all};
+use crate::event::throttle::{self, Class};
 use crate::ffi;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::model::Policy;
@@ -365,7 +366,7 @@ pub fn record_disabled(relation: &RelationName, operation: Operation, serial: Se
     event.operation = Some(operation.word().into());
     event.relation = Some(relation.to_sql());
     event.tell_statement(&statement::excerpt());
-    queue::record(&event);
+    throttle::record(Class::SwitchedOff, &event);
 }
 
 /// Records DDL on a covered table that none of its policies limits, once it commits. `why` its rows are concerned, where

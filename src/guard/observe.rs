@@ -8,7 +8,7 @@ use super::budget::{Ledger, MeterId, Serial};
 use super::statement;
 use crate::error::LetPass;
 use crate::event::record::Event;
-use crate::event::throttle;
+use crate::event::throttle::{self, Class};
 use crate::ffi::{self, Foreign};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::contained::contained;
@@ -147,7 +147,7 @@ fn record(ledger: Borrowed<Ledger>, tell: bool, of: impl Fn(&Noted) -> bool) -> 
         let mut event = one.event;
         event.rows = rows;
         event.happens_now();
-        throttle::record(&event);
+        throttle::record(Class::LookedOn, &event);
         if tell && one.mode == Mode::Warn {
             // SAFETY: reads the transaction's state.
             warn(&one.warning, rows, unsafe { ffi::IsTransactionBlock() })?;
