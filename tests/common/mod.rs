@@ -175,7 +175,8 @@ impl Server {
         let mut conf = fs::read_to_string(data.join("postgresql.conf")).expect("postgresql.conf");
         conf += CONFIGURATION;
         conf += &format!("port = {port}\nunix_socket_directories = '{}'\n", dir.display());
-        if patience() > 1 {
+        // Where storing an event takes that long.
+        if patience() >= 10 {
             conf += &format!("writeguard.event_timeout = '{}s'\n", patience());
         }
         for line in extra_conf {
