@@ -146,6 +146,33 @@ fn a_part_that_is_rolled_back_goes_back_and_the_rest_is_spent() {
     refuse(&mut client, &delete(11, 11));
 }
 
+/// What was refilled meanwhile was refilled for the first rows only.
+#[test]
+fn a_long_transaction_that_is_rolled_back_gives_all_rows_back() {
+    let mut stage = Stage::new();
+    stage.policy("rate_rows => 100, rate_interval => '5 seconds'");
+    let mut client = stage.client();
+    for (long, all) in [
+        ("BEGIN; DELETE FROM t WHERE id = 1; SELECT pg_sleep(3); DELETE FROM t WHERE id BETWEEN 2 AND 81; ROLLBACK", 100),
+        (
+            "BEGIN; SAVEPOINT s; DELETE FROM t WHERE id = 1; SELECT pg_sleep(3); DELETE FROM t WHERE id BETWEEN 2 AND 81;
+             ROLLBACK TO s; DELETE FROM t WHERE id = 1; COMMIT",
+            99,
+        ),
+    ] {
+        pass(&mut client, "SELECT pg_sleep(5.1)");
+        pass(&mut client, long);
+        pass(&mut client, &format!("BEGIN; DELETE FROM t WHERE id IN (SELECT id FROM t LIMIT {all}); ROLLBACK"));
+    }
+    // Two at the same time: one's rows do not come back for the other's.
+    let mut other = stage.client();
+    pass(&mut client, "SELECT pg_sleep(5.1)");
+    pass(&mut client, "BEGIN; DELETE FROM t WHERE id BETWEEN 101 AND 150");
+    pass(&mut other, "DELETE FROM t WHERE id BETWEEN 151 AND 190");
+    pass(&mut client, "ROLLBACK; BEGIN; DELETE FROM t WHERE id BETWEEN 201 AND 260; ROLLBACK");
+    refuse(&mut client, "DELETE FROM t WHERE id BETWEEN 201 AND 300");
+}
+
 #[test]
 fn a_session_that_ends_in_the_middle_gives_its_rows_back() {
     let mut stage = Stage::new();

@@ -3,10 +3,10 @@
 //! Rows are taken one by one as they are written, all sessions of a login from the same bucket. What is rolled back, was
 //! refused or turns out to be lifted goes back; what commits is spent.
 
-use core::cell::Cell;
+use core::convert::Infallible;
 
 use super::budget::{Ledger, MeterId, Serial};
-use super::gcra::Rate;
+use super::gcra::{Rate, Share};
 use super::rate_memory::{self, Known, Owner, Pinned};
 use crate::function::{Arguments, Returns, sql_function, value};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -35,8 +35,7 @@ pub struct Bucket {
 struct Held {
     pinned: Pinned,
     rows: u64,
-    /// When the first of them was.
-    since: u64,
+    share: Share,
 }
 
 /// Place of a bucket in this session.
@@ -70,7 +69,7 @@ fn hold(bucket: &mut Bucket) -> Result<&mut Held, NoRoom> {
         let pinned =
             bucket.known.and_then(rate_memory::pin).or_else(|| rate_memory::find(bucket.owner)).ok_or(NoRoom)?;
         bucket.known = Some(pinned.known());
-        bucket.held = Some(Held { pinned, rows: 0, since: rate_memory::now() });
+        bucket.held = Some(Held { pinned, rows: 0, share: Share::default() });
     }
     bucket.held.as_mut().ok_or(NoRoom)
 }
@@ -85,12 +84,11 @@ pub fn take(id: BucketId, rows: u64) -> Result<bool, NoRoom> {
     let Some(bucket) = buckets.get_mut(id) else { return Ok(true) };
     let rate = bucket.rate;
     let held = hold(bucket)?;
-    let now = rate_memory::now();
-    let taken = held.pinned.change(|full_at| rate.take(full_at, now, rows)).is_ok();
-    if taken {
-        held.rows += rows;
-    }
-    Ok(taken)
+    let share = held.share;
+    let Ok(share) = held.pinned.change(|found| rate.take_for(share, found, rows)) else { return Ok(false) };
+    held.share = share;
+    held.rows += rows;
+    Ok(true)
 }
 
 /// Takes rows as far as there are any, for a policy that only looks on. Gives how many.
@@ -102,15 +100,14 @@ pub fn take_what_there_is(id: BucketId, rows: u64) -> Result<u64, NoRoom> {
     let Some(bucket) = buckets.get_mut(id) else { return Ok(rows) };
     let rate = bucket.rate;
     let held = hold(bucket)?;
-    let now = rate_memory::now();
-    let taken = Cell::new(0);
-    let Ok(()) = held.pinned.change(|full_at| {
-        let (then, rows) = rate.take_up_to(full_at, now, rows);
-        taken.set(rows);
-        Ok::<u64, core::convert::Infallible>(then)
+    let share = held.share;
+    let Ok((share, taken)) = held.pinned.change(|found| {
+        let (full_at, share, taken) = rate.take_up_to(share, found, rows);
+        Ok::<_, Infallible>((full_at, (share, taken)))
     });
-    held.rows += taken.get();
-    Ok(taken.get())
+    held.share = share;
+    held.rows += taken;
+    Ok(taken)
 }
 
 /// The meter that counts what [`take`] took; the caller charges it.
@@ -123,7 +120,10 @@ pub fn left(id: BucketId) -> u64 {
     let mut buckets = buckets();
     let Some(bucket) = buckets.get_mut(id) else { return u64::MAX };
     let rate = bucket.rate;
-    hold(bucket).map_or(0, |held| rate.left(held.pinned.full_at(), rate_memory::now()))
+    hold(bucket).map_or(0, |held| {
+        let found = held.pinned.found();
+        rate.left(found.full_at, found.now)
+    })
 }
 
 /// Nanoseconds until a statement that has taken `taken` rows can have all of them and one more, when it gives these back
@@ -133,9 +133,16 @@ pub fn wait_for_one_more(id: BucketId, taken: u64) -> Option<u64> {
     let bucket = buckets.get_mut(id)?;
     let rate = bucket.rate;
     let held = bucket.held.as_ref()?;
-    let now = rate_memory::now();
-    let back = rate.put_back(held.pinned.full_at(), now, taken, held.since);
-    rate.wait_for(back, now, taken + 1)
+    let found = held.pinned.found();
+    let (back, _) = rate.put_back(held.share, found, taken);
+    rate.wait_for(back, found.now, taken + 1)
+}
+
+/// Puts rows back that the running transaction took.
+fn give_back(held: &mut Held, rate: Rate, rows: u64) {
+    let share = held.share;
+    let Ok(share) = held.pinned.change(|found| Ok::<_, Infallible>(rate.put_back(share, found, rows)));
+    held.share = share;
 }
 
 /// After rows were taken off its meter: what is not counted there any more goes back.
@@ -145,10 +152,7 @@ fn settle(bucket: &mut Bucket, ledger: &Ledger) {
     if let Some(held) = &mut bucket.held
         && held.rows > counted
     {
-        let (rows, since, now) = (held.rows - counted, held.since, rate_memory::now());
-        let Ok(()) = held
-            .pinned
-            .change(|full_at| Ok::<u64, core::convert::Infallible>(rate.put_back(full_at, now, rows, since)));
+        give_back(held, rate, held.rows - counted);
         held.rows = counted;
     }
 }
@@ -172,12 +176,10 @@ pub fn lifted(id: BucketId, statement: Serial, ledger: &mut Ledger) {
 pub fn end_transaction(kept: bool) {
     for bucket in buckets().iter_mut() {
         let rate = bucket.rate;
-        if let Some(held) = bucket.held.take() {
+        if let Some(mut held) = bucket.held.take() {
             if !kept && held.rows > 0 {
-                let now = rate_memory::now();
-                let back =
-                    |full_at| Ok::<u64, core::convert::Infallible>(rate.put_back(full_at, now, held.rows, held.since));
-                let Ok(()) = held.pinned.change(back);
+                let rows = held.rows;
+                give_back(&mut held, rate, rows);
             }
             held.pinned.unpin();
         }

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
 
+use super::gcra::Bucket as Found;
 use crate::ffi;
 use crate::pg::shmem::{Plain, Region};
 use crate::settings;
@@ -34,6 +35,23 @@ struct Bucket {
     users: AtomicU32,
     /// When it is full again, by [`now`].
     full_at: AtomicU64,
+    /// When rows were last taken, or a little later.
+    taken_at: AtomicU64,
+    /// All that was ever put back, in nanoseconds, or a little more.
+    put_back: AtomicU64,
+}
+
+impl Bucket {
+    /// As it is; the others are at least as new as when it is full.
+    fn found(&self) -> Found {
+        let full_at = self.full_at.load(Ordering::Acquire);
+        Found {
+            full_at,
+            taken_at: self.taken_at.load(Ordering::Acquire),
+            put_back: self.put_back.load(Ordering::Acquire),
+            now: now(),
+        }
+    }
 }
 
 /// In place of users: the bucket is given to a new owner.
@@ -161,6 +179,7 @@ unsafe fn search(table: Table, owner: Owner, now: u64) -> Option<Pinned> {
         bucket.number.store(number, Ordering::Release);
         *bucket.owner.get() = owner;
         bucket.full_at.store(now, Ordering::Release);
+        bucket.taken_at.store(now, Ordering::Release);
         // Others may have tried to pin it meanwhile, and take themselves off again.
         bucket.users.fetch_sub(CHANGING - 1, Ordering::AcqRel);
         Some(Pinned(Known { place, number }))
@@ -173,30 +192,40 @@ impl Pinned {
         self.0
     }
 
-    /// Changes when the bucket is full, from what it is now: `change` is tried until nobody else came between.
+    /// Changes when the bucket is full, from how it is found: `change` is tried until nobody else came between.
     ///
     /// # Errors
     /// Those of `change`; the bucket stays as it was.
-    pub fn change<E>(&self, change: impl Fn(u64) -> Result<u64, E>) -> Result<(), E> {
-        let Some(bucket) = bucket(self.0.place) else { return Ok(()) };
-        let mut full_at = bucket.full_at.load(Ordering::Acquire);
+    pub fn change<T: Default, E>(&self, change: impl Fn(Found) -> Result<(u64, T), E>) -> Result<T, E> {
+        let Some(bucket) = self.bucket() else { return Ok(T::default()) };
         loop {
-            let then = change(full_at)?;
-            match bucket.full_at.compare_exchange_weak(full_at, then, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Ok(()),
-                Err(other) => full_at = other,
+            let found = bucket.found();
+            let (then, result) = change(found)?;
+            // Before the change itself: who sees that knows of these.
+            match then.checked_sub(found.full_at) {
+                Some(0) => {}
+                Some(_) => drop(bucket.taken_at.fetch_max(found.now, Ordering::AcqRel)),
+                None => drop(bucket.put_back.fetch_add(found.full_at - then, Ordering::AcqRel)),
+            }
+            let (ours, theirs) = (Ordering::AcqRel, Ordering::Acquire);
+            if bucket.full_at.compare_exchange_weak(found.full_at, then, ours, theirs).is_ok() {
+                return Ok(result);
             }
         }
     }
 
-    /// When the bucket is full.
-    pub fn full_at(&self) -> u64 {
-        bucket(self.0.place).map_or(0, |bucket| bucket.full_at.load(Ordering::Acquire))
+    /// The bucket as it is.
+    pub fn found(&self) -> Found {
+        self.bucket().map_or(Found { full_at: 0, taken_at: 0, put_back: 0, now: now() }, Bucket::found)
+    }
+
+    fn bucket(&self) -> Option<&'static Bucket> {
+        bucket(self.0.place)
     }
 
     /// Lets the bucket go.
     pub fn unpin(self) {
-        if let Some(bucket) = bucket(self.0.place) {
+        if let Some(bucket) = self.bucket() {
             bucket.users.fetch_sub(1, Ordering::AcqRel);
         }
     }
