@@ -574,6 +574,117 @@ fn foreign_partitions_that_a_prepared_write_prunes() {
     assert_eq!(bed.number("SELECT sum(v) FROM p"), 3);
 }
 
+/// A parent with two rows of its own, a local child with two and a foreign one with six.
+const FOREIGN_CHILD: &str = "
+    CREATE TABLE far.a AS TABLE far.t;
+    CREATE TABLE far.twin AS TABLE far.t;
+    CREATE TABLE p (id int, v int);
+    CREATE TABLE c () INHERITS (p);
+    CREATE FOREIGN TABLE a () INHERITS (p) SERVER far OPTIONS (schema_name 'far');
+    CREATE FOREIGN TABLE twin (id int, v int) SERVER far OPTIONS (schema_name 'far');
+    CREATE TABLE s AS SELECT i AS id, i AS v FROM generate_series(1, 40) AS i;
+    CREATE VIEW w AS SELECT id, v FROM p WHERE v < 1000;
+    INSERT INTO c VALUES (20, 0), (21, 0);
+    INSERT INTO p VALUES (30, 0), (31, 0);";
+
+/// Ways to change all ten rows; the foreign ones by one command of their own, one by one, or by a join there.
+const TEN: [&str; 16] = [
+    "UPDATE p SET v = v + 1",
+    "UPDATE p SET v = 7",
+    "UPDATE p SET v = v + 1, id = id RETURNING id, v, tableoid",
+    "UPDATE p SET v = v + 1 WHERE id > 0 AND v < 100",
+    "UPDATE p SET v = v + 1 + (random() * 0)::int",
+    "UPDATE p SET v = s.v FROM s WHERE s.id = p.id",
+    "UPDATE p SET v = (SELECT max(v) FROM s WHERE s.id = p.id)",
+    "UPDATE p SET v = 1 WHERE id IN (SELECT id FROM s ORDER BY v LIMIT 40)",
+    "UPDATE w SET v = v + 1",
+    "WITH u AS (UPDATE p SET v = v + 1 RETURNING id) SELECT count(*) FROM u",
+    "WITH u AS (UPDATE p SET v = v + 1) SELECT 1",
+    "EXPLAIN ANALYZE UPDATE p SET v = v + 1",
+    "DELETE FROM p",
+    "DELETE FROM p RETURNING id",
+    "DELETE FROM p USING s WHERE s.id = p.id",
+    "WITH d AS (DELETE FROM p RETURNING id) SELECT id FROM d LIMIT 1",
+];
+
+#[test]
+fn foreign_children_share_the_budget_of_their_parent() {
+    let mut bed = foreign(FOREIGN_CHILD);
+    for settings in ["RESET ALL", "SET enable_hashjoin = off; SET enable_mergejoin = off", "SET enable_nestloop = off"]
+    {
+        bed.passes(settings);
+        for sql in TEN {
+            for (tables, rows) in [("p", 10), ("a", 6), ("c", 2)] {
+                bed.limit(&format!("{{public.{tables}}}"), rows - 1);
+                let refusal = bed.refused(sql);
+                assert!(tables == "p" || refusal.table == tables, "{sql}: {refusal:?}");
+                assert_eq!(bed.number("SELECT sum(v) * 1000 + count(*) FROM far.a"), 6, "{sql}");
+                bed.limit(&format!("{{public.{tables}}}"), rows);
+                bed.passes(&format!("BEGIN; {sql}; ROLLBACK"));
+            }
+        }
+    }
+    bed.limit("{public.p}", 1);
+    bed.refused("UPDATE ONLY p SET v = 1");
+    bed.limit("{public.a, public.c}", 0);
+    bed.passes("UPDATE ONLY p SET v = 1");
+}
+
+/// What a policy that only looks on records is the true number.
+#[test]
+fn foreign_children_and_partitions_under_a_policy_that_looks_on() {
+    for setup in [FOREIGN_CHILD, FOREIGN_PARTITIONS] {
+        let mut bed = foreign(setup);
+        bed.policy("tables => '{public.p}', max_rows => 1, mode => 'observe'");
+        let all = bed.number("SELECT count(*) FROM p");
+        for sql in ["UPDATE p SET v = v + 1", "UPDATE p SET v = v + 1 RETURNING id", "DELETE FROM p"] {
+            bed.passes(sql);
+            let told = "SELECT max(rows) FROM writeguard.event WHERE kind = 'observed'";
+            common::wait_until(20, || bed.number("SELECT count(*) FROM writeguard.event WHERE kind = 'observed'") > 0);
+            assert_eq!(bed.number(told), all, "{sql}");
+            bed.passes("DELETE FROM writeguard.event");
+        }
+    }
+}
+
+/// A partition that is partitioned itself, and one that is joined with its like on the foreign server.
+#[test]
+fn foreign_partitions_below_partitions_and_in_joins() {
+    let setup = "
+        CREATE TABLE far.a AS TABLE far.t;
+        CREATE TABLE far.twin AS TABLE far.t;
+        CREATE TABLE p (id int, v int) PARTITION BY RANGE (id);
+        CREATE TABLE low PARTITION OF p FOR VALUES FROM (1) TO (20) PARTITION BY RANGE (id);
+        CREATE FOREIGN TABLE a PARTITION OF low FOR VALUES FROM (1) TO (10) SERVER far OPTIONS (schema_name 'far');
+        CREATE TABLE c PARTITION OF low FOR VALUES FROM (10) TO (20);
+        CREATE TABLE high PARTITION OF p FOR VALUES FROM (20) TO (30);
+        CREATE FOREIGN TABLE twin (id int, v int) SERVER far OPTIONS (schema_name 'far');
+        CREATE TABLE s AS SELECT i AS id, i AS v FROM generate_series(1, 40) AS i;
+        CREATE VIEW w AS SELECT id, v FROM p WHERE v < 1000;
+        INSERT INTO c VALUES (10, 0), (11, 0);
+        INSERT INTO high VALUES (20, 0), (21, 0);";
+    let mut bed = foreign(setup);
+    for sql in TEN {
+        for (tables, rows) in [("p", 10), ("low", 8), ("a", 6), ("high", 2)] {
+            bed.limit(&format!("{{public.{tables}}}"), rows - 1);
+            bed.refused(sql);
+            bed.limit(&format!("{{public.{tables}}}"), rows);
+            bed.passes(&format!("BEGIN; {sql}; ROLLBACK"));
+        }
+    }
+    for sql in [
+        "UPDATE p SET v = x.v + 1 FROM twin AS x WHERE x.id = p.id",
+        "DELETE FROM p USING twin AS x WHERE x.id = p.id",
+        "UPDATE a SET v = x.v + 1 FROM twin AS x WHERE x.id = a.id",
+        "UPDATE low SET v = x.v + 1 FROM twin AS x WHERE x.id = low.id RETURNING low.id",
+    ] {
+        bed.limit("{public.p}", 5);
+        bed.refused(sql);
+        bed.limit("{public.p}", 6);
+        bed.passes(&format!("BEGIN; {sql}; ROLLBACK"));
+    }
+}
+
 /// Its rows cannot be locked and counted from here.
 #[test]
 fn truncate_of_a_covered_foreign_table_is_refused_as_undecided() {

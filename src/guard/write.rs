@@ -8,6 +8,7 @@ use core::ptr;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::binding::Binding;
 use super::book;
@@ -245,14 +246,21 @@ unsafe fn watch_remotely(
     unsafe {
         let plan: *mut pg_sys::ModifyTable = (*node).ps.plan.cast();
         let child = (*node).ps.lefttree;
+        let mut scans = FxHashMap::default();
+        remote_scans(child, &mut |scan, relation| {
+            scans.insert(relation, scan);
+        });
+        let mut planned = FxHashSet::default();
+        remote_scans_in_plan((*child).plan, &mut |relation| {
+            planned.insert(relation);
+        });
         for (index, binding) in watch.bindings.iter().enumerate() {
             let target = (*node).resultRelInfo.add(index);
             if !(*target).ri_usesFdwDirectModify {
                 continue;
             }
-            let scan = remote_scan(child, (*target).ri_RangeTableIndex);
-            if scan.is_null() {
-                if is_remote_in_plan((*child).plan, (*target).ri_RangeTableIndex) {
+            let Some(scan) = scans.get(&(*target).ri_RangeTableIndex).copied() else {
+                if planned.contains(&(*target).ri_RangeTableIndex) {
                     // Pruned when the executor started: it does not run.
                     continue;
                 }
@@ -261,7 +269,7 @@ unsafe fn watch_remotely(
                     cannot_count(binding, operations, reason, (*(*target).ri_RelationDesc).rd_id)?;
                 }
                 continue;
-            }
+            };
             if (*scan).instrument.is_null() {
                 (*scan).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
             }
@@ -272,40 +280,67 @@ unsafe fn watch_remotely(
     }
 }
 
-/// The scan by which a foreign server modifies the relation with that range table index: the child itself, or below an
-/// Append over partitions.
-unsafe fn remote_scan(state: *mut pg_sys::PlanState, relation: pg_sys::Index) -> *mut pg_sys::PlanState {
+/// Visits the scans of a plan by which foreign servers modify relations, with the relations' range table indexes: the
+/// ModifyTable's own child, or below whatever stands over them (an Append over partitions or children, a Result that
+/// computes new values for it).
+unsafe fn remote_scans(state: *mut pg_sys::PlanState, found: &mut impl FnMut(*mut pg_sys::PlanState, pg_sys::Index)) {
     // SAFETY: walks a plan state tree that ExecutorStart built.
     unsafe {
+        if state.is_null() {
+            return;
+        }
+        let mut array = |states: *mut *mut pg_sys::PlanState, count: core::ffi::c_int| {
+            (0..usize::try_from(count).unwrap_or(0)).for_each(|index| remote_scans(*states.add(index), found));
+        };
         match (*state).type_ {
-            pg_sys::NodeTag::T_ForeignScanState
-                if (*(*state).plan.cast::<pg_sys::ForeignScan>()).resultRelation == relation =>
-            {
-                state
+            pg_sys::NodeTag::T_ForeignScanState => {
+                let relation = (*(*state).plan.cast::<pg_sys::ForeignScan>()).resultRelation;
+                if relation > 0 {
+                    found(state, relation);
+                }
             }
             pg_sys::NodeTag::T_AppendState => {
                 let append: *mut pg_sys::AppendState = state.cast();
-                (0..usize::try_from((*append).as_nplans).unwrap_or(0))
-                    .map(|index| remote_scan(*(*append).appendplans.add(index), relation))
-                    .find(|scan| !scan.is_null())
-                    .unwrap_or(ptr::null_mut())
+                array((*append).appendplans, (*append).as_nplans);
             }
-            _ => ptr::null_mut(),
+            pg_sys::NodeTag::T_MergeAppendState => {
+                let append: *mut pg_sys::MergeAppendState = state.cast();
+                array((*append).mergeplans, (*append).ms_nplans);
+            }
+            pg_sys::NodeTag::T_SubqueryScanState => {
+                remote_scans((*state.cast::<pg_sys::SubqueryScanState>()).subplan, found);
+            }
+            pg_sys::NodeTag::T_CustomScanState => {
+                pointers((*state.cast::<pg_sys::CustomScanState>()).custom_ps)
+                    .for_each(|below| remote_scans(below, found));
+            }
+            _ => {}
         }
+        remote_scans((*state).lefttree, found);
+        remote_scans((*state).righttree, found);
     }
 }
 
-/// Whether the plan has such a scan, run or not.
-unsafe fn is_remote_in_plan(plan: *mut pg_sys::Plan, relation: pg_sys::Index) -> bool {
+/// The same of the plan, run or not: visits the range table indexes.
+unsafe fn remote_scans_in_plan(plan: *mut pg_sys::Plan, found: &mut impl FnMut(pg_sys::Index)) {
     // SAFETY: walks a plan tree.
     unsafe {
-        match (*plan).type_ {
-            pg_sys::NodeTag::T_ForeignScan => (*plan.cast::<pg_sys::ForeignScan>()).resultRelation == relation,
-            pg_sys::NodeTag::T_Append => {
-                pointers((*plan.cast::<pg_sys::Append>()).appendplans).any(|below| is_remote_in_plan(below, relation))
-            }
-            _ => false,
+        if plan.is_null() {
+            return;
         }
+        let mut list = |plans| pointers(plans).for_each(|below| remote_scans_in_plan(below, found));
+        match (*plan).type_ {
+            pg_sys::NodeTag::T_ForeignScan => found((*plan.cast::<pg_sys::ForeignScan>()).resultRelation),
+            pg_sys::NodeTag::T_Append => list((*plan.cast::<pg_sys::Append>()).appendplans),
+            pg_sys::NodeTag::T_MergeAppend => list((*plan.cast::<pg_sys::MergeAppend>()).mergeplans),
+            pg_sys::NodeTag::T_SubqueryScan => {
+                remote_scans_in_plan((*plan.cast::<pg_sys::SubqueryScan>()).subplan, found);
+            }
+            pg_sys::NodeTag::T_CustomScan => list((*plan.cast::<pg_sys::CustomScan>()).custom_plans),
+            _ => {}
+        }
+        remote_scans_in_plan((*plan).lefttree, found);
+        remote_scans_in_plan((*plan).righttree, found);
     }
 }
 
