@@ -703,3 +703,50 @@ fn nothing_of_a_refused_statement_is_ever_seen() {
     writing.join().expect("the other session");
     assert_eq!(bed.contents(), before);
 }
+
+/// Other sessions that change policies, memberships, schemas and tables without a pause, so that hardly a look-up is made
+/// without something coming in meanwhile: each answer is right all the same, and none is waited for.
+#[test]
+fn beside_sessions_that_do_nothing_but_change_what_answers_depend_on() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut bed = Bed::new(SIX);
+    let (group, member) = (bed.db().role("group"), bed.db().role("member"));
+    bed.limit("{public.*}", 3);
+    let over = AtomicBool::new(false);
+    let storms = [
+        "SELECT writeguard.set_policy('noise', tables => '{other.*}', max_rows => $n)".to_owned(),
+        format!("GRANT {group} TO {member}; REVOKE {group} FROM {member}"),
+        "CREATE SCHEMA storm$n; CREATE TABLE storm$n.t (id int); DROP SCHEMA storm$n CASCADE".to_owned(),
+        "ALTER TABLE noisy RENAME TO noise; ALTER TABLE noise RENAME TO noisy".to_owned(),
+    ];
+    bed.passes("CREATE TABLE noisy (id int)");
+    thread::scope(|scope| {
+        for storm in &storms {
+            let (mut client, over) = (bed.db().admin(), &over);
+            scope.spawn(move || {
+                for n in 0.. {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    pass(&mut client, &storm.replace("$n", &n.to_string()));
+                }
+            });
+        }
+        let mut writer = bed.db().admin();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for n in 0..60 {
+                pass(&mut writer, &format!("CREATE TABLE x{n} AS TABLE t"));
+                pass(&mut writer, &format!("UPDATE x{n} SET v = 1 WHERE id <= 3"));
+                refuse(&mut writer, &format!("UPDATE x{n} SET v = 2"));
+                refuse(&mut writer, &format!("DELETE FROM x{n}"));
+                pass(&mut writer, "UPDATE t SET v = v + 1 WHERE id <= 3");
+                refuse(&mut writer, "UPDATE t SET v = 9");
+            }
+        }));
+        over.store(true, Ordering::Relaxed);
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    assert_eq!(bed.number("SELECT sum(v) FROM t"), 180);
+}

@@ -17,6 +17,7 @@ use super::{capture, lift, past, rate, statement};
 use crate::error::Error;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::policy::relation::relation_name;
+use crate::policy::steady::{self, Steady};
 use crate::policy::table::Revision;
 use crate::policy::{catalog, size, target};
 use crate::raise::{Failure, Raise, guarded};
@@ -255,11 +256,13 @@ fn look_up(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, F
         refresh(&mut book);
         find(&book, relation, actor).cloned()
     };
-    let binding = match known {
-        Some(binding) => binding,
+    let (binding, lasts) = match known {
+        Some(binding) => (binding, true),
         None => bind(relation, actor)?,
     };
-    book().recent = Some((u32::from(relation), actor, binding.clone()));
+    if lasts {
+        book().recent = Some((u32::from(relation), actor, binding.clone()));
+    }
     Ok(binding)
 }
 
@@ -320,17 +323,18 @@ pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<Option<Rc<Binding>>>
     }
 }
 
+/// Finds out what a relation's rows are charged to, and whether that lasts until something is told of.
 #[cold]
-fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
-    // Looking it up may process invalidations: an answer is good only if nothing changed while it was made.
-    let covering = loop {
-        let changes = catalog::changes();
-        let covering = catalog::covering(relation, actor)?;
-        let unchanged = changes == catalog::changes();
-        refresh(&mut book());
-        if unchanged {
-            break covering;
-        }
+fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<(Option<Rc<Binding>>, bool), Failure> {
+    // Looking it up may process invalidations.
+    let read = steady::read(catalog::changes, || catalog::covering(relation, actor))?;
+    refresh(&mut book());
+    let Some(Steady { value: covering, lasts }) = read else {
+        return Err(Failure::Ours(Error::Undecided {
+            reason: "policies, names or memberships change faster than they can be read".into(),
+            hint: "SELECT pg_catalog.pg_sleep(1);".into(),
+            relation: relation_name(relation),
+        }));
     };
     let binding = covering.map(|covering| {
         let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
@@ -359,10 +363,12 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Fail
         Rc::new(Binding::new(covered, name, rows, stat, charges))
     });
     // Nearly always there is one role.
-    let mut book = book();
-    let answers = book.bindings.entry(u32::from(relation)).or_insert_with(|| Vec::with_capacity(1));
-    answers.push((actor, binding.clone()));
-    Ok(binding)
+    if lasts {
+        let mut book = book();
+        let answers = book.bindings.entry(u32::from(relation)).or_insert_with(|| Vec::with_capacity(1));
+        answers.push((actor, binding.clone()));
+    }
+    Ok((binding, lasts))
 }
 
 /// How many more rows of a statement a charge takes before a limit is passed.

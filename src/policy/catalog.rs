@@ -14,7 +14,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use super::conditions::{self, Now};
 use super::model::Policy;
 use super::relation::{never_covered, role_oid};
-use super::resolve::{self, Candidate};
+use super::resolve::{self, Candidate, Target};
 use super::table::{self, Loaded, Place, Policies};
 use super::target::{self, Change};
 use crate::error::Error;
@@ -238,20 +238,27 @@ impl Drop for Reading {
     }
 }
 
+/// Readings before the policies are given up.
+const MOST_READINGS: usize = 64;
+
 /// The policies in force.
+///
+/// They are read as of one snapshot, taken after this was called. So where a change is told of meanwhile (that may be of
+/// anything: PostgreSQL forgets all it knows when too many come in) what was read is what the statement goes by, as if it
+/// had come a moment earlier; whoever asks next reads again. Only where the table is must still be so.
 ///
 /// # Errors
 /// What waiting for the table's lock may raise.
 fn policies() -> Result<Rc<Policies>, Foreign> {
     register();
-    loop {
+    for _ in 0..MOST_READINGS {
         if FOUND.get()
             && VALID.get()
             && let Some(policies) = &state().policies
         {
             return Ok(Rc::clone(policies));
         }
-        // Claimed before reading: a change that arrives while we read is not lost, it makes another round.
+        // Claimed before reading: a change that arrives while we read is not lost.
         let mut reading = Reading { done: false };
         FOUND.set(true);
         let place = table::find();
@@ -268,22 +275,28 @@ fn policies() -> Result<Rc<Policies>, Foreign> {
                     None => continue,
                 },
             };
-            if before.is_some_and(|before| Rc::ptr_eq(&before, &policies)) {
-                reading.done = true;
-                continue;
+            // Where they are as they were there is nothing to set up.
+            if before.is_none_or(|before| !Rc::ptr_eq(&before, &policies)) {
+                let (in_force, now) = in_force(&policies);
+                let role_hashes = policies.roles.iter().filter_map(|role| role_hash(role)).collect();
+                *ROLE_HASHES.borrow() = role_hashes;
+                let mut state = state();
+                state.policies = Some(policies);
+                // Memberships are those in roles that policies name.
+                state.actors.clear();
+                state.in_force = in_force;
+                state.now = now;
             }
-            let (in_force, now) = in_force(&policies);
-            let role_hashes = policies.roles.iter().filter_map(|role| role_hash(role)).collect();
-            *ROLE_HASHES.borrow() = role_hashes;
-            let mut state = state();
-            state.policies = Some(policies);
-            // Memberships are those in roles that policies name.
-            state.actors.clear();
-            state.in_force = in_force;
-            state.now = now;
         }
         reading.done = true;
+        if !(FOUND.get() && VALID.get())
+            && table::find() == place
+            && let Some(policies) = &state().policies
+        {
+            return Ok(Rc::clone(policies));
+        }
     }
+    Ok(Rc::new(Policies::unreadable("table writeguard.policy comes and goes".into())))
 }
 
 /// Whether the extension may be installed in this database, as far as this backend knows; looks nothing up.
@@ -374,24 +387,34 @@ pub struct Covering {
     pub applying: [Vec<Rc<Loaded>>; Operation::ALL.len()],
 }
 
-/// The policies that apply to a relation for an acting role; none where no policy does.
+/// What an answer came from.
+#[derive(PartialEq)]
+pub struct From {
+    /// Others are elsewhere: they are read while these are there, and those that did not change stay where they are.
+    policies: *const Policies,
+    target: Option<Target>,
+    acting: Option<Rc<resolve::Actor>>,
+}
+
+/// The policies that apply to a relation for an acting role, none where no policy does; and what that came from.
 ///
 /// # Errors
 /// WG008 when a policy cannot be worked with: what it would limit is unknown, so every table is covered by it. A
 /// foreign error when reading the policies was interrupted.
-pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Covering>, Failure> {
+pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<(From, Option<Covering>), Failure> {
     if !target::has_room() {
         drop_answers();
     }
     let policies = policies()?;
+    let mut from = From { policies: Rc::as_ptr(&policies), target: None, acting: None };
     let none = policies.loaded.is_empty() && policies.broken.is_empty() && policies.unreadable.is_none();
     if none || never_covered(relation).is_some() {
         // A change of its schema or persistence makes this answer stale; a policy set later does so for all.
         target::depend(relation, relation);
-        return Ok(None);
+        return Ok((from, None));
     }
     let Some(target) = target::find(relation) else {
-        return Ok(None);
+        return Ok((from, None));
     };
     if let Some(reason) = &policies.unreadable {
         return Err(Error::Undecided {
@@ -419,7 +442,11 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<Option<Coveri
             .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
             .collect::<Vec<_>>()
     });
-    Ok(applying.iter().any(|policies| !policies.is_empty()).then_some(Covering { relation: target.name, applying }))
+    let covered = applying.iter().any(|policies| !policies.is_empty());
+    from.acting = Some(acting);
+    let covering = covered.then(|| Covering { relation: target.name.clone(), applying });
+    from.target = Some(target);
+    Ok((from, covering))
 }
 
 /// Separates the places of policies that are in force from those that take no part now.

@@ -5,7 +5,7 @@
 //! `conditions` asks PostgreSQL whether a policy is in force for this session now, `span` translates intervals, `size`
 //! estimates tables. `table` reads the policies, `relation` what the system catalogs say of names, `target` the names
 //! by which one relation can be covered; `catalog` keeps policies and answers in this backend until a change is
-//! committed. `stored` knows what the tables of an older version of the extension have no place for. `api` is what a DBA
+//! committed, and `steady` (pure) what of it is good where changes come in between. `stored` knows what the tables of an older version of the extension have no place for. `api` is what a DBA
 //! calls for one policy, `import` for all of them at once, `setup` what `check_setup` asks, `install` what the install and
 //! upgrade scripts call. Nothing here knows of rows or limits being reached: that is the guard's work.
 
@@ -24,6 +24,7 @@ pub mod schedule;
 pub mod setup;
 pub mod size;
 pub mod span;
+pub mod steady;
 pub mod stored;
 pub mod table;
 pub mod target;
