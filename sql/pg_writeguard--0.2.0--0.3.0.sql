@@ -11,6 +11,15 @@ CREATE OR REPLACE VIEW writeguard.event_queue AS
 COMMENT ON VIEW writeguard.event_queue IS 'since the server started, in all databases: events that wait, were stored, were late for their error, are in the server log only; were told of as a number only; that the table did not take; and how often notifications could not be sent';
 COMMENT ON TABLE writeguard.outbox IS 'Events whose notification the worker has still to send; negative: counted already';
 
+ALTER TABLE writeguard.change_relation
+    DROP CONSTRAINT change_relation_change_fkey,
+    ADD COLUMN key smallint[],
+    ADD COLUMN forms jsonb,
+    ADD COLUMN hindrance text;
+COMMENT ON COLUMN writeguard.change_relation.key IS 'numbers of the columns of the primary key by which its rows are found again';
+COMMENT ON COLUMN writeguard.change_relation.forms IS 'by column name, what the row types in it were made of';
+COMMENT ON COLUMN writeguard.change_relation.hindrance IS 'what happened to it between its rows, so that they cannot be put back; NULL: nothing';
+
 CREATE OR REPLACE FUNCTION writeguard.check_setup()
     RETURNS TABLE (severity text, subject text, problem text, fix text)
     LANGUAGE sql STABLE PARALLEL UNSAFE SECURITY DEFINER

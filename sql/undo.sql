@@ -15,15 +15,19 @@ CREATE TABLE writeguard.change_statement (
 COMMENT ON TABLE writeguard.change_statement IS 'Statements whose rows are kept as they were; see the view writeguard.change';
 COMMENT ON COLUMN writeguard.change_statement.undoes IS 'the change that this one, an undo, took back';
 
--- One row per statement, relation and operation.
+-- One row per statement, relation and operation. No foreign key: under SERIALIZABLE its look-ups would make conflicts of
+-- transactions that have none.
 CREATE TABLE writeguard.change_relation (
-    change    bigint NOT NULL REFERENCES writeguard.change_statement ON DELETE CASCADE,
+    change    bigint NOT NULL,
     relation  oid NOT NULL,
     name      text NOT NULL,
     operation text NOT NULL,
     rows      bigint NOT NULL,
     bytes     bigint NOT NULL,
     columns   jsonb,
+    key       smallint[],
+    forms     jsonb,
+    hindrance text,
     PRIMARY KEY (change, relation, operation)
 );
 COMMENT ON TABLE writeguard.change_relation IS 'How many rows of which tables a statement changed';
@@ -31,6 +35,9 @@ COMMENT ON COLUMN writeguard.change_relation.relation IS 'the table, for a parti
 COMMENT ON COLUMN writeguard.change_relation.name IS 'its qualified name when it was changed';
 COMMENT ON COLUMN writeguard.change_relation.bytes IS 'of the kept rows, as text';
 COMMENT ON COLUMN writeguard.change_relation.columns IS 'numbers of its columns by the names that the images have';
+COMMENT ON COLUMN writeguard.change_relation.key IS 'numbers of the columns of the primary key by which its rows are found again';
+COMMENT ON COLUMN writeguard.change_relation.forms IS 'by column name, what the row types in it were made of';
+COMMENT ON COLUMN writeguard.change_relation.hindrance IS 'what happened to it between its rows, so that they cannot be put back; NULL: nothing';
 
 -- One row per changed row, in the order of the changes.
 CREATE TABLE writeguard.image (

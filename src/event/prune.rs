@@ -57,10 +57,13 @@ const CHORES: [Chore; 6] = [
         what: None,
         tables: &[c"change_statement", c"change_relation", c"image"],
         retained: false,
-        sql: "DELETE FROM writeguard.change_statement WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY( \
-              SELECT s.id FROM writeguard.change_statement AS s \
-              WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() AND NOT EXISTS ( \
-                SELECT FROM writeguard.image AS i WHERE i.change OPERATOR(pg_catalog.=) s.id) LIMIT $1))",
+        sql: "WITH over AS MATERIALIZED ( \
+                SELECT s.id FROM writeguard.change_statement AS s \
+                WHERE s.kept_until OPERATOR(pg_catalog.<) pg_catalog.clock_timestamp() AND NOT EXISTS ( \
+                  SELECT FROM writeguard.image AS i WHERE i.change OPERATOR(pg_catalog.=) s.id) LIMIT $1), \
+              relations AS (DELETE FROM writeguard.change_relation WHERE change OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                SELECT id FROM over))) \
+              DELETE FROM writeguard.change_statement WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT id FROM over))",
     },
     Chore {
         what: Some("requests"),

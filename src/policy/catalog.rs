@@ -22,6 +22,7 @@ use crate::ffi::Foreign;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::raise::Failure;
 use crate::session::{Actor, role_name};
+use crate::undo::table as kept_tables;
 use crate::words::{Operation, RelationName};
 
 // What invalidations read and change, apart from the rest: they come at any moment, whoever has that.
@@ -93,6 +94,7 @@ fn state() -> Borrowed<State> {
 }
 
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    kept_tables::relation_changed(relation);
     if relation == pg_sys::InvalidOid || PLACE.get() == Place::Table(relation) {
         VALID.set(false);
         drop_answers();

@@ -87,6 +87,21 @@ pub fn parents(child: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     rows(INHERITS, INHERITS_BY_CHILD, CHILD_COLUMN, child, |row| unsafe { (*row.cast::<Inherits>()).parent })
 }
 
+/// All relations that this one is a partition or a child of, directly or not, each once.
+pub fn ancestors(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let mut found = parents(relation);
+    let mut next = 0;
+    while let Some(child) = found.get(next) {
+        for parent in parents(*child) {
+            if !found.contains(&parent) {
+                found.push(parent);
+            }
+        }
+        next += 1;
+    }
+    found
+}
+
 /// The relations that are partitions or children of this one.
 fn children(parent: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // SAFETY: as above.

@@ -57,3 +57,12 @@ pub fn has_table(name: &CStr) -> bool {
         schema != pg_sys::InvalidOid && pg_sys::get_relname_relid(name.as_ptr(), schema) != pg_sys::InvalidOid
     }
 }
+
+/// Whether such a table has that column.
+pub fn has_column_of(table: &CStr, column: &CStr) -> bool {
+    // SAFETY: syscache look-ups that give nothing for what is not there.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true);
+        pg_sys::get_attnum(pg_sys::get_relname_relid(table.as_ptr(), schema), column.as_ptr()) != 0
+    }
+}

@@ -102,6 +102,12 @@ fn take_back(id: i64, on_conflict: OnConflict) -> Result<Vec<Outcome>, Failure> 
     keep::begin_undo(id, Keep { microseconds: change.keep_microseconds, text: change.keep.clone() });
     let written = write(&tables)?;
     lift::end_undo();
+    for table in &tables {
+        // What was written went by the columns' names; triggers and checks may have given them others meanwhile.
+        if !table.shape.holds()? {
+            return Err(table.shape.changes(id).into());
+        }
+    }
     let mut outcomes = Vec::with_capacity(tables.len());
     for (table, written) in tables.into_iter().zip(written) {
         // What a trigger or a rule kept from being written, or another session's row that came in between.

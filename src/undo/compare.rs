@@ -36,12 +36,7 @@ impl Comparison<'_> {
     /// # Errors
     /// WG008 where there is none.
     pub fn column(&self, place: usize) -> Result<&Column, Error> {
-        let gone = || Error::Undecided {
-            reason: format!("table \"{}\" changes while change {} is undone", self.shape.name(), self.change),
-            hint: format!("SELECT * FROM writeguard.undo({});", self.change),
-            relation: Some(self.shape.name()),
-        };
-        self.shape.columns.get(place).ok_or_else(gone)
+        self.shape.columns.get(place).ok_or_else(|| self.shape.changes(self.change))
     }
 
     /// The changed columns of a row that are still there and are written: place, value before, value after.

@@ -8,12 +8,13 @@
 //! A row that could not be kept is remembered as such: the override is then refused rather than left without its rows.
 
 use core::ptr;
-use std::rc::Rc;
 
 use pgrx::{IntoDatum, pg_sys};
+use rustc_hash::FxHashSet;
 
+use super::filed::{Filed, Tables};
 use super::print::Image;
-use super::table::Table;
+use super::table;
 use crate::error::Error;
 use crate::ffi;
 use crate::guard::binding::Binding;
@@ -45,6 +46,8 @@ pub struct Kept {
     pub text: String,
     /// The longest time that a policy wants them kept.
     pub keep: Keep,
+    /// The tables that they are of.
+    pub tables: Tables,
 }
 
 /// A statement that changed rows which were not kept although a policy asks for it.
@@ -74,7 +77,6 @@ struct State {
     spans: Vec<Span>,
     statements: Vec<Kept>,
     lost: Vec<Lost>,
-    tables: Vec<(Serial, Rc<Table>)>,
     /// The change that is being taken back, and how long that is kept. Only while `lift` says that rows are put back.
     undo: Option<(i64, Keep)>,
 }
@@ -90,7 +92,6 @@ static STATE: BackendLocal<State> = BackendLocal::new(State {
     spans: Vec::new(),
     statements: Vec::new(),
     lost: Vec::new(),
-    tables: Vec::new(),
     undo: None,
 });
 
@@ -184,10 +185,10 @@ pub unsafe fn row(
     // SAFETY: the caller's promise.
     unsafe {
         let before = pg_sys::MemoryContextSwitchTo(context);
-        let kept = print(serial, binding, operation, versions, context);
+        let kept = print(serial, undoes, &keep, binding, operation, versions, context);
         let put = kept.map(|kept| {
             if let Some((root, word, was, is)) = kept {
-                put(serial, undoes, &keep, root, word, was, is);
+                put(serial, root, word, was, is);
             }
         });
         pg_sys::MemoryContextSwitchTo(before);
@@ -210,11 +211,11 @@ pub unsafe fn inserted(
     let Some((serial, undoes, keep)) = who_keeps(binding, None) else { return Ok(()) };
     // SAFETY: the caller's promise.
     unsafe {
-        let Some(table) = table(serial, new.0)? else { return Ok(()) };
+        let Some(filed) = file(serial, undoes, &keep, new.0)? else { return Ok(()) };
         let before = pg_sys::MemoryContextSwitchTo(context);
         let nothing = Image { text: c"{}".as_ptr(), length: 2 };
-        let put =
-            table.whole(new, context).map(|is| put(serial, undoes, &keep, table.root, "insert", nothing, Some(is)));
+        let image = filed.table.whole(filed.members.as_deref(), new, context);
+        let put = image.map(|is| put(serial, filed.table.root.relation, "insert", nothing, Some(is)));
         pg_sys::MemoryContextSwitchTo(before);
         put
     }
@@ -235,6 +236,8 @@ type Printed = (pg_sys::Oid, &'static str, Image, Option<Image>);
 
 unsafe fn print(
     serial: Serial,
+    undoes: Option<i64>,
+    keep: &Keep,
     binding: &Binding,
     operation: Operation,
     versions: &Versions,
@@ -242,71 +245,59 @@ unsafe fn print(
 ) -> Result<Option<Printed>, Failure> {
     // SAFETY: the caller's promise.
     unsafe {
-        let Some(from) = table(serial, versions.relation)? else {
+        let Some(from) = file(serial, undoes, keep, versions.relation)? else {
             lose(serial, &binding.relation, Reason::NoKey);
             return Ok(None);
         };
+        let (root, members) = (from.table.root.relation, from.members.as_deref());
+        let old = (versions.relation, versions.old);
         if versions.new.is_null() {
             let word = if operation == Operation::Truncate { operation.word() } else { Operation::Delete.word() };
-            return Ok(Some((from.root, word, from.whole((versions.relation, versions.old), context)?, None)));
+            return Ok(Some((root, word, from.table.whole(members, old, context)?, None)));
         }
-        let (old, new) = ((versions.relation, versions.old), (versions.new_relation, versions.new));
         let to = if ptr::eq(versions.relation, versions.new_relation) {
-            Rc::clone(&from)
+            from.clone()
         } else {
-            match table(serial, versions.new_relation)? {
+            match file(serial, undoes, keep, versions.new_relation)? {
                 Some(to) => to,
                 None => return Ok(None),
             }
         };
-        let (was, is) = from.changed(old, &to, new, context)?;
-        Ok(Some((from.root, Operation::Update.word(), was, Some(is))))
+        let (new, there) = ((versions.new_relation, versions.new), (&*to.table, to.members.as_deref()));
+        let (was, is) = from.table.changed(members, old, there, new, context)?;
+        Ok(Some((root, Operation::Update.word(), was, Some(is))))
     }
 }
 
 /// How the relation's rows are kept in this statement; none where it has no primary key.
-unsafe fn table(serial: Serial, relation: pg_sys::Relation) -> Result<Option<Rc<Table>>, Failure> {
-    // SAFETY: the relation is open.
-    let oid = unsafe { (*relation).rd_id };
-    let is_it = |(of, table): &&(Serial, Rc<Table>)| *of == serial && table.relation == oid;
-    let known = state().tables.iter().find(is_it).map(|(_, table)| Rc::clone(table));
-    if known.is_some() {
-        return Ok(known);
-    }
-    // SAFETY: as above.
-    let Some(table) = unsafe { Table::of(relation) }?.map(Rc::new) else { return Ok(None) };
-    let tables = &mut state().tables;
-    tables.retain(|(of, _)| *of == serial || settings::capture_undo() || may_matter(*of));
-    tables.push((serial, Rc::clone(&table)));
-    Ok(Some(table))
-}
-
-unsafe fn put(
+unsafe fn file(
     serial: Serial,
     undoes: Option<i64>,
     keep: &Keep,
-    root: pg_sys::Oid,
-    word: &str,
-    was: Image,
-    is: Option<Image>,
-) {
-    let is_known = {
-        let mut state = state();
-        let known = state.statements.iter_mut().rev().find(|kept| kept.serial == serial);
-        known
-            .map(|kept| {
-                if kept.keep < *keep {
-                    kept.keep = keep.clone()
-                }
-            })
-            .is_some()
-    };
-    if !is_known {
-        let text = statement::excerpt().shown();
-        let mut state = state();
-        forget(&mut state);
-        state.statements.push(Kept { serial, undoes, text, keep: keep.clone() });
+    relation: pg_sys::Relation,
+) -> Result<Option<Filed>, Failure> {
+    // SAFETY: the relation is open.
+    let table = unsafe { table::of(relation) }?;
+    if table.root.key.is_empty() {
+        return Ok(None);
     }
+    if let Some(kept) = state().statements.iter_mut().rev().find(|kept| kept.serial == serial) {
+        if kept.keep < *keep {
+            kept.keep = keep.clone();
+        }
+        return Ok(Some(kept.tables.file(&table)));
+    }
+    statement::touch();
+    let text = statement::excerpt().shown();
+    let mut state = state();
+    forget(&mut state);
+    let mut tables = Tables::default();
+    let filed = tables.file(&table);
+    state.statements.push(Kept { serial, undoes, text, keep: keep.clone(), tables });
+    Ok(Some(filed))
+}
+
+unsafe fn put(serial: Serial, root: pg_sys::Oid, word: &str, was: Image, is: Option<Image>) {
     let state = &mut *state();
     // SAFETY: the store lives as long as the transaction, and copies what it is given.
     unsafe {
@@ -394,7 +385,8 @@ unsafe fn begin(state: &mut State) {
 pub fn take_statements() -> Vec<Kept> {
     let state = &mut *state();
     let mut statements = core::mem::take(&mut state.statements);
-    statements.retain(|kept| state.spans.iter().any(|span| span.statement == kept.serial));
+    let left: FxHashSet<Serial> = state.spans.iter().map(|span| span.statement).collect();
+    statements.retain(|kept| left.contains(&kept.serial));
     statements
 }
 
@@ -427,16 +419,6 @@ pub unsafe fn for_each_row(mut visit: impl FnMut(Serial, *mut pg_sys::TupleTable
     }
 }
 
-/// The name of a table at the top of which rows were kept.
-pub fn name_of(root: pg_sys::Oid) -> Option<String> {
-    state().tables.iter().find(|(_, table)| table.root == root).map(|(_, table)| table.name.to_sql())
-}
-
-/// Numbers of such a table's columns by their names.
-pub fn columns_of(root: pg_sys::Oid) -> Option<serde_json::Value> {
-    state().tables.iter().find(|(_, table)| table.root == root).map(|(_, table)| table.columns.clone())
-}
-
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
     let mut state = state();
@@ -465,16 +447,13 @@ pub fn close() {
 
 /// The transaction is over, and its memory goes.
 pub fn end_transaction() {
+    table::end_transaction();
     let mut state = state();
-    if state.store.is_null() && state.lost.is_empty() && state.tables.is_empty() && state.undo.is_none() {
-        return;
-    }
     state.store = ptr::null_mut();
     state.descriptor = ptr::null_mut();
     state.next = 0;
     state.spans.clear();
     state.statements.clear();
     state.lost.clear();
-    state.tables.clear();
     state.undo = None;
 }

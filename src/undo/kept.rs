@@ -1,11 +1,9 @@
 //! A change as our own tables keep it.
 
-use std::collections::BTreeMap;
-
 use pgrx::pg_sys;
 use serde::Deserialize;
 
-use super::naming::Naming;
+use super::naming::{Known, Naming};
 use super::shape::{self, Shape};
 use crate::error::Error;
 use crate::owner;
@@ -33,7 +31,11 @@ pub struct Kept {
     name: String,
     /// How many of its rows were kept.
     pub rows: u64,
-    columns: Option<BTreeMap<String, i16>>,
+    /// What is known of its columns and key as they were.
+    #[serde(flatten)]
+    naming: Known,
+    /// What happened to it between its rows, so that they cannot be put back.
+    hindrance: Option<String>,
 }
 
 /// A table of a change as it is now.
@@ -44,16 +46,19 @@ pub struct Table {
     pub rows: u64,
 }
 
+/// Columns that 0.2.0 has not are taken out of the row.
 const FIND: &str = "SELECT jsonb_build_object( \
        'id', s.id, 'keep', (s.kept_until - s.changed_at)::text, \
        'keep_microseconds', (extract(epoch FROM s.kept_until - s.changed_at) * 1000000)::int8, \
        'undone_at', s.undone_at, 'undone_by', s.undone_by, \
        'undone_with', (SELECT max(u.id) FROM writeguard.change_statement AS u WHERE u.undoes = s.id), \
        'relations', COALESCE((SELECT jsonb_agg(jsonb_build_object( \
-            'relation', r.relation::int8, 'name', r.name, 'columns', r.columns, 'rows', r.rows) \
+            'relation', r.relation::int8, 'name', r.name, 'columns', r.columns, 'key', r.key, 'forms', r.forms, \
+            'hindrance', r.hindrance, 'rows', r.rows) \
             ORDER BY r.name, r.relation) \
-          FROM (SELECT DISTINCT ON (relation) relation, name, columns, \
-                  (sum(rows) OVER (PARTITION BY relation))::int8 AS rows FROM writeguard.change_relation \
+          FROM (SELECT DISTINCT ON (relation) relation, name, columns, to_jsonb(c) -> 'key' AS key, \
+                  to_jsonb(c) -> 'forms' AS forms, to_jsonb(c) -> 'hindrance' AS hindrance, \
+                  (sum(rows) OVER (PARTITION BY relation))::int8 AS rows FROM writeguard.change_relation AS c \
                 WHERE change = s.id ORDER BY relation, name) AS r), '[]') \
      )::text FROM writeguard.change_statement AS s WHERE s.id = $1 AND s.kept_until > clock_timestamp()";
 
@@ -87,7 +92,7 @@ impl Change {
     /// A table of the change as it is now, locked so that it stays so. Only for those who may read all of it.
     ///
     /// # Errors
-    /// WG007 where it was dropped, 42501 without the privilege.
+    /// WG007 where it was dropped, WG008 where it changed between its rows, 42501 without the privilege.
     pub fn open(&self, kept: &Kept, lock: u32) -> Result<Table, Failure> {
         let relation = pg_sys::Oid::from_u32(kept.relation);
         let gone = || Error::Invalid {
@@ -103,7 +108,15 @@ impl Change {
         }
         let shape = Shape::of(relation)?.ok_or_else(gone)?;
         shape::check_readable(relation, &shape.name())?;
-        let naming = Naming::new(self.id, &shape, kept.columns.as_ref());
+        if let Some(hindrance) = &kept.hindrance {
+            return Err(Error::Undecided {
+                reason: format!("table \"{}\" {hindrance} between two of the rows of change {}", kept.name, self.id),
+                hint: format!("SELECT operation, before, after FROM writeguard.image WHERE change = {};", self.id),
+                relation: Some(shape.name()),
+            }
+            .into());
+        }
+        let naming = Naming::new(self.id, &shape, &kept.naming);
         Ok(Table { shape, naming, rows: kept.rows })
     }
 }

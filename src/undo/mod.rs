@@ -2,8 +2,8 @@
 //!
 //! `print` turns a row's columns into text and back, always under the settings in `modes`, so that what one session
 //! wrote another one reads. `keep` takes each changed row of a statement that may be overridden, before anybody knows
-//! whether it will be; `table` knows how a table's rows are kept; the commit stores those of statements that were
-//! overridden (`store`).
+//! whether it will be; `table` knows how a table's rows are kept, `filed` under which names one statement keeps them; the commit
+//! stores those of statements that were overridden (`store`).
 //!
 //! Putting back: `apply` is `undo` itself, `kept` the change as our tables have it, `images` its rows, `net` (pure) what
 //! one row's images come to. `shape` is a table as it is now, `naming` which of its columns an image means, `text` and
@@ -13,6 +13,7 @@
 pub mod apply;
 pub mod compare;
 pub mod conflicts;
+pub mod filed;
 pub mod images;
 pub mod keep;
 pub mod kept;
@@ -25,6 +26,6 @@ pub mod session;
 pub mod shape;
 pub mod standing;
 pub mod store;
-mod table;
+pub mod table;
 pub mod text;
 pub mod write;

@@ -3,10 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 
+use serde::Deserialize;
+
 use super::net::Values;
 use super::shape::{Shape, quote};
 use crate::error::Error;
 use crate::ffi;
+
+/// What a change says of the columns that it has images of.
+#[derive(Debug, Default, Deserialize)]
+pub struct Known {
+    /// Their numbers by their names in images; without them a name means the column that has it now.
+    columns: Option<BTreeMap<String, i16>>,
+    /// The numbers of the primary key's columns.
+    key: Option<Vec<i16>>,
+    /// By name, what the row types in it were made of.
+    forms: Option<BTreeMap<String, String>>,
+}
 
 /// Columns by the names that they had when the images were made.
 pub struct Naming {
@@ -18,20 +31,23 @@ pub struct Naming {
     table: String,
     /// Names of dropped columns that images have values of.
     lost: BTreeSet<String>,
+    /// Names of columns with row types that are made of something else by now.
+    remade: BTreeSet<Vec<u8>>,
+    /// The rows were kept by another key.
+    other_key: bool,
 }
 
 /// The name as the database's encoding has it.
-fn bytes(name: &str) -> Vec<u8> {
+pub fn bytes(name: &str) -> Vec<u8> {
     // SAFETY: `encode` gives a C string.
     unsafe { CStr::from_ptr(ffi::encode(name)) }.to_bytes().to_vec()
 }
 
 impl Naming {
-    /// `numbers` are the columns' numbers by their names at the time; without them a name means the column that has it
-    /// now.
-    pub fn new(change: i64, shape: &Shape, numbers: Option<&BTreeMap<String, i16>>) -> Self {
+    /// Of a table as it is now, with what a change says of it.
+    pub fn new(change: i64, shape: &Shape, was: &Known) -> Self {
         let place = |number: i16| shape.columns.iter().position(|column| column.number == number);
-        let known: BTreeMap<Vec<u8>, Option<usize>> = match numbers {
+        let known: BTreeMap<Vec<u8>, Option<usize>> = match &was.columns {
             Some(numbers) => numbers.iter().map(|(name, number)| (bytes(name), place(*number))).collect(),
             None => shape.columns.iter().map(|column| (bytes(&column.name), place(column.number))).collect(),
         };
@@ -41,7 +57,22 @@ impl Naming {
                 names[*place] = Some(name.clone());
             }
         }
-        Self { known, names, change, table: shape.name().to_sql(), lost: BTreeSet::new() }
+        let is_made_of = |place: &usize, digest: &String| {
+            let parts = shape.columns.get(*place).and_then(|column| column.parts.as_ref());
+            parts.is_some_and(|parts| parts.digest == *digest)
+        };
+        let remade = was.forms.iter().flatten().map(|(name, digest)| (bytes(name), digest));
+        let remade = remade.filter(|(name, digest)| {
+            known.get(name).copied().flatten().is_some_and(|place| !is_made_of(&place, digest))
+        });
+        let remade = remade.map(|(name, _)| name).collect();
+        let mut key: Vec<i16> = shape.key.iter().map(|key| key.number).collect();
+        key.sort_unstable();
+        let other_key = was.key.clone().is_some_and(|mut was| {
+            was.sort_unstable();
+            was != key
+        });
+        Self { known, names, change, table: shape.name().to_sql(), lost: BTreeSet::new(), remade, other_key }
     }
 
     /// The name in images of the column at that place; none: it was added since.
@@ -57,8 +88,11 @@ impl Naming {
     /// The names in images of the primary key's columns.
     ///
     /// # Errors
-    /// WG007 where the table has no primary key, or one of a column that is newer than the change.
+    /// WG007 where the table has no primary key, or another one than at the change.
     pub fn key<'a>(&'a self, shape: &Shape) -> Result<Vec<&'a [u8]>, Error> {
+        if self.other_key {
+            return Err(self.other_key());
+        }
         let names: Option<Vec<&[u8]>> = shape
             .key
             .iter()
@@ -82,9 +116,21 @@ impl Naming {
     /// Looks at the names in an image: dropped columns are noted.
     ///
     /// # Errors
-    /// WG007 for a name that no column has.
+    /// WG007 for a name that no column has, and for a column whose values meant something else then.
     pub fn check(&mut self, values: &Values) -> Result<(), Error> {
         for name in values.keys() {
+            if self.remade.contains(name) {
+                return Err(Error::Invalid {
+                    message: format!(
+                        "the type of column {} of table \"{}\" is not what it was at change {}",
+                        quote(&readable(name)),
+                        self.table,
+                        self.change
+                    ),
+                    detail: Some("A row type in it has got or lost a column, or one of another type.".into()),
+                    hint: format!("SELECT before FROM writeguard.image WHERE change = {};", self.change),
+                });
+            }
             match self.known.get(name) {
                 Some(Some(_)) => {}
                 Some(None) => {

@@ -22,11 +22,31 @@ pub struct Column {
     pub name: Box<CStr>,
     /// Computed from the others whenever the row is written.
     pub is_generated: bool,
+    type_oid: pg_sys::Oid,
     by_value: bool,
     length: i16,
-    /// `"name":`
-    key: pg_sys::StringInfo,
+    /// What comes before the value in an image.
+    member: Member,
     output: Box<pg_sys::FmgrInfo>,
+}
+
+/// A column's name in an image, as `"name":`.
+pub type Member = Box<[u8]>;
+
+/// The name in an image of what the catalog calls `name`, which is in the server's encoding.
+pub fn member(name: &[u8]) -> Member {
+    // As `escape_json` does it; no server encoding has these bytes inside of other letters.
+    let mut member = Vec::with_capacity(name.len() + 3);
+    member.push(b'"');
+    for byte in name {
+        match byte {
+            b'"' | b'\\' => member.extend([b'\\', *byte]),
+            ..b' ' => member.extend(format!("\\u{byte:04x}").bytes()),
+            _ => member.push(*byte),
+        }
+    }
+    member.extend(*b"\":");
+    member.into()
 }
 
 /// Prints rows of one descriptor.
@@ -35,15 +55,31 @@ pub struct Printer {
     pub columns: Vec<Column>,
     modes: Modes,
     width: usize,
+    /// What the types' functions keep for themselves.
+    memory: pg_sys::MemoryContext,
 }
 
 /// A row's values, in the order of its descriptor.
 pub struct Values {
-    pub values: Vec<pg_sys::Datum>,
-    pub nulls: Vec<bool>,
+    values: Vec<pg_sys::Datum>,
+    nulls: Vec<bool>,
 }
 
 impl Values {
+    /// The values of a row; they point into it.
+    ///
+    /// # Safety
+    /// A row of that descriptor.
+    pub unsafe fn of(descriptor: pg_sys::TupleDesc, row: pg_sys::HeapTuple) -> Self {
+        // SAFETY: the caller's promise; there is room for as many values as the descriptor has attributes.
+        unsafe {
+            let width = usize::try_from((*descriptor).natts).unwrap_or(0);
+            let mut values = Values { values: vec![pg_sys::Datum::from(0); width], nulls: vec![true; width] };
+            pg_sys::heap_deform_tuple(row, descriptor, values.values.as_mut_ptr(), values.nulls.as_mut_ptr());
+            values
+        }
+    }
+
     /// The value at a column's place; none for NULL.
     pub fn get(&self, column: &Column) -> Option<pg_sys::Datum> {
         let is_null = self.nulls.get(column.index).copied().unwrap_or(true);
@@ -55,92 +91,121 @@ impl Values {
 const LONGEST: usize = 200 * 1024 * 1024;
 
 impl Printer {
-    /// For rows of this descriptor, which has to stay as it is for as long as the printer is used. What is looked up is
-    /// kept in `context`.
+    /// For rows of this descriptor, or of another one that [`Printer::fits`].
     ///
     /// # Safety
-    /// In a transaction; `context` outlives the printer.
+    /// In a transaction, which the printer does not outlive.
     ///
     /// # Errors
     /// What looking up types may raise.
-    pub unsafe fn of(descriptor: pg_sys::TupleDesc, context: pg_sys::MemoryContext) -> Result<Self, Foreign> {
+    pub unsafe fn of(descriptor: pg_sys::TupleDesc) -> Result<Self, Foreign> {
         // SAFETY: the caller's promise; a descriptor has as many attributes as it says.
         unsafe {
+            let memory = pg_sys::AllocSetContextCreateExtended(
+                pg_sys::TopTransactionContext,
+                c"pg_writeguard printer".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
             let width = usize::try_from((*descriptor).natts).unwrap_or(0);
-            let mut modes = Modes::default();
-            let mut columns = Vec::with_capacity(width);
+            let mut printer = Self { columns: Vec::with_capacity(width), modes: Modes::default(), width, memory };
             for index in 0..width {
                 let attribute = &*attribute(descriptor, index);
                 if !is_stored(attribute) {
                     continue;
                 }
-                modes = modes | Modes::of(attribute.atttypid);
+                printer.modes = printer.modes | Modes::of(attribute.atttypid);
                 let mut output = Box::new(pg_sys::FmgrInfo::default());
-                let mut key = ptr::null_mut();
                 let into = &raw mut *output;
                 ffi::protect(|| {
-                    let before = pg_sys::CurrentMemoryContext;
-                    pg_sys::CurrentMemoryContext = context;
                     let (mut function, mut is_varlena) = (pg_sys::InvalidOid, false);
                     ffi::getTypeOutputInfo(attribute.atttypid, &mut function, &mut is_varlena);
-                    ffi::fmgr_info_cxt(function, into, context);
-                    key = ffi::makeStringInfo();
-                    ffi::escape_json(key, attribute.attname.data.as_ptr());
-                    ffi::appendStringInfoChar(key, b':' as c_char);
-                    pg_sys::CurrentMemoryContext = before;
+                    ffi::fmgr_info_cxt(function, into, memory);
                 })?;
-                columns.push(Column {
+                let name = CStr::from_ptr(attribute.attname.data.as_ptr());
+                printer.columns.push(Column {
                     index,
-                    name: CStr::from_ptr(attribute.attname.data.as_ptr()).into(),
+                    name: name.into(),
                     is_generated: attribute.attgenerated != 0,
+                    type_oid: attribute.atttypid,
                     by_value: attribute.attbyval,
                     length: attribute.attlen,
-                    key,
+                    member: member(name.to_bytes()),
                     output,
                 });
             }
-            Ok(Self { columns, modes, width })
+            Ok(printer)
         }
     }
 
-    /// The column of that name.
-    pub fn column(&self, name: &CStr) -> Option<&Column> {
-        self.columns.iter().find(|column| *column.name == *name)
-    }
-
-    /// The values of a row of the printer's descriptor; they point into it.
+    /// Whether rows of a descriptor are such as the printer was made for.
     ///
     /// # Safety
-    /// Both are as the printer was made for.
-    pub unsafe fn values(&self, descriptor: pg_sys::TupleDesc, row: pg_sys::HeapTuple) -> Values {
-        let mut values = Values { values: vec![pg_sys::Datum::from(0); self.width], nulls: vec![true; self.width] };
+    /// A valid descriptor.
+    pub unsafe fn fits(&self, descriptor: pg_sys::TupleDesc) -> bool {
         // SAFETY: the caller's promise.
-        unsafe { pg_sys::heap_deform_tuple(row, descriptor, values.values.as_mut_ptr(), values.nulls.as_mut_ptr()) };
-        values
+        unsafe {
+            let mut columns = self.columns.iter();
+            usize::try_from((*descriptor).natts) == Ok(self.width)
+                && (0..self.width).all(|index| {
+                    let attribute = &*attribute(descriptor, index);
+                    !is_stored(attribute)
+                        || columns.next().is_some_and(|column| {
+                            column.index == index
+                                && column.type_oid == attribute.atttypid
+                                && column.by_value == attribute.attbyval
+                                && column.length == attribute.attlen
+                                && *column.name == *CStr::from_ptr(attribute.attname.data.as_ptr())
+                        })
+                })
+                && columns.next().is_none()
+        }
     }
 
-    /// The image of those columns of a row that are wanted, as JSON text in `context`.
+    /// Hash values of the catalog entries that the printer was made from, as invalidations name them: those of the types
+    /// and those of their output functions.
+    pub fn made_from(&self) -> impl Iterator<Item = (u32, u32)> {
+        let hash = |cache: pg_sys::SysCacheIdentifier::Type, oid: pg_sys::Oid| {
+            let none = pg_sys::Datum::from(0);
+            // SAFETY: both catalogs have their OID as the only key; nothing is looked up.
+            unsafe { pg_sys::GetSysCacheHashValue(cache as c_int, oid.into(), none, none, none) }
+        };
+        self.columns.iter().map(move |column| {
+            let of_type = hash(pg_sys::SysCacheIdentifier::TYPEOID, column.type_oid);
+            (of_type, hash(pg_sys::SysCacheIdentifier::PROCOID, column.output.fn_oid))
+        })
+    }
+
+    /// The image of those columns of a row that are wanted, as JSON text in `context`. `members` has the columns' names
+    /// where they are not the catalog's.
     ///
     /// # Safety
-    /// The values are of the printer's descriptor.
+    /// The values are of a descriptor that the printer fits.
     ///
     /// # Errors
     /// What printing may raise; WG008 for an image that is too long to be stored.
     pub unsafe fn image(
         &self,
         row: &Values,
-        wanted: impl Fn(&Column) -> bool,
+        wanted: &[bool],
+        members: Option<&[Member]>,
         context: pg_sys::MemoryContext,
     ) -> Result<Image, Failure> {
         let parts: Vec<Part> = self
             .columns
             .iter()
-            .filter(|column| wanted(column))
-            .map(|column| Part {
-                key: column.key,
-                output: (&raw const *column.output).cast_mut(),
-                value: row.get(column).unwrap_or(pg_sys::Datum::from(0)),
-                is_null: row.get(column).is_none(),
+            .enumerate()
+            .filter(|(place, _)| wanted.get(*place).copied().unwrap_or(false))
+            .map(|(place, column)| {
+                let member = members.and_then(|members| members.get(place)).unwrap_or(&column.member);
+                Part {
+                    member: member.as_ptr(),
+                    length: member.len() as c_int,
+                    output: (&raw const *column.output).cast_mut(),
+                    value: row.get(column).unwrap_or(pg_sys::Datum::from(0)),
+                    is_null: row.get(column).is_none(),
+                }
             })
             .collect();
         let mut text = ptr::null_mut();
@@ -168,6 +233,13 @@ impl Printer {
     }
 }
 
+impl Drop for Printer {
+    fn drop(&mut self) {
+        // SAFETY: the transaction's, which is not over, and nothing but the printer uses it.
+        unsafe { pg_sys::MemoryContextDelete(self.memory) };
+    }
+}
+
 /// An image as JSON text in the server's encoding.
 #[derive(Debug, Clone, Copy)]
 pub struct Image {
@@ -179,7 +251,8 @@ pub struct Image {
 
 /// One member of an object that is printed; plain data.
 struct Part {
-    key: pg_sys::StringInfo,
+    member: *const u8,
+    length: c_int,
     output: *mut pg_sys::FmgrInfo,
     value: pg_sys::Datum,
     is_null: bool,
@@ -194,7 +267,7 @@ unsafe fn print(parts: &[Part]) -> pg_sys::StringInfo {
         let mut separator = b'{';
         for part in parts {
             ffi::appendStringInfoChar(text, separator as c_char);
-            ffi::appendBinaryStringInfo(text, (*part.key).data.cast(), (*part.key).len);
+            ffi::appendBinaryStringInfo(text, part.member.cast(), part.length);
             if part.is_null {
                 ffi::appendBinaryStringInfo(text, c"null".as_ptr().cast(), 4);
             } else {
@@ -280,5 +353,19 @@ pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_
         let count = usize::try_from((*descriptor).natts).unwrap_or(0);
         let attributes: *mut pg_sys::FormData_pg_attribute = (*descriptor).compact_attrs.as_mut_ptr().add(count).cast();
         attributes.add(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::member;
+
+    #[test]
+    fn a_name_is_a_json_string() {
+        for name in ["a", "with \"quotes\"", r"back\slash", "tab\tand\nline", "\u{1}\u{1f}", "été", "{},:"] {
+            let object = [b"{", &*member(name.as_bytes()), b"1}"].concat();
+            let object: serde_json::Value = serde_json::from_slice(&object).unwrap();
+            assert_eq!(object.as_object().unwrap().keys().collect::<Vec<_>>(), [name]);
+        }
     }
 }

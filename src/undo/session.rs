@@ -6,6 +6,7 @@ use std::ffi::CString;
 
 use pgrx::pg_sys;
 
+use super::print::attribute;
 use super::rows::Rows;
 use crate::ffi;
 use crate::raise::Failure;
@@ -122,6 +123,16 @@ impl Cursor {
                 self.at = 0;
             }
             Ok((self.at < has(self.table)).then(|| *(*self.table).vals.add(self.at)))
+        }
+    }
+
+    /// The types of its columns.
+    pub fn types(&self) -> Vec<pg_sys::Oid> {
+        // SAFETY: an open portal has a descriptor, with as many attributes as it says.
+        unsafe {
+            let descriptor = (*self.portal).tupDesc;
+            let count = usize::try_from((*descriptor).natts).unwrap_or(0);
+            (0..count).map(|index| (*attribute(descriptor, index)).atttypid).collect()
         }
     }
 

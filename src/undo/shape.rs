@@ -6,6 +6,7 @@ use core::ptr;
 use pgrx::pg_sys;
 use serde::Deserialize;
 
+use super::table::{PARTS, Parts};
 use crate::error::Error;
 use crate::ffi;
 use crate::owner;
@@ -13,7 +14,7 @@ use crate::raise::Failure;
 use crate::words::RelationName;
 
 /// One column.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Column {
     pub number: i16,
     pub name: String,
@@ -25,6 +26,8 @@ pub struct Column {
     pub generated: bool,
     /// NULL has to pass the type's own checks as well.
     pub domain: bool,
+    /// Of a type that row types are part of.
+    pub parts: Option<Parts>,
 }
 
 impl Column {
@@ -81,7 +84,8 @@ const SHAPE: &str = "SELECT jsonb_build_object( \
        'schema', n.nspname, 'table', c.relname, 'partitioned', c.relkind = 'p', 'rules', c.relhasrules, \
        'columns', (SELECT jsonb_agg(jsonb_build_object( \
             'number', a.attnum, 'name', a.attname, 'type', a.atttypid::int8, 'typmod', a.atttypmod, \
-            'collation', a.attcollation::int8, 'generated', a.attgenerated <> '', 'domain', t.typtype = 'd') \
+            'collation', a.attcollation::int8, 'generated', a.attgenerated <> '', 'domain', t.typtype = 'd', \
+            'parts', {parts}) \
             ORDER BY a.attnum) \
           FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid \
           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
@@ -123,9 +127,27 @@ impl Shape {
     /// # Errors
     /// WG008 where the catalogs cannot be read.
     pub fn of(relation: pg_sys::Oid) -> Result<Option<Self>, Error> {
-        let found = owner::connect(|client| owner::rows(client, SHAPE, &[i64::from(u32::from(relation)).into()]))?;
+        let sql = SHAPE.replace("{parts}", PARTS);
+        let found = owner::connect(|client| owner::rows(client, &sql, &[i64::from(u32::from(relation)).into()]))?;
         let shape = found.first().and_then(|json| serde_json::from_str::<Shape>(json).ok());
         Ok(shape.map(|shape| Shape { relation: relation.into(), ..shape }))
+    }
+
+    /// Whether the table still has this name and these columns.
+    ///
+    /// # Errors
+    /// WG008 where the catalogs cannot be read.
+    pub fn holds(&self) -> Result<bool, Error> {
+        Ok(Self::of(self.oid())?.is_some_and(|now| now.name() == self.name() && now.columns == self.columns))
+    }
+
+    /// It has not stayed as it was while a change is undone, though it was locked: code that ran meanwhile changed it.
+    pub fn changes(&self, change: i64) -> Error {
+        Error::Undecided {
+            reason: format!("table \"{}\" changes while change {change} is undone", self.name()),
+            hint: format!("SELECT * FROM writeguard.undo({change});"),
+            relation: Some(self.name()),
+        }
     }
 
     /// Its OID.

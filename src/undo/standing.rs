@@ -221,7 +221,14 @@ impl Comparison<'_> {
         if lock {
             sql.push_str(" FOR UPDATE OF t");
         }
-        connection.query(&sql)
+        let cursor = connection.query(&sql)?;
+        // Values are printed as what the shape says that they are. What reads images may run other people's code (checks
+        // of domains), and from a table that this changed meanwhile come others.
+        let types = places.iter().map(|place| self.shape.columns[*place].type_oid());
+        if !types.eq(cursor.types().into_iter().skip(1)) {
+            return Err(self.shape.changes(self.change).into());
+        }
+        Ok(cursor)
     }
 
     fn match_rows(

@@ -1,20 +1,24 @@
 //! Stores what was kept, in the commit of the statements that changed it.
 
 use core::ffi::CStr;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use pgrx::spi::SpiClient;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 use rustc_hash::FxHashMap;
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
 
+use super::filed::{Tables, Tree};
 use super::keep::{self, Kept};
+use super::table::Columns;
 use crate::error::Error;
 use crate::event::record::{Event, Kind, top_xid};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function};
 use crate::guard::budget::Serial;
 use crate::owner;
+use crate::policy::model::Keep;
 use crate::policy::stored;
 use crate::session::{Actor, role_name};
 use crate::settings;
@@ -60,10 +64,27 @@ struct Table {
     rows: u64,
     bytes: u64,
     /// Numbers of its columns by their names.
-    columns: Option<Value>,
+    #[serde(serialize_with = "shared")]
+    columns: Option<Rc<Columns>>,
+    /// Numbers of its primary key's columns.
+    key: Option<Vec<i16>>,
+    /// What row types are made of that its columns have, by the columns' names.
+    forms: Option<BTreeMap<String, String>>,
+    hindrance: Option<String>,
 }
 
-const TABLES: &str = "INSERT INTO writeguard.change_relation (change, relation, name, operation, rows, bytes, columns) \
+fn shared<S: Serializer>(columns: &Option<Rc<Columns>>, serializer: S) -> Result<S::Ok, S::Error> {
+    columns.as_deref().serialize(serializer)
+}
+
+const TABLES: &str = "INSERT INTO writeguard.change_relation \
+       (change, relation, name, operation, rows, bytes, columns, key, forms, hindrance) \
+     SELECT n.change, n.relation, n.name, n.operation, n.rows, n.bytes, n.columns, n.key, n.forms, n.hindrance \
+     FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.change_relation, $1::pg_catalog.jsonb) AS n";
+
+/// The same where the extension is still of 0.2.0.
+const TABLES_OF_0_2: &str = "INSERT INTO writeguard.change_relation \
+       (change, relation, name, operation, rows, bytes, columns) \
      SELECT n.change, n.relation, n.name, n.operation, n.rows, n.bytes, n.columns \
      FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.change_relation, $1::pg_catalog.jsonb) AS n";
 
@@ -100,30 +121,43 @@ pub fn before_commit(overridden: &[Overridden]) -> Result<Vec<(Serial, i64)>, Er
         });
     }
     owner::connect(|client| {
-        let mut changes: Vec<(Serial, i64)> = Vec::new();
-        for kept in &keep::take_statements() {
-            let lifted = overridden.iter().find(|one| one.statement == kept.serial);
-            if lifted.is_some() || kept.undoes.is_some() || settings::capture_undo() {
-                changes.push((kept.serial, new_change(client, kept, lifted.and_then(|one| one.approval))?));
+        let mut changes: FxHashMap<Serial, Change> = FxHashMap::default();
+        for Kept { serial, undoes, text, keep, tables } in keep::take_statements() {
+            let lifted = overridden.iter().find(|one| one.statement == serial);
+            if lifted.is_some() || undoes.is_some() || settings::capture_undo() {
+                let id = new_change(client, &text, &keep, undoes, lifted.and_then(|one| one.approval))?;
+                changes.insert(serial, Change { id, tables });
             }
         }
         if !changes.is_empty() {
             store_rows(client, &changes)?;
         }
-        Ok(changes)
+        Ok(changes.into_iter().map(|(serial, change)| (serial, change.id)).collect())
     })
 }
 
-fn new_change(client: &mut SpiClient<'_>, kept: &Kept, approval: Option<i64>) -> Result<i64, Error> {
+/// A statement that becomes a change.
+struct Change {
+    id: i64,
+    tables: Tables,
+}
+
+fn new_change(
+    client: &mut SpiClient<'_>,
+    statement: &str,
+    keep: &Keep,
+    undoes: Option<i64>,
+    approval: Option<i64>,
+) -> Result<i64, Error> {
     let actor = Actor::current();
     let new = New {
         xid: top_xid(),
         login: role_name(actor.login),
         role: role_name(actor.role()),
-        statement: &kept.text,
+        statement,
         approval,
-        undoes: kept.undoes,
-        keep: &kept.keep.text,
+        undoes,
+        keep: &keep.text,
     };
     let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
     let id = owner::rows(client, STATEMENT, &[json.as_str().into()])?;
@@ -131,14 +165,14 @@ fn new_change(client: &mut SpiClient<'_>, kept: &Kept, approval: Option<i64>) ->
 }
 
 /// Copies the rows of these statements into their table, without holding them in memory.
-fn store_rows(client: &mut SpiClient<'_>, changes: &[(Serial, i64)]) -> Result<(), Error> {
+fn store_rows(client: &mut SpiClient<'_>, changes: &FxHashMap<Serial, Change>) -> Result<(), Error> {
     let mut tables: FxHashMap<(i64, u32, String), Table> = FxHashMap::default();
     // SAFETY: a tuplestore of this transaction, which SPI reads under a name while it is connected; slots hold rows of
     // the types that `keep` has put there.
     unsafe {
         let (store, descriptor) = keep::new_store(&ROWS);
         keep::for_each_row(|serial, slot| {
-            let Some((_, change)) = changes.iter().find(|(of, _)| *of == serial) else { return };
+            let Some(change) = changes.get(&serial) else { return };
             pg_sys::slot_getsomeattrs_int(slot, 5);
             let value = |index: usize| *(*slot).tts_values.add(index);
             let is_null = |index: usize| *(*slot).tts_isnull.add(index);
@@ -149,19 +183,13 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &[(Serial, i64)]) -> Result<(
                 .filter(|index| !is_null(*index))
                 .map(|index| u64::try_from(pg_sys::toast_raw_datum_size(value(index))).unwrap_or(0));
             let bytes: u64 = bytes.sum();
-            let table = tables.entry((*change, relation, operation.clone())).or_insert_with(|| Table {
-                change: *change,
-                relation,
-                name: keep::name_of(pg_sys::Oid::from_u32(relation)).unwrap_or_else(|| relation.to_string()),
-                columns: keep::columns_of(pg_sys::Oid::from_u32(relation)),
-                operation,
-                rows: 0,
-                bytes: 0,
-            });
+            let table = tables
+                .entry((change.id, relation, operation.clone()))
+                .or_insert_with(|| Table::new(change, relation, operation));
             table.rows += 1;
             table.bytes += bytes;
             let mut values = [
-                change.into_datum().unwrap_or(pg_sys::Datum::null()),
+                change.id.into_datum().unwrap_or(pg_sys::Datum::null()),
                 value(0),
                 value(1),
                 value(2),
@@ -183,11 +211,52 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &[(Serial, i64)]) -> Result<(
         pg_sys::tuplestore_end(store);
         stored?;
     }
-    let mut tables: Vec<&Table> = tables.values().collect();
-    tables.sort_by_key(|table| (table.change, &table.name, &table.operation));
-    let json = ascii_json(&serde_json::to_string(&tables).unwrap_or_default());
-    owner::rows(client, TABLES, &[json.as_str().into()])?;
+    let mut tables: Vec<Table> = tables.into_values().collect();
+    tables.sort_by(|one, other| {
+        (one.change, &one.name, &one.operation).cmp(&(other.change, &other.name, &other.operation))
+    });
+    let sql = if stored::has_column_of(c"change_relation", c"hindrance") {
+        TABLES
+    } else if let Some(table) = tables.iter().find(|table| table.hindrance.is_some()) {
+        return Err(Error::Undecided {
+            reason: format!(
+                "{} {} between two of its rows, which the extension in this database is too old to keep",
+                table.name,
+                table.hindrance.as_deref().unwrap_or_default()
+            ),
+            hint: "ALTER EXTENSION pg_writeguard UPDATE;".into(),
+            relation: None,
+        });
+    } else {
+        TABLES_OF_0_2
+    };
+    for tables in tables.chunks(TABLES_AT_A_TIME) {
+        let json = ascii_json(&serde_json::to_string(tables).unwrap_or_default());
+        owner::rows(client, sql, &[json.as_str().into()])?;
+    }
     Ok(())
+}
+
+/// So many tables of changes are stored with one statement.
+const TABLES_AT_A_TIME: usize = 1_000;
+
+impl Table {
+    /// Without rows yet.
+    fn new(change: &Change, relation: u32, operation: String) -> Self {
+        let tree = change.tables.tree(pg_sys::Oid::from_u32(relation));
+        Table {
+            change: change.id,
+            relation,
+            name: tree.map_or_else(|| relation.to_string(), |tree| tree.first.name.to_sql()),
+            operation,
+            rows: 0,
+            bytes: 0,
+            columns: tree.map(|tree| Rc::clone(&tree.columns)),
+            key: tree.map(|tree| tree.root.key.clone()),
+            forms: tree.map(Tree::digests).filter(|forms| !forms.is_empty()),
+            hindrance: tree.and_then(|tree| tree.hindrance.clone()),
+        }
+    }
 }
 
 const DISCARD: &str = "WITH images AS (DELETE FROM writeguard.image WHERE change OPERATOR(pg_catalog.=) $1::pg_catalog.int8), \
