@@ -1,16 +1,19 @@
-//! Random statements, policies and tokens: every row is counted, nothing crashes, nothing but a token opens a limit.
+//! Random statements, policies, tokens and DDL: every row is counted, nothing crashes, nothing but a token opens a limit,
+//! and undo restores what it says.
 //!
-//! `FUZZ_SEED` gives other cases, `FUZZ_STATEMENTS` more of them.
+//! `FUZZ_SEED` gives other cases, `FUZZ_STATEMENTS` and `FUZZ_DDL_STEPS` more of them.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod ddl;
 mod found;
 mod generate;
 mod policies;
 mod random;
 mod rows;
 mod schema;
+mod shapes;
 mod tokens;
 
 /// A number from the environment.
