@@ -232,7 +232,7 @@ fn a_thousand_of_them_in_one_transaction() {
     let _turn = turn();
     let mut stage = Stage::new("");
     let mut client = stage.session();
-    let text = BAD.repeat(64 * 1024);
+    let text = BAD.repeat(16 * 1024);
     let (there, back) = ("ALTER TABLE k.r RENAME TO r3", "ALTER TABLE k.r3 RENAME TO r");
     client.batch_execute("BEGIN").expect("BEGIN");
     for _ in 0..1_100 {
@@ -269,7 +269,7 @@ fn settings_of_the_session() {
     let _turn = turn();
     let mut stage = Stage::new("");
     for length in lengths(true) {
-        for letter in ["a", ".", BAD] {
+        for letter in [".", BAD] {
             if length == LONGEST && letter != "." {
                 continue;
             }
@@ -331,10 +331,9 @@ fn arguments_of_functions() {
         let distinct = ["statement_hash($1)", "request($1", "preview", "comment => $1, max", "import"];
         for length in lengths(distinct.iter().any(|part| call.contains(part))) {
             for letter in ["x", BAD] {
-                if length == LONGEST && letter == "x" {
+                if letter == "x" && length != 64 * 1024 && !wants_all() {
                     continue;
                 }
-                let began = std::time::Instant::now();
                 let text = letter.repeat(length);
                 let arguments: [&(dyn ToSql + Sync); 1] = [&text];
                 let mut client = if call.contains("glass") || call.contains("request") || call.contains("preview") {
@@ -348,9 +347,6 @@ fn arguments_of_functions() {
                 let ordinary = ["00000", "WG006", "WG007", "42601", "42P01", "54000", "53200", "57014"];
                 assert!(ordinary.contains(&state.as_str()), "{call} with {length} times {letter:?}: {state}");
                 stage.is_well(call);
-                if std::env::var_os("PGWG_TIMES").is_some() {
-                    eprintln!("{:?} {length} {letter:?} {state} {call}", began.elapsed());
-                }
             }
         }
     }
@@ -390,13 +386,13 @@ fn a_long_statement_is_known_by_its_last_letter() {
     let _turn = turn();
     let stage = &mut Stage::new("");
     let text = "x".repeat(1024 * 1024);
-    let statement = format!("UPDATE k.t SET note = $1 /*{text}*/");
+    let statement = format!("UPDATE k.t SET note = $1 WHERE id < 9 /*{text}*/");
     let mut client = stage.session();
     let ask = "SELECT writeguard.request($1, 'because', ARRAY[$2])";
     let id: i64 = client.query_one(ask, &[&statement, &text]).expect("a request").get(0);
     let token: String = stage.admin.query_one("SELECT writeguard.approve($1)", &[&id]).expect("approved").get(0);
     let arm = format!("SET writeguard.token = '{token}'; SET writeguard.override = on");
-    let almost = (format!("UPDATE k.t SET note = $1 /*{text}y*/"), format!("{text}y"));
+    let almost = (format!("UPDATE k.t SET note = $1 WHERE id < 9 /*{text}y*/"), format!("{text}y"));
     for (statement, value, wanted) in
         [(&almost.0, &text, "WG006"), (&statement, &almost.1, "WG006"), (&statement, &text, "00000")]
     {
@@ -404,6 +400,20 @@ fn a_long_statement_is_known_by_its_last_letter() {
         assert_eq!(sqlstate(client.execute(statement, &[value])), wanted);
     }
     stage.is_well("known");
+}
+
+/// Short as they are written, and long as they print.
+#[test]
+fn parameters_that_print_at_length() {
+    let _turn = turn();
+    let stage = &mut Stage::new("");
+    let mut client = stage.session();
+    let sql = "SELECT writeguard.request('UPDATE k.t SET v = 1 WHERE $1::numeric[] IS NOT NULL', 'because', ARRAY[$1])";
+    for (values, wanted) in [(10, "00000"), (2_000, "WG007")] {
+        let value = format!("{{{}}}", vec!["1e10000"; values].join(","));
+        assert_eq!(sqlstate(client.query(sql, &[&value])), wanted, "{values}");
+        stage.is_well("printed");
+    }
 }
 
 /// A hint shows what can be pasted, or the number of the event that has it.

@@ -45,7 +45,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     tally::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
     // went.
-    let (outcome, taken_back, takes, rows) = unsafe {
+    let (outcome, taken_back, takes, bytes, rows) = unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         let mut run = Run::new(text, &values, &mut printed, context);
         let mut outcome = ffi::protect(|| run.begin());
@@ -70,7 +70,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         });
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;
-        (outcome, taken_back, run.wanted, rows)
+        (outcome, taken_back, run.wanted, run.bytes, rows)
     };
     let concerns = concern::end(outer);
     taken_back?;
@@ -78,6 +78,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         outcome.map_err(|error| error.in_query(text))?;
     }
     super::run::all_given(takes, values.len())?;
+    super::run::not_too_long(bytes)?;
     let rows = rows
         .into_iter()
         .map(|(name, rows)| {

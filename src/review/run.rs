@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 
 use crate::error::Error;
 use crate::ffi;
+use crate::function::MOST_BYTES;
 use crate::raise::Failure;
 use crate::token::statement::start_of;
 
@@ -70,6 +71,21 @@ pub fn all_given(wanted: usize, given: usize) -> Result<(), Error> {
     ))
 }
 
+/// Whether the parameters are short enough to be stored as they print: `1e100000` is short only as it is written.
+///
+/// # Errors
+/// WG007 when they are not.
+pub fn not_too_long(bytes: usize) -> Result<(), Error> {
+    if bytes <= MOST_BYTES {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        message: "the parameters are too long".into(),
+        detail: Some(format!("As their types print them they have more than {MOST_BYTES} bytes.")),
+        hint: "parameters => '{7, NULL}' (one for each $1, $2, …)".into(),
+    })
+}
+
 /// One run, as plain data.
 pub struct Run<'a> {
     text: &'a CString,
@@ -82,6 +98,8 @@ pub struct Run<'a> {
     pub begun: bool,
     /// Parameters that the statement takes; with another number of values it was not run.
     pub wanted: usize,
+    /// Bytes of what was printed; past [`MOST_BYTES`] the rest was not.
+    pub bytes: usize,
 }
 
 impl<'a> Run<'a> {
@@ -92,7 +110,7 @@ impl<'a> Run<'a> {
         printed: &'a mut [*mut c_char],
         context: pg_sys::MemoryContext,
     ) -> Self {
-        Self { text, values, printed, context, begun: false, wanted: values.len() }
+        Self { text, values, printed, context, begun: false, wanted: values.len(), bytes: 0 }
     }
 
     /// Begins what will be taken back. What the transaction has deferred so far happens here and is not the statement's; what
@@ -185,7 +203,7 @@ impl<'a> Run<'a> {
         unsafe {
             let plainly = ffi::print_plainly();
             for index in 0..self.wanted {
-                if *nulls.add(index) == b'n' as c_char {
+                if *nulls.add(index) == b'n' as c_char || self.bytes > MOST_BYTES {
                     continue;
                 }
                 let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
@@ -194,6 +212,7 @@ impl<'a> Run<'a> {
                 pg_sys::CurrentMemoryContext = self.context;
                 let printed = ffi::OidOutputFunctionCall(output, *datums.add(index));
                 pg_sys::CurrentMemoryContext = inside;
+                self.bytes += CStr::from_ptr(printed).count_bytes();
                 if let Some(place) = self.printed.get_mut(index) {
                     *place = printed;
                 }
