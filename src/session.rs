@@ -76,6 +76,12 @@ pub fn client() -> Option<String> {
     unsafe { pgrx::direct_function_call::<Inet>(pg_sys::inet_client_addr, &[]) }.map(|address| address.0)
 }
 
+/// The name of the database.
+pub fn database() -> Option<String> {
+    // SAFETY: a syscache look-up that gives NULL where there is none.
+    unsafe { ffi::text(pg_sys::get_database_name(pg_sys::MyDatabaseId)) }
+}
+
 /// `search_path` as it is set.
 pub fn search_path() -> String {
     // SAFETY: the setting's variable is a C string or NULL.

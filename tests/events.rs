@@ -780,6 +780,8 @@ fn every_event_is_one_line_in_the_server_log_with_the_event_as_json() {
         // Written in another format there.
         fields.remove("occurred_at").unwrap();
         fields.remove("id");
+        // The log is that of all databases.
+        assert!(fields.remove("database").is_none_or(|name| name == db.name.as_str()));
         event
     };
     let stored: Vec<Value> = admin

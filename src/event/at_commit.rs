@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::ffi;
 use crate::guard::budget::Serial;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
+use crate::process;
 
 struct Pending {
     level: i32,
@@ -176,6 +177,11 @@ pub fn committed() {
 /// # Errors
 /// WG008 when the extension's tables are missing.
 pub fn write() -> Result<(), Error> {
+    if process::own_table(c"event") == pgrx::pg_sys::InvalidOid {
+        // The transaction drops the extension; the server log is all there is.
+        take().for_each(|event| event.log());
+        return Ok(());
+    }
     store::at_the_end(|| take().try_for_each(|event| store::insert(&event).map(|_| ())))
 }
 

@@ -1,4 +1,5 @@
-//! One event: the columns of `writeguard.event`, which are also the keys of its JSON in the server log.
+//! One event: the columns of `writeguard.event`, which are also the keys of its JSON in the server log. That one
+//! names the database as well.
 
 use core::ptr;
 
@@ -108,6 +109,9 @@ pub struct Event {
     pub query_id: Option<i64>,
     pub approval: Option<i64>,
     pub reason: Option<String>,
+    /// For the server log, which is that of all databases; no column.
+    #[serde(default)]
+    pub database: Option<String>,
 }
 
 /// A point in time as text that reads the same whatever the session's time zone and date style are.
@@ -158,6 +162,7 @@ impl Event {
             query_id: Some(i64::from_ne_bytes(query_id.to_ne_bytes())).filter(|id| *id != 0),
             approval: None,
             reason: None,
+            database: session::database(),
         }
     }
 

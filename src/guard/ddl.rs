@@ -9,6 +9,7 @@
 use pgrx::pg_sys;
 
 use super::leave::{self, Leaving};
+use super::own_tables::{self, Gone};
 use super::{book, decide, live};
 use crate::ffi;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -25,6 +26,8 @@ enum Note {
     Counted(pg_sys::Oid),
     /// A table that may be leaving the policies that cover it.
     MayLeave(Leaving),
+    /// One of the extension's own tables whose rows vanish.
+    Own(Gone),
 }
 
 /// What has to be known of a command while it runs.
@@ -163,8 +166,9 @@ unsafe fn alteration(statement: *mut pg_sys::AlterTableStmt, index: usize) -> *m
 /// The command that began there is done. Gives what to raise.
 #[inline]
 pub fn end(begun: usize) -> *mut Raise {
-    let may_leave = notes().get(begun..).unwrap_or_default().iter().any(|(_, note)| matches!(note, Note::MayLeave(_)));
-    if may_leave {
+    let decides = |(_, note): &(i32, Note)| matches!(note, Note::MayLeave(_) | Note::Own(_));
+    let is_due = notes().get(begun..).unwrap_or_default().iter().any(decides);
+    if is_due {
         return book::deciding(|| decide_leaving(begun));
     }
     notes().truncate(begun);
@@ -253,6 +257,10 @@ unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
         if is_counted(relation) {
             return Ok(());
         }
+        if let Some(gone) = own_tables::truncated(relation)? {
+            note(Note::Own(gone));
+            return Ok(());
+        }
         let Some(binding) = book::binding_to_count(relation, Actor::current())? else {
             return Ok(());
         };
@@ -272,6 +280,12 @@ unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
 
 /// The rows of a table are about to vanish or to be rewritten; the command has locked it.
 unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
+    if why.is_empty()
+        && let Some(gone) = own_tables::dropped(relation)?
+    {
+        note(Note::Own(gone));
+        return Ok(());
+    }
     if never_covered(relation).is_some() || is_counted(relation) {
         return Ok(());
     }
@@ -351,15 +365,17 @@ fn decide_leaving(begun: usize) -> Result<(), Failure> {
         let begun = begun.min(notes.len());
         notes.split_off(begun)
     };
-    let (mut counted, mut leaving) = (Vec::new(), Vec::new());
+    let (mut counted, mut leaving, mut gone) = (Vec::new(), Vec::new(), Vec::new());
     for (_, note) in own {
         match note {
             // What vanished, or was rewritten, was charged with all its rows already.
             Note::Counted(table) => counted.push(table),
             Note::MayLeave(candidate) => leaving.push(candidate),
+            Note::Own(own) => gone.push(own),
             Note::Command(_) => {}
         }
     }
+    own_tables::record(&gone)?;
     leave::decide(leaving, counted)
 }
 

@@ -40,6 +40,28 @@ pub unsafe fn charge(binding: &Binding, operation: Operation, relation: pg_sys::
     }
 }
 
+/// The live rows of a table.
+///
+/// # Safety
+/// In a transaction; the table is locked.
+///
+/// # Errors
+/// What scanning it may raise.
+pub unsafe fn count(relation: pg_sys::Oid) -> Result<u64, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let table = pg_sys::try_relation_open(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        if table.is_null() {
+            return Ok(0);
+        }
+        let mut scan = Scan::begin(table)?;
+        let rows = scan.count(u64::MAX);
+        scan.end();
+        pg_sys::relation_close(table, pg_sys::NoLock as pg_sys::LOCKMODE);
+        Ok(rows?)
+    }
+}
+
 /// Runs `body` under a lock that keeps the relation where it is.
 ///
 /// # Safety

@@ -37,6 +37,7 @@ pub mod lift;
 pub mod live;
 pub mod narrow;
 pub mod observe;
+pub mod own_tables;
 pub mod past;
 pub mod path;
 pub mod pooled;
