@@ -324,6 +324,61 @@ fn without_the_operation_it_is_an_event_once_it_commits() {
     }
 }
 
+/// The policy on all tables still names the table, but one that names it more closely now allows more.
+#[test]
+fn a_table_that_comes_under_a_looser_policy_is_an_event() {
+    let tables = "
+        CREATE TABLE t (id int, v int);
+        INSERT INTO t SELECT i, 0 FROM generate_series(1, 6) AS i;
+        CREATE TABLE fresh (id int, v int);
+        CREATE TABLE child () INHERITS (t);
+        CREATE TABLE loose (id int, v int);
+        CREATE TABLE loose_parts (id int, v int) PARTITION BY RANGE (id);
+        CREATE SCHEMA loose_schema;";
+    for (sql, relations) in [
+        ("ALTER TABLE fresh INHERIT loose", vec!["public.fresh"]),
+        ("ALTER TABLE loose_parts ATTACH PARTITION fresh FOR VALUES FROM (1) TO (9)", vec!["public.fresh"]),
+        ("ALTER TABLE t INHERIT loose", vec!["public.t", "public.child"]),
+        ("DROP TABLE loose; ALTER TABLE fresh RENAME TO loose", vec!["public.fresh"]),
+        ("ALTER TABLE fresh SET SCHEMA loose_schema", vec!["public.fresh"]),
+        ("DO $$ BEGIN ALTER TABLE fresh INHERIT loose; END $$", vec!["public.fresh"]),
+    ] {
+        let mut bed = Bed::new(tables);
+        bed.limit("{*.*}", 5);
+        pass(
+            &mut bed.reader,
+            "SELECT writeguard.set_policy('loose', tables => '{public.loose, public.loose_parts, loose_schema.*}',
+                                          max_rows => 1000)",
+        );
+        bed.passes(&format!("BEGIN; {sql}; ROLLBACK"));
+        bed.passes(sql);
+        wait_until(20, || uncovered(&mut bed.reader).iter().any(|(_, relation, _)| relation == relations[0]));
+        let told: Vec<String> = uncovered(&mut bed.reader)
+            .into_iter()
+            .filter(|(policy, relation, _)| policy == "p" && relation != "public.loose")
+            .map(|(_, relation, _)| relation)
+            .collect();
+        assert_eq!(told, relations, "{sql}");
+    }
+}
+
+/// Stricter, or as strict as before, or under a policy that sets nothing aside.
+#[test]
+fn a_table_that_comes_under_no_looser_policy_is_no_event() {
+    let mut bed =
+        Bed::new("CREATE TABLE t (id int, v int); CREATE TABLE u (id int, v int); CREATE TABLE w (id int, v int)");
+    bed.limit("{*.*}", 5);
+    pass(&mut bed.reader, "SELECT writeguard.set_policy('strict', tables => '{public.u}', max_rows => 1)");
+    pass(&mut bed.reader, "SELECT writeguard.set_policy('as_strict', tables => '{public.w}', max_rows => 5)");
+    bed.passes("ALTER TABLE t INHERIT u; ALTER TABLE t NO INHERIT u; ALTER TABLE t INHERIT w");
+    bed.passes("CREATE TABLE child () INHERITS (w); ALTER TABLE t RENAME TO x");
+    expect_refusal(bed.writer.batch_execute("INSERT INTO u SELECT i FROM generate_series(1, 9) AS i; DELETE FROM u"));
+    let told = uncovered(&mut bed.reader);
+    // It was under the stricter policy before it left that.
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].0.as_str(), told[0].1.as_str()), ("strict", "public.t"));
+}
+
 #[test]
 fn what_the_policy_goes_on_naming_is_no_event() {
     let mut bed = Bed::new(SIX);

@@ -2,16 +2,19 @@
 //! their rows.
 //!
 //! What covers a table is looked up while its old names are still visible, and compared with its names after the command.
+//! Where policies that still name it are set aside by others that allow more, because those name it more closely now (by a
+//! new name, or a new parent's), that is told as well.
 
 use std::rc::Rc;
 
 use pgrx::pg_sys;
 
-use super::binding::Binding;
+use super::binding::{Binding, Charge};
 use super::book;
 use super::{decide, live};
 use crate::error::Error;
 use crate::ffi::{self, Foreign};
+use crate::policy::model::Policy;
 use crate::policy::relation::{never_covered, relation_name, with_descendants};
 use crate::policy::resolve::{self, Target};
 use crate::policy::table::Loaded;
@@ -72,7 +75,9 @@ pub fn decide(leaving: Vec<Leaving>, counted: Vec<pg_sys::Oid>) -> Result<(), Fa
         match before {
             Before::Covered(before) if !decided.contains(&relation) && relation_name(relation).is_some() => {
                 decided.push(relation);
-                leave(relation, &before, target::coverable(relation, None).as_ref())?;
+                if !leave(relation, &before, target::coverable(relation, None).as_ref())? {
+                    loosen(relation, &before)?;
+                }
             }
             // Under its old names nothing can have left; and into the extension's schema it goes to be mended.
             Before::Unknown(before) if target::coverable(relation, None).is_some_and(|after| after != before.0) => {
@@ -85,26 +90,96 @@ pub fn decide(leaving: Vec<Leaving>, counted: Vec<pg_sys::Oid>) -> Result<(), Fa
 }
 
 /// Charges the rows of a table to those of the policies that covered it which do not name it any more. `after`: the
-/// names it then has, none where no policy can cover it.
-fn leave(relation: pg_sys::Oid, before: &Binding, after: Option<&Target>) -> Result<(), Failure> {
+/// names it then has, none where no policy can cover it. Says whether there are such policies.
+fn leave(relation: pg_sys::Oid, before: &Binding, after: Option<&Target>) -> Result<bool, Failure> {
     let why = "Out of the policy's names, its rows would not be limited any more.";
     let left = |policy: &Loaded| after.is_none_or(|after| !resolve::names(&policy.policy, after));
     let leaving = before.only(Operation::Drop, left);
     if leaving.charges(Operation::Drop).is_empty() {
-        if let Some(policy) = before.policies().find(|policy| left(policy)) {
+        let policy = before.policies().find(|policy| left(policy));
+        if let Some(policy) = policy {
             decide::record_uncovered(&before.name, Some(&policy.policy.name), why)?;
         }
-        return Ok(());
+        return Ok(policy.is_some());
     }
     // SAFETY: in the command's transaction.
     unsafe {
         if pg_sys::get_rel_relkind(relation) as u8 != pg_sys::RELKIND_RELATION {
             // The rows are in other tables.
-            return Ok(());
+            return Ok(true);
         }
         let charge = || live::charge(&leaving, Operation::Drop, relation);
-        live::with_lock(relation, || charge().map_err(|failure| failure.explained(why)))
+        live::with_lock(relation, || charge().map_err(|failure| failure.explained(why)))?;
     }
+    Ok(true)
+}
+
+/// How much an operation may change under all policies that refuse anything: the smallest of each limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Allowed {
+    rows: u64,
+    rows_per_transaction: u64,
+    /// Rows in a microsecond, and at once.
+    rate: (f64, u64),
+    fraction: f64,
+    without_where: bool,
+    without_transaction: bool,
+}
+
+impl Allowed {
+    fn by<'a>(policies: impl Iterator<Item = &'a Policy>) -> Self {
+        let all = Self {
+            rows: u64::MAX,
+            rows_per_transaction: u64::MAX,
+            rate: (f64::INFINITY, u64::MAX),
+            fraction: f64::INFINITY,
+            without_where: true,
+            without_transaction: true,
+        };
+        policies.filter(|policy| policy.mode.refuses()).fold(all, |allowed, policy| {
+            let rate = policy.rate.map_or(allowed.rate, |rate| (rate.rows as f64 / rate.interval as f64, rate.rows));
+            Self {
+                rows: allowed.rows.min(policy.max_rows.unwrap_or(u64::MAX)),
+                rows_per_transaction: allowed
+                    .rows_per_transaction
+                    .min(policy.max_rows_per_transaction.unwrap_or(u64::MAX)),
+                rate: (allowed.rate.0.min(rate.0), allowed.rate.1.min(rate.1)),
+                fraction: allowed.fraction.min(policy.max_fraction.unwrap_or(f64::INFINITY)),
+                without_where: allowed.without_where && !policy.require_where,
+                without_transaction: allowed.without_transaction && !policy.require_transaction,
+            }
+        })
+    }
+
+    fn is_more_than(self, other: Self) -> bool {
+        self.rows > other.rows
+            || self.rows_per_transaction > other.rows_per_transaction
+            || self.rate.0 > other.rate.0
+            || self.rate.1 > other.rate.1
+            || self.fraction > other.fraction
+            || self.without_where && !other.without_where
+            || self.without_transaction && !other.without_transaction
+    }
+}
+
+/// Records that a table came under policies that allow more than those that covered it, which name it still: a new name,
+/// or a new parent's, is closer than theirs.
+fn loosen(relation: pg_sys::Oid, before: &Binding) -> Result<(), Failure> {
+    let after = book::binding(relation, Actor::current())?;
+    for operation in Operation::ALL {
+        let charges = |binding: &'_ Binding| binding.charges(operation).to_vec();
+        let (old, new) = (charges(before), after.as_deref().map_or_else(Vec::new, charges));
+        let allowed = |charges: &[Charge]| Allowed::by(charges.iter().map(|charge| &charge.policy.policy));
+        let set_aside = old.iter().find(|old| !new.iter().any(|new| new.policy.policy.name == old.policy.policy.name));
+        if let Some(set_aside) = set_aside
+            && allowed(&new).is_more_than(allowed(&old))
+        {
+            let why = "Another policy, which names it more closely now, allows more.";
+            decide::record_uncovered(&before.name, Some(&set_aside.policy.policy.name), why)?;
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// Before a partition is detached concurrently from its parent, for those who may do that: the command commits on its way.
