@@ -17,6 +17,7 @@ use cee_scape::call_with_sigsetjmp;
 use pgrx::pg_sys;
 
 use crate::pg::backend_local::BackendLocal;
+use crate::pg::encoding;
 
 // Each of these is called from plain old frames only, or cannot raise an ERROR (said at the function).
 unsafe extern "C-unwind" {
@@ -122,6 +123,15 @@ unsafe extern "C-unwind" {
     ) -> c_int;
     pub fn SPI_prepare(src: *const c_char, nargs: c_int, argtypes: *mut pg_sys::Oid) -> pg_sys::SPIPlanPtr;
     pub fn SPI_execute(src: *const c_char, read_only: bool, tcount: c_long) -> c_int;
+    pub fn SPI_execute_with_args(
+        src: *const c_char,
+        nargs: c_int,
+        argtypes: *mut pg_sys::Oid,
+        values: *mut pg_sys::Datum,
+        nulls: *const c_char,
+        read_only: bool,
+        tcount: c_long,
+    ) -> c_int;
     pub fn NewGUCNestLevel() -> c_int;
     pub fn AtEOXact_GUC(is_commit: bool, nest_level: c_int);
     pub fn AllocSetContextCreateInternal(
@@ -305,7 +315,7 @@ impl Foreign {
         // SAFETY: a copy that is ours.
         unsafe {
             let error = &*self.0;
-            (error.sqlerrcode & 0xfff == DATA_EXCEPTION).then(|| text(error.message)).flatten()
+            (error.sqlerrcode & 0xfff == DATA_EXCEPTION).then(|| encoding::from_c(error.message)).flatten()
         }
     }
 }
@@ -423,113 +433,6 @@ pub unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut 
         let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
         (0..length).map(move |index| (*(*list).elements.add(index)).ptr_value.cast())
     }
-}
-
-/// The text behind a C string in the server's encoding; bytes that mean nothing are replaced.
-///
-/// # Safety
-/// `text` is NULL or a valid C string.
-pub unsafe fn text(text: *const c_char) -> Option<String> {
-    // SAFETY: the caller's promise.
-    (!text.is_null()).then(|| unsafe { decode(CStr::from_ptr(text)) })
-}
-
-/// Text in the server's encoding as UTF-8.
-pub fn decode(text: &CStr) -> String {
-    // SAFETY: the conversion gives a palloc'ed C string; an ERROR unwinds to the guard around us.
-    unsafe {
-        if needs_conversion() && !text.to_bytes().is_ascii() {
-            let length = text.count_bytes() as c_int;
-            let converted = pg_sys::pg_server_to_any(text.as_ptr(), length, UTF8);
-            return CStr::from_ptr(converted).to_string_lossy().into_owned();
-        }
-    }
-    text.to_string_lossy().into_owned()
-}
-
-/// Text in the server's encoding as UTF-8; a NUL inside ends it.
-pub fn decode_bytes(text: &[u8]) -> String {
-    if text.is_ascii() || !needs_conversion() {
-        return String::from_utf8_lossy(text).into_owned();
-    }
-    // SAFETY: the text is as long as it says; the conversion gives another one, as a C string, or the same.
-    unsafe {
-        let converted = pg_sys::pg_server_to_any(text.as_ptr().cast(), text.len() as c_int, UTF8);
-        if ptr::eq(converted.cast(), text.as_ptr()) {
-            return String::from_utf8_lossy(text).into_owned();
-        }
-        CStr::from_ptr(converted).to_string_lossy().into_owned()
-    }
-}
-
-/// Hands a text in the server's encoding on in UTF-8, part by part where it has to be converted. Bytes of no encoding are
-/// handed on as they are.
-pub fn in_utf8(text: &[u8], mut take: impl FnMut(&[u8])) {
-    const PART: usize = 64 * 1024;
-    if !needs_conversion() || text.is_ascii() {
-        return take(text);
-    }
-    let mut left = text;
-    while !left.is_empty() {
-        let part = beginning(left, PART);
-        // No letter is longer than a part.
-        let part = if part.is_empty() { left } else { part };
-        take(decode_bytes(part).as_bytes());
-        left = &left[part.len()..];
-    }
-}
-
-/// The longest beginning of a text in the server's encoding that is whole letters and has at most so many bytes.
-pub fn beginning(text: &[u8], bytes: usize) -> &[u8] {
-    if text.len() <= bytes {
-        return text;
-    }
-    // A letter has four bytes at most.
-    let length = text.len().min(bytes + 4) as c_int;
-    let limit = c_int::try_from(bytes).unwrap_or(c_int::MAX);
-    // SAFETY: it looks at the bytes of the letters up to the limit, and at the first of the one after; a text of the
-    // server's encoding has whole letters.
-    let end = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), length, limit) };
-    &text[..usize::try_from(end).unwrap_or(0).min(bytes)]
-}
-
-/// Copies UTF-8 text into the current memory context, in the server's encoding; a NUL inside ends it, as it would for
-/// PostgreSQL.
-pub fn encode(text: &str) -> *const c_char {
-    let bytes = text.as_bytes();
-    let bytes = &bytes[..bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())];
-    // SAFETY: palloc returns len + 1 writable bytes or raises an ERROR, which the pgrx guard around us handles.
-    unsafe {
-        let copy = pg_sys::palloc(bytes.len() + 1).cast::<u8>();
-        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
-        copy.add(bytes.len()).write(0);
-        if needs_conversion() && !bytes.is_ascii() {
-            return pg_sys::pg_any_to_server(copy.cast(), bytes.len() as c_int, UTF8);
-        }
-        copy.cast()
-    }
-}
-
-/// Whether every letter can be shown, to the client and in the server log.
-pub fn shows_all_letters() -> bool {
-    let all = |encoding| encoding == UTF8 || encoding == pg_sys::pg_enc::PG_SQL_ASCII as c_int;
-    // SAFETY: both read a static.
-    unsafe { all(pg_sys::GetDatabaseEncoding()) && all(pg_sys::pg_get_client_encoding()) }
-}
-
-const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
-
-/// Whether the database's encoding is UTF-8, which has letters for everything.
-pub fn is_utf8() -> bool {
-    // SAFETY: reads a static.
-    unsafe { pg_sys::GetDatabaseEncoding() == UTF8 }
-}
-
-/// Whether the database has an encoding that UTF-8 can be converted from and to.
-fn needs_conversion() -> bool {
-    // SAFETY: reads a static.
-    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
-    encoding != UTF8 && encoding != pg_sys::pg_enc::PG_SQL_ASCII as c_int
 }
 
 /// Nanoseconds of the system's clock that only goes forward; the same in all processes of a machine.

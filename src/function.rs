@@ -1,12 +1,11 @@
 //! How SQL calls us: each SQL function is a plain old frame around Rust proper, so that errors keep their SQLSTATE and
 //! all their fields. The functions themselves are declared in `sql/`, where people read them.
 
-use pgrx::fcinfo::pg_getarg;
-use pgrx::{FromDatum, IntoDatum, pg_sys};
+use pgrx::{FromDatum, IntoDatum, direct_function_call_as_datum, pg_sys};
 
 use crate::error::Error;
 use crate::event::memory;
-use crate::ffi;
+use crate::pg::encoding;
 use crate::raise::Failure;
 
 /// The arguments of a call.
@@ -20,9 +19,12 @@ impl Arguments {
     }
 
     /// The argument at `index`; none for NULL, and for one that the declaration of an older version does not have.
-    pub fn get<T: FromDatum>(&self, index: usize) -> Option<T> {
+    pub fn get<T: FromSql>(&self, index: usize) -> Option<T> {
+        if self.is_null(index) {
+            return None;
+        }
         // SAFETY: the SQL declaration gives the argument the type that the caller asks for.
-        if self.has(index) { unsafe { pg_getarg(self.0, index) } } else { None }
+        unsafe { Some(T::from_sql((*self.0).args.as_slice((*self.0).nargs as usize)[index].value)) }
     }
 
     /// Whether the argument at `index` is NULL or not declared.
@@ -166,12 +168,81 @@ unsafe fn text_bytes<'a>(text: pg_sys::Datum) -> &'a [u8] {
 /// The most that an argument may have: all of them are read, kept in several forms at a time and stored.
 pub const MOST_BYTES: usize = 16 * 1024 * 1024;
 
+/// A value that SQL gives us.
+pub trait FromSql: Sized {
+    /// # Safety
+    /// `value` is of the type, and not NULL.
+    unsafe fn from_sql(value: pg_sys::Datum) -> Self;
+}
+
+macro_rules! plain_values {
+    ($($type:ty),*) => {
+        $(impl FromSql for $type {
+            unsafe fn from_sql(value: pg_sys::Datum) -> Self {
+                // SAFETY: the caller's promise.
+                unsafe { <$type>::from_datum(value, false) }.unwrap_or_default()
+            }
+        }
+
+        impl IntoSql for $type {
+            fn into_sql(self) -> Option<pg_sys::Datum> {
+                self.into_datum()
+            }
+        })*
+    };
+}
+plain_values!(bool, i32, i64, f64, pg_sys::Oid);
+
+impl FromSql for pg_sys::Datum {
+    unsafe fn from_sql(value: pg_sys::Datum) -> Self {
+        value
+    }
+}
+
+impl FromSql for String {
+    unsafe fn from_sql(value: pg_sys::Datum) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { encoding::from_text(value) }
+    }
+}
+
+impl FromSql for Vec<Option<String>> {
+    unsafe fn from_sql(value: pg_sys::Datum) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { encoding::from_text_array(value) }
+    }
+}
+
+impl FromSql for Vec<String> {
+    unsafe fn from_sql(value: pg_sys::Datum) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { encoding::from_text_array(value) }.into_iter().flatten().collect()
+    }
+}
+
+/// A value that we give SQL; none is NULL.
+pub trait IntoSql {
+    fn into_sql(self) -> Option<pg_sys::Datum>;
+}
+
+impl IntoSql for String {
+    fn into_sql(self) -> Option<pg_sys::Datum> {
+        text(&self)
+    }
+}
+
+impl IntoSql for Vec<i64> {
+    fn into_sql(self) -> Option<pg_sys::Datum> {
+        self.into_datum()
+    }
+}
+
 /// What a function gives; none is NULL.
 pub type Returns = Result<Option<pg_sys::Datum>, Failure>;
 
 /// A value as a function's result.
-pub fn value(value: impl IntoDatum) -> Returns {
-    Ok(value.into_datum())
+pub fn value(value: impl IntoSql) -> Returns {
+    Ok(value.into_sql())
 }
 
 /// A number as SQL has it.
@@ -181,8 +252,19 @@ pub fn bigint(number: u64) -> Option<pg_sys::Datum> {
 
 /// Text as SQL has it, in the database's encoding.
 pub fn text(text: &str) -> Option<pg_sys::Datum> {
-    // SAFETY: a C string, which is copied.
-    Some(pg_sys::Datum::from(unsafe { pg_sys::cstring_to_text(ffi::encode(text)) }))
+    Some(encoding::to_text(text))
+}
+
+/// JSON as SQL has it in a column of type json.
+pub fn json(json: &serde_json::Value) -> Option<pg_sys::Datum> {
+    Some(encoding::json_to_text(&json.to_string()))
+}
+
+/// JSON as SQL has it in a column of type jsonb.
+pub fn jsonb(json: &str) -> Option<pg_sys::Datum> {
+    let json = encoding::json_to_palloc(json);
+    // SAFETY: core's own input function with a C string.
+    unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(json))]) }
 }
 
 /// Runs a function's body where the library was preloaded.

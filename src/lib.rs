@@ -56,6 +56,7 @@ mod worker;
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    raise::keep_backtraces_out();
     // SAFETY: statics of this process; PostgreSQL calls this once, where the library is loaded.
     unsafe {
         if !pg_sys::process_shared_preload_libraries_in_progress {

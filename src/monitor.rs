@@ -10,7 +10,7 @@ use crate::function::{Arguments, Returns, bigint, sql_function, text};
 use crate::guard::gcra::Rate;
 use crate::guard::rate_memory;
 use crate::policy::catalog;
-use crate::session::role_name;
+use crate::session::shown_role;
 
 sql_function!(
     /// `event_numbers() → setof record`: the rows of the view `event_totals`.
@@ -44,7 +44,7 @@ fn rate_numbers(arguments: &Arguments) -> Returns {
         let full_at = TimestampWithTimeZone::try_from(clock.saturating_add(microseconds)).ok();
         Some([
             text(&policy.name),
-            text(&role_name(owner.login)),
+            text(&shown_role(owner.login)),
             bigint(limit.rows),
             bigint(left),
             full_at.into_datum(),

@@ -12,7 +12,8 @@ use crate::error::{Error, LetPass};
 use crate::event::line::Line;
 use crate::ffi::{self, Foreign};
 use crate::pg::backend_local::BackendLocal;
-use crate::pg::client;
+use crate::pg::stray::OutOfMemory;
+use crate::pg::{client, encoding};
 use crate::session;
 use crate::words::shortened;
 
@@ -95,10 +96,9 @@ pub struct Raise {
 /// Bytes of a message, a detail or a hint: what a caller gave is not repeated whole where it is longer.
 const MOST_SAID: usize = 64 * 1024;
 
-/// A message for whoever reads it: it must not fail for the ellipsis in a hint of ours.
+/// A message for whoever reads it, in letters that can be shown to the client and in the server log.
 fn encode(text: &str) -> *const c_char {
-    let text = shortened(text, MOST_SAID);
-    if ffi::shows_all_letters() { ffi::encode(&text) } else { ffi::encode(&text.replace('…', "...")) }
+    encoding::to_palloc(&encoding::shown_to_client(&shortened(text, MOST_SAID)))
 }
 
 fn palloc_opt(text: Option<&str>) -> *const c_char {
@@ -158,7 +158,7 @@ impl Raise {
     pub fn explain(&mut self, sentence: &str) {
         if self.foreign.is_null() {
             // SAFETY: NULL or what `encode` made.
-            let detail = unsafe { ffi::text(self.report.detail) };
+            let detail = unsafe { encoding::from_c(self.report.detail) };
             let detail = detail.map_or_else(|| sentence.to_owned(), |detail| format!("{detail} {sentence}"));
             self.report.detail = encode(&detail);
         }
@@ -323,6 +323,13 @@ fn told(thrown: Box<dyn Any + Send>) -> *mut Raise {
 
 /// What a body threw.
 fn caught(thrown: Box<dyn Any + Send>) -> *mut Raise {
+    if thrown.is::<OutOfMemory>() {
+        return Raise::out_of_memory();
+    }
+    let thrown = match thrown.downcast::<Thrown>() {
+        Ok(foreign) => return Raise::foreign(foreign.0),
+        Err(thrown) => thrown,
+    };
     let report = match thrown.downcast::<CaughtError>() {
         Ok(caught) => match *caught {
             CaughtError::PostgresError(report)
@@ -331,12 +338,42 @@ fn caught(thrown: Box<dyn Any + Send>) -> *mut Raise {
         },
         Err(thrown) => match thrown.downcast::<ErrorReportWithLevel>() {
             Ok(report) => *report,
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                return Raise::plain(pack_sqlstate("XX000"), text.unwrap_or("unexpected panic"), None, None);
-            }
+            Err(panic) => return fault(&*panic),
         },
     };
     Raise::plain(report.sql_error_code() as c_int, report.message(), report.detail(), report.hint())
+}
+
+/// Somebody else's error on its way to the frame on the outside.
+struct Thrown(Foreign);
+
+// SAFETY: a backend is one thread; the error goes from one frame of it to another.
+unsafe impl Send for Thrown {}
+
+/// Gives somebody else's error, which is in memory that outlives the frames around us, to the nearest [`guarded`]: they are
+/// left as after a panic.
+pub fn throw(error: Foreign) -> ! {
+    panic::resume_unwind(Box::new(Thrown(error)))
+}
+
+/// A panic of our own.
+fn fault(panic: &(dyn Any + Send)) -> *mut Raise {
+    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let place = PLACE.borrow().take();
+    let place = place.map_or_else(|| "an unknown place".to_owned(), |(file, line)| format!("{file}:{line}"));
+    let detail = format!("This is a fault of pg_writeguard, at {place}.");
+    Raise::plain(pack_sqlstate("XX000"), message.unwrap_or("unexpected panic"), Some(&detail), None)
+}
+
+/// Where the last panic began.
+static PLACE: BackendLocal<Option<(String, u32)>> = BackendLocal::new(None);
+
+/// Has panics and errors of this library carry no backtrace, whatever RUST_BACKTRACE says: pgrx would put it into the DETAIL of
+/// every error that passes one of its guards, and that is read by people who have nothing to do with us. Called when the
+/// library is loaded, after pgrx has set its own hook.
+pub fn keep_backtraces_out() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| (place.file().to_owned(), place.line()));
+        *PLACE.borrow() = place;
+    }));
 }

@@ -16,6 +16,7 @@ use pgrx::pg_sys;
 use crate::ffi;
 use crate::guard::{pooled, statement};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::encoding;
 use crate::settings;
 
 /// The acting role by OID; compared on every covered write.
@@ -61,13 +62,19 @@ impl Actor {
 /// The name of a role; its OID in digits when it was dropped meanwhile.
 pub fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: with `noerr` the function returns NULL for an unknown role.
-    unsafe { ffi::text(pg_sys::GetUserNameFromId(role, true)) }.unwrap_or_else(|| u32::from(role).to_string())
+    unsafe { encoding::from_c(pg_sys::GetUserNameFromId(role, true)) }.unwrap_or_else(|| u32::from(role).to_string())
+}
+
+/// The name of a role as people read it, and as it can be stored: in letters that this database has, for roles are made
+/// in others too.
+pub fn shown_role(role: pg_sys::Oid) -> String {
+    encoding::shown(&role_name(role)).into_owned()
 }
 
 /// `application_name` of this session.
 pub fn application() -> Option<String> {
     // SAFETY: the setting's variable is a C string or NULL.
-    unsafe { ffi::text(pg_sys::application_name) }.filter(|name| !name.is_empty())
+    unsafe { encoding::from_c(pg_sys::application_name) }.filter(|name| !name.is_empty())
 }
 
 /// The client's address; none for a local socket and for background processes.
@@ -79,13 +86,13 @@ pub fn client() -> Option<String> {
 /// The name of the database.
 pub fn database() -> Option<String> {
     // SAFETY: a syscache look-up that gives NULL where there is none.
-    unsafe { ffi::text(pg_sys::get_database_name(pg_sys::MyDatabaseId)) }
+    unsafe { encoding::from_c(pg_sys::get_database_name(pg_sys::MyDatabaseId)) }
 }
 
 /// `search_path` as it is set.
 pub fn search_path() -> String {
     // SAFETY: the setting's variable is a C string or NULL.
-    unsafe { ffi::text(pg_sys::namespace_search_path) }.unwrap_or_default()
+    unsafe { encoding::from_c(pg_sys::namespace_search_path) }.unwrap_or_default()
 }
 
 /// One of the two settings, as it was last assigned.

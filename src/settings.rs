@@ -6,6 +6,8 @@ use std::ffi::CString;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
+use crate::pg::encoding;
+
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static OVERRIDE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -68,7 +70,7 @@ pub fn token() -> Option<String> {
         }
         let length = (0..=LONGEST_TOKEN).find(|at| *value.add(*at) == 0).unwrap_or(LONGEST_TOKEN + 1);
         let bytes = core::slice::from_raw_parts(value.cast::<u8>(), length);
-        (length > 0).then(|| String::from_utf8_lossy(bytes).into_owned())
+        (length > 0).then(|| encoding::from_server(bytes))
     }
 }
 

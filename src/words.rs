@@ -226,21 +226,6 @@ pub fn shortened(text: &str, bytes: usize) -> Cow<'_, str> {
     if kept.len() <= bytes { Cow::Borrowed(text) } else { Cow::Owned(marked(beginning(kept, bytes), of)) }
 }
 
-/// JSON with every letter beyond ASCII escaped, so that it means the same in any server encoding.
-pub fn ascii_json(json: &str) -> String {
-    let mut ascii = String::with_capacity(json.len());
-    for letter in json.chars() {
-        if letter.is_ascii() {
-            ascii.push(letter);
-        } else {
-            for unit in letter.encode_utf16(&mut [0; 2]) {
-                ascii.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    ascii
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,13 +263,5 @@ mod tests {
         assert_eq!(shortened(&once, 4), once);
         assert_eq!(shortened(&once, 2), "ab ... (6 bytes in all)");
         assert_eq!(cut_from(&once), Some(("abcd", 6)));
-    }
-
-    #[test]
-    fn escaped_json_is_the_same_json() {
-        let value = serde_json::json!({"statement": "Bücher für André 🐘"});
-        let ascii = ascii_json(&value.to_string());
-        assert!(ascii.is_ascii());
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&ascii).unwrap(), value);
     }
 }

@@ -8,13 +8,15 @@
 use core::cell::Cell;
 use core::ffi::CStr;
 
+use pgrx::ereport;
 use pgrx::pg_sys::BuiltinOid;
 use pgrx::prelude::*;
-use pgrx::{PgLogLevel, ereport};
 
 use super::serve::{self, Outcome, Taken};
 use super::{outbox, store};
+use crate::pg::{encoding, stray};
 use crate::process::{self, Failed, attempt, must};
+use crate::raise::log_line;
 
 /// Stores a batch. The events whose notification could not be left in the outbox are added to `unsent`.
 ///
@@ -75,7 +77,9 @@ fn store_together(buffer: &[u8], taken: &[Taken], unsent: &mut Vec<i64>) -> Resu
                 if json.is_empty() || !serve::claim(one, transaction) {
                     continue;
                 }
-                let id = client.update(&insert, None, &[json.into()]).map(|rows| rows.first().get_one::<String>());
+                let id = client
+                    .update(&insert, None, &[encoding::json_argument(json)])
+                    .map(|rows| rows.first().get_one::<String>());
                 let Some(id) = must(id).ok().flatten().and_then(|id| id.parse().ok()) else {
                     ereport!(
                         ERROR,
@@ -113,12 +117,8 @@ fn store_together(buffer: &[u8], taken: &[Taken], unsent: &mut Vec<i64>) -> Resu
 
 /// The table does not take this event: the server log has it, and whoever waits for it goes on.
 fn set_aside(buffer: &[u8], one: &Taken, failed: &Failed) {
-    ereport!(
-        PgLogLevel::WARNING,
-        PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-        format!("pg_writeguard: an event cannot be stored and is in this log only: {}", failed.message),
-        String::from_utf8_lossy(&buffer[one.bytes.clone()])
-    );
+    let message = format!("pg_writeguard: an event cannot be stored and is in this log only: {}", failed.message);
+    log_line(&message, Some(&stray::from_unknown(&buffer[one.bytes.clone()])));
     serve::done(core::slice::from_ref(one), Outcome::SetAside);
 }
 

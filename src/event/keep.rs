@@ -15,6 +15,7 @@ use super::memory::{Locked, Phase};
 use super::{queue, throttle};
 use crate::ffi;
 use crate::pg::contained::contained;
+use crate::pg::{encoding, stray};
 use crate::raise::log_line;
 
 /// Beside PostgreSQL's own statistics; relative to the data directory, where the postmaster works.
@@ -91,11 +92,11 @@ fn restore() {
     for line in bytes.split(|letter| *letter == b'\n').filter(|line| !line.is_empty()) {
         let kept = serde_json::from_slice::<Line>(line).ok().map(|line| Kept {
             database: pg_sys::Oid::from_u32(line.database),
-            json: line.event.into_bytes(),
+            json: encoding::to_server(&line.event),
             storing: line.storing,
             event_id: line.event_id,
         });
-        let line = String::from_utf8_lossy(line);
+        let line = stray::from_unknown(line);
         let lost = match kept {
             Some(kept) if put_back(&kept) => continue,
             Some(_) => "no room for an event that waited for the restart",
@@ -133,7 +134,7 @@ fn save() -> io::Result<()> {
         .filter_map(|kept| {
             let line = Line {
                 database: u32::from(kept.database),
-                event: String::from_utf8(kept.json).ok()?,
+                event: stray::from_unknown(&kept.json),
                 storing: kept.storing,
                 event_id: kept.event_id,
             };

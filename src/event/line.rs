@@ -8,6 +8,7 @@ use core::ptr;
 use pgrx::pg_sys;
 
 use crate::ffi;
+use crate::pg::encoding;
 
 /// A line and its DETAIL in the server's encoding, each with its final NUL, in memory that is no transaction's.
 pub struct Line {
@@ -43,15 +44,10 @@ impl Line {
     }
 }
 
-/// A text in the server's encoding, with a NUL behind it. Without letters beyond ASCII it is the text itself, which takes
-/// nothing of PostgreSQL's.
+/// A text in the server's encoding, with a NUL behind it.
 fn c_string(text: &str) -> Vec<u8> {
-    let mut bytes = if text.is_ascii() {
-        text.bytes().take_while(|byte| *byte != 0).collect()
-    } else {
-        // SAFETY: a C string that was just made.
-        unsafe { core::ffi::CStr::from_ptr(ffi::encode(text)) }.to_bytes().to_vec()
-    };
+    let mut bytes = encoding::to_server(&encoding::shown(text));
+    bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
     bytes.push(0);
     bytes
 }

@@ -16,6 +16,7 @@ use pgrx::spi::SpiClient;
 use super::memory::{Locked, MOST_WORKERS, Unsent};
 use super::record::Kind;
 use super::totals;
+use crate::pg::encoding;
 use crate::process::{self, Failed, attempt, in_subtransaction, must};
 use crate::raise::log_line;
 
@@ -142,7 +143,7 @@ fn settle() -> Vec<(Kind, Option<String>)> {
         let rows = must(client.update(SETTLE, None, &[]));
         let counted = rows.filter_map(|row| {
             let kind = must(row.get::<String>(1)).and_then(|word| Kind::of_word(&word))?;
-            Some((kind, must(row.get::<String>(2))))
+            Some((kind, must(row.get::<encoding::Text>(2)).map(|policy| policy.0)))
         });
         counted.collect()
     })

@@ -2,6 +2,7 @@
 //! names the database as well.
 
 use core::ptr;
+use std::borrow::Cow;
 
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
@@ -9,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::line::Line;
 use super::queue;
 use super::statement::MOST_BYTES;
+use crate::pg::encoding;
 use crate::session::{self, Actor};
 use crate::settings;
-use crate::words::{ascii_json, shortened};
+use crate::words::shortened;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,19 +175,18 @@ impl Event {
         self.xid = top_xid().or_else(|| self.xid.take());
     }
 
-    /// The event as JSON. The strings inside are text, so it cannot fail.
+    /// The event as JSON, in letters that this database can show and store. The strings inside are text, so it cannot fail.
     pub fn json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
-    }
-
-    /// The same in letters that every database can store.
-    pub fn ascii_json(&self) -> String {
-        ascii_json(&self.json())
+        let json = serde_json::to_string(self).unwrap_or_default();
+        match encoding::shown_json(&json) {
+            Cow::Borrowed(_) => json,
+            Cow::Owned(shown) => shown,
+        }
     }
 
     /// The event as JSON for the table.
     pub fn stored_json(&self) -> String {
-        self.shortened(MOST_BYTES).ascii_json()
+        self.shortened(MOST_BYTES).json()
     }
 
     /// The event as JSON that the queue has room for beside others: the longer its texts are, the less of them is left.
@@ -193,7 +194,7 @@ impl Event {
         let most = settings::event_queue_bytes() / 2;
         let mut bytes = queue::statement_bytes();
         loop {
-            let json = self.shortened(bytes).ascii_json();
+            let json = self.shortened(bytes).json();
             if json.len() <= most || bytes == 0 {
                 return json;
             }
@@ -228,13 +229,7 @@ impl Event {
         if let Some(reason) = &event.reason {
             line.push_str(&format!(": {}", shortened(reason, MOST_IN_LINE)));
         }
-        // SAFETY: reads a static.
-        if unsafe { pg_sys::IsTransactionState() } {
-            Line::new(&line, Some(&event.json()))
-        } else {
-            // After an error no letters can be converted to the database's encoding.
-            Line::new(&ascii_json(&line), Some(&event.ascii_json()))
-        }
+        Line::new(&line, Some(&event.json()))
     }
 
     /// The same event without its statement.

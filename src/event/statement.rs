@@ -6,9 +6,10 @@ use pgrx::pg_sys;
 
 use super::queue;
 use super::record::Event;
+use crate::pg::encoding;
 use crate::settings::{self, LogStatement};
 use crate::words::{beginning, marked};
-use crate::{ffi, lexer, session};
+use crate::{lexer, session};
 
 /// A longer statement is not shown in a hint: nobody pastes it from there.
 const MOST_IN_HINT: usize = 8 * 1024;
@@ -34,8 +35,8 @@ impl Excerpt {
 
     /// Of a text in the server's encoding that has `all` bytes, or fewer than were copied of it.
     pub fn of_server(text: &[u8], all: usize) -> Self {
-        let begins = ffi::beginning(text, MOST_BYTES);
-        Self { text: ffi::decode_bytes(begins), of: (begins.len() < all).then_some(all) }
+        let begins = encoding::beginning(text, MOST_BYTES);
+        Self { text: encoding::from_server(begins), of: (begins.len() < all).then_some(all) }
     }
 
     /// The same with at most so many bytes.
@@ -53,6 +54,11 @@ impl Excerpt {
     /// Whether an event that goes through the queue has all of the text.
     pub fn is_kept_whole(&self) -> bool {
         self.is_whole() && self.text.len() <= queue::statement_bytes()
+    }
+
+    /// Whether an event has the text as it is, without escapes for what is no letter.
+    pub fn is_shown_exactly(&self) -> bool {
+        encoding::is_exact(&encoding::shown(&self.text))
     }
 
     /// Whether there is no text at all.

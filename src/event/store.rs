@@ -33,7 +33,7 @@ static WROTE: BackendCell<bool> = BackendCell::new(false);
 pub fn insert(event: &Event) -> Result<i64, Error> {
     event.log();
     let id = owner::connect(|client| {
-        let ids = owner::rows(client, INSERT, &[event.stored_json().into()])?;
+        let ids = owner::rows(client, INSERT, &[owner::json(&event.stored_json())])?;
         let id = ids.first().cloned().unwrap_or_default();
         owner::rows(client, OUTBOX, &[id.as_str().into()])?;
         Ok(id)
@@ -62,7 +62,7 @@ pub fn insert_all(events: &[Event]) -> Result<(), Error> {
     }
     events.iter().for_each(Event::log);
     let json: Vec<String> = events.iter().map(Event::stored_json).collect();
-    owner::connect(|client| owner::rows(client, INSERT_ALL, &[format!("[{}]", json.join(",")).into()]))?;
+    owner::connect(|client| owner::rows(client, INSERT_ALL, &[owner::json(&format!("[{}]", json.join(",")))]))?;
     WROTE.set(true);
     Ok(())
 }

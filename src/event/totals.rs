@@ -12,6 +12,7 @@ use rustc_hash::FxHasher;
 
 use super::record::{Event, Kind};
 use crate::pg::shmem::{Plain, Region};
+use crate::pg::{encoding, stray};
 
 /// Databases and policies that are counted at the same time.
 const PLACES: usize = 1_024;
@@ -93,7 +94,7 @@ impl Table {
 pub fn count(kind: Kind, policy: Option<&str>) {
     // SAFETY: a static of this process.
     let database = unsafe { pg_sys::MyDatabaseId };
-    let policy = policy.map(|name| (hash_of(name), shown(name)));
+    let policy = policy.map(|name| (hash_of(name), shown(&encoding::shown(name))));
     let Some(mut table) = TABLE.lock() else { return };
     table.count(database, 0, [0; NAME_BYTES], kind);
     if let Some((policy, name)) = policy {
@@ -127,7 +128,7 @@ pub fn of_this_database() -> Vec<Counted> {
     let all = Kind::ALL.map(|kind| Counted { kind, policy: None, events: all[kind as usize] });
     let policies = found.iter().filter(|place| place.policy != 0).flat_map(|place| {
         let end = place.name.iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
-        let name = String::from_utf8_lossy(&place.name[..end]).into_owned();
+        let name = stray::from_unknown(&place.name[..end]);
         let some = Kind::ALL.into_iter().filter(|kind| place.events[*kind as usize] > 0);
         some.map(move |kind| Counted { kind, policy: Some(name.clone()), events: place.events[kind as usize] })
     });

@@ -15,6 +15,7 @@ use crate::event::statement::{hinted, tells_all};
 use crate::event::throttle::{self, Class};
 use crate::ffi;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::encoding;
 use crate::policy::model::Policy;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
@@ -116,7 +117,7 @@ fn hash_parameters(hash: &mut StatementHash) -> Result<(), ffi::Foreign> {
                 ffi::AtEOXact_GUC(true, level);
             })?;
             hash.value();
-            ffi::in_utf8(core::ffi::CStr::from_ptr(text).to_bytes(), |part| hash.text(part));
+            encoding::in_utf8(core::ffi::CStr::from_ptr(text).to_bytes(), |part| hash.text(part));
             pg_sys::pfree(text.cast());
         }
     }
@@ -271,7 +272,7 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
             let excerpt = statement::excerpt();
             WayOut::Request {
                 // The event is no request of its own where it lacks a part of the statement.
-                event: id.filter(|_| tells_all() && excerpt.is_kept_whole()),
+                event: id.filter(|_| tells_all() && excerpt.is_kept_whole() && excerpt.is_shown_exactly()),
                 statement: hinted(&excerpt),
                 parameters: statement::parameter_count(),
             }

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::event::at_commit::record_at_commit;
 use crate::event::record::{Event, Kind};
 use crate::ffi;
+use crate::pg::encoding;
 use crate::raise::Failure;
 use crate::words::Operation;
 
@@ -36,7 +37,7 @@ fn own(relation: pg_sys::Oid) -> Option<usize> {
         {
             return None;
         }
-        let name = ffi::text(pg_sys::get_rel_name(relation))?;
+        let name = encoding::from_c(pg_sys::get_rel_name(relation))?;
         TABLES.iter().position(|(table, _)| *table == name)
     }
 }

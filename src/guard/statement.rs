@@ -22,6 +22,7 @@ use super::budget::{Place, Serial};
 use crate::event::statement::{Excerpt, MOST_BYTES};
 use crate::ffi::{self, Opaque};
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
+use crate::pg::encoding;
 #[cfg(feature = "pg18")]
 use crate::token::statement::start_of;
 use crate::token::statement::{StatementHash, bounds};
@@ -428,7 +429,7 @@ impl Text {
         let from = unsafe { start(source, bytes, first, to) };
         let part = bounds(&bytes[from..to]);
         (self.from, self.to) = (from + part.start, from + part.end);
-        self.kept.extend_from_slice(ffi::beginning(&bytes[self.from..self.to], MOST_BYTES));
+        self.kept.extend_from_slice(encoding::beginning(&bytes[self.from..self.to], MOST_BYTES));
     }
 
     /// All of the text, in the server's encoding, where it is still to be had: a copy of a short one, and a long one where
@@ -550,7 +551,6 @@ pub fn excerpt() -> Excerpt {
             (None, None) => return Excerpt::default(),
         }
     };
-    // The conversion may be a function of somebody else's.
     Excerpt::of_server(&kept, all)
 }
 
@@ -561,7 +561,7 @@ pub fn hash_text(hash: &mut StatementHash) -> bool {
         let state = state();
         match (&state.executed, state.current) {
             (Some(executed), _) => {
-                hash.text(executed.text.as_bytes());
+                encoding::in_utf8(&encoding::to_server(&executed.text), |part| hash.text(part));
                 return true;
             }
             (None, Some(current)) => {
@@ -573,7 +573,7 @@ pub fn hash_text(hash: &mut StatementHash) -> bool {
         }
     };
     let Some(whole) = whole else { return false };
-    ffi::in_utf8(&whole, |part| hash.text(part));
+    encoding::in_utf8(&whole, |part| hash.text(part));
     true
 }
 

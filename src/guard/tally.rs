@@ -16,6 +16,7 @@ use super::binding::{Binding, Charge};
 use crate::error::Error;
 use crate::ffi;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::encoding;
 use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::raise::Failure;
@@ -319,7 +320,7 @@ unsafe fn json(
             if column.attisdropped {
                 continue;
             }
-            let name = || ffi::text(column.attname.data.as_ptr()).unwrap_or_default();
+            let name = || encoding::from_name(&column.attname);
             if !readable.includes(index) || !is_stored(column) {
                 nulls[index] = true;
                 hidden.push(name());
@@ -336,7 +337,7 @@ unsafe fn json(
         let Some(wide) = too_wide(sizes, room / SHARES) else { return Ok(Shown::NoRoom) };
         for (index, size) in &wide {
             nulls[*index] = true;
-            cut.push((ffi::text(attributes(*index).attname.data.as_ptr()).unwrap_or_default(), *size));
+            cut.push((encoding::from_name(&attributes(*index).attname), *size));
         }
         let row = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
         let (mut user, mut security) = (pg_sys::InvalidOid, 0);
@@ -358,7 +359,7 @@ unsafe fn json(
         if core::ffi::CStr::from_ptr(printed).count_bytes() > room {
             return Ok(Shown::NoRoom);
         }
-        let printed = ffi::text(printed).unwrap_or_default();
+        let printed = encoding::from_c(printed).unwrap_or_default();
         if hidden.is_empty() && cut.is_empty() {
             return Ok(Shown::Row { json: printed, cut: 0 });
         }

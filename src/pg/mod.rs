@@ -3,4 +3,7 @@
 pub mod backend_local;
 pub mod client;
 pub mod contained;
+pub mod conversion;
+pub mod encoding;
 pub mod shmem;
+pub mod stray;

@@ -1,6 +1,5 @@
 //! What a DBA calls: set, drop and explain policies.
 
-use pgrx::datum::Json;
 use pgrx::{direct_function_call, pg_sys};
 
 use super::key::never_undone;
@@ -13,9 +12,10 @@ use super::{catalog, conditions, stored};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
-use crate::function::{Arguments, Returns, sql_function, value};
-use crate::words::{Operation, ascii_json, literal};
-use crate::{ffi, owner};
+use crate::function::{Arguments, Returns, json, sql_function, value};
+use crate::owner;
+use crate::pg::encoding;
+use crate::words::{Operation, literal};
 
 sql_function!(
     /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.
@@ -90,7 +90,8 @@ fn set_policy(arguments: &Arguments) -> Returns {
 /// A network as PostgreSQL prints it.
 fn printed_network(network: pg_sys::Datum) -> Option<String> {
     // SAFETY: the argument is declared as cidr.
-    unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::cidr_out, &[Some(network)]) }.map(ffi::decode)
+    unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::cidr_out, &[Some(network)]) }
+        .map(|text| encoding::from_server(text.to_bytes()))
 }
 
 /// Checks a policy, and puts its names and times into the form in which they are stored.
@@ -124,7 +125,7 @@ fn store_policy(mut document: Document) -> Returns {
     let json = serde_json::to_string(&document).map_err(|error| {
         Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
     })?;
-    let action = owner::connect(|client| owner::rows(client, &upsert(), &[ascii_json(&json).into()]))?
+    let action = owner::connect(|client| owner::rows(client, &upsert(), &[owner::json(&json)]))?
         .pop()
         .unwrap_or_else(|| "unchanged".into());
     if action != "unchanged" {
@@ -149,7 +150,7 @@ fn qualify(written: &str, name: &str) -> Result<String, Error> {
             format!("tables => '{{public.{written}}}' (the schema it is in)"),
         )
     };
-    let c_name = std::ffi::CString::new(name).map_err(|_| unknown())?;
+    let c_name = encoding::name_to_c(name).ok_or_else(unknown)?;
     // SAFETY: a look-up through the search_path; InvalidOid when there is none.
     let relation = unsafe { pg_sys::RelnameGetRelid(c_name.as_ptr()) };
     let found = (relation != pg_sys::InvalidOid).then(|| relation_name(relation)).flatten();
@@ -258,7 +259,7 @@ fn explain(arguments: &Arguments) -> Returns {
             })
         })
         .collect();
-    value(Json(serde_json::Value::Array(rows)))
+    Ok(json(&serde_json::Value::Array(rows)))
 }
 
 fn in_schedule(arguments: &Arguments) -> Returns {

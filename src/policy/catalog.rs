@@ -20,6 +20,7 @@ use super::target::{self, Change};
 use crate::error::Error;
 use crate::ffi::Foreign;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
+use crate::pg::encoding;
 use crate::raise::Failure;
 use crate::session::{Actor, role_name};
 use crate::undo::table as kept_tables;
@@ -357,7 +358,7 @@ fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
 
 /// The hash with which PostgreSQL tells of a role; none for what is no role's name.
 fn role_hash(name: &str) -> Option<u32> {
-    let name = std::ffi::CString::new(name).ok()?;
+    let name = encoding::name_to_c(name)?;
     Some(target::hash_of(pg_sys::SysCacheIdentifier::AUTHNAME, pg_sys::Datum::from(name.as_ptr())))
 }
 
@@ -365,7 +366,13 @@ fn role_hash(name: &str) -> Option<u32> {
 /// noticed.
 fn memberships(roles: &[pg_sys::Oid], policies: &Policies) -> resolve::Actor {
     let itself: FxHashSet<String> = roles.iter().map(|role| role_name(*role)).collect();
-    let hashes: Vec<u32> = itself.iter().filter_map(|name| role_hash(name)).collect();
+    let hash = |role: &pg_sys::Oid| {
+        // By its bytes: a name that was made in another database may be no text here. SAFETY: NULL for an unknown role.
+        let name = unsafe { pg_sys::GetUserNameFromId(*role, true) };
+        let of = || target::hash_of(pg_sys::SysCacheIdentifier::AUTHNAME, pg_sys::Datum::from(name));
+        (!name.is_null()).then(of)
+    };
+    let hashes: Vec<u32> = roles.iter().filter_map(hash).collect();
     ROLE_HASHES.borrow().extend(hashes);
     let member_of = policies
         .roles

@@ -7,9 +7,8 @@ use core::ffi::c_char;
 use core::ptr;
 use std::collections::HashMap;
 
-use pgrx::datum::JsonB;
 use pgrx::spi::SpiClient;
-use pgrx::{IntoDatum, direct_function_call, pg_sys};
+use pgrx::{direct_function_call, pg_sys};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -19,10 +18,10 @@ use crate::error::Error;
 use crate::event::record::{Event, Kind as EventKind};
 use crate::event::store;
 use crate::ffi;
-use crate::function::{Arguments, Returns, sql_function};
+use crate::function::{Arguments, Returns, jsonb, sql_function, text};
 use crate::owner;
+use crate::pg::encoding;
 use crate::raise::Failure;
-use crate::words::ascii_json;
 
 sql_function!(
     /// `import_policies(document jsonb, prune boolean, dry_run boolean)`: a row for each policy: name, action,
@@ -106,9 +105,9 @@ fn import_policies(arguments: &Arguments) -> Returns {
     }
     arguments.give_rows(outcomes.into_iter().map(|outcome| {
         [
-            outcome.name.into_datum(),
-            outcome.action.into_datum(),
-            outcome.difference.map(JsonB).and_then(JsonB::into_datum),
+            text(&outcome.name),
+            text(&outcome.action),
+            outcome.difference.and_then(|difference| jsonb(&difference.to_string())),
         ]
     }))
 }
@@ -121,7 +120,7 @@ fn argument(arguments: &Arguments) -> Result<Value, Error> {
     // SAFETY: the argument is declared as jsonb.
     let text = unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::jsonb_out, &[Some(document)]) };
     // What jsonb holds and this reader does not: numbers beyond any float, very deep nesting.
-    serde_json::from_str(&text.map(ffi::decode).unwrap_or_default())
+    serde_json::from_str(&text.map(|text| encoding::from_server(text.to_bytes())).unwrap_or_default())
         .map_err(|error| Error::invalid(format!("the document cannot be read: {error}"), hint))
 }
 
@@ -149,7 +148,7 @@ fn printed(text: &str, key: &Key, title: &str) -> Result<String, Failure> {
         Kind::Network => (pg_sys::CIDROID, "a network"),
         _ => (pg_sys::INTERVALOID, "an interval"),
     };
-    let value = ffi::encode(text).cast_mut();
+    let value = encoding::to_palloc(text).cast_mut();
     let mut printed: *mut c_char = ptr::null_mut();
     // SAFETY: nothing but raw calls inside, with places for what they give.
     let result = unsafe {
@@ -173,7 +172,7 @@ fn printed(text: &str, key: &Key, title: &str) -> Result<String, Failure> {
         });
     }
     // SAFETY: what the output function gave.
-    Ok(unsafe { ffi::text(printed) }.unwrap_or_default())
+    Ok(unsafe { encoding::from_c(printed) }.unwrap_or_default())
 }
 
 /// The same error with the policy it is in and, where one key alone gives an error, that key's error and name.
@@ -210,7 +209,7 @@ fn compare(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, prune
     nothing_given.insert("name".into(), "p".into());
     let defaults: model::Document = document::with_defaults(nothing_given)?;
     let defaults = serde_json::to_string(&defaults).unwrap_or_default();
-    let rows = owner::rows(client, COMPARE, &[given.as_str().into(), defaults.as_str().into(), prune.into()])?;
+    let rows = owner::rows(client, COMPARE, &[owner::json(&given), owner::json(&defaults), prune.into()])?;
     rows.iter()
         .map(|row| {
             serde_json::from_str(row).map_err(|error| Error::Undecided {
@@ -229,18 +228,18 @@ fn write(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, outcome
         .collect();
     let gone: Vec<&str> = of(|action| action == "dropped").map(|outcome| outcome.name.as_str()).collect();
     if !new.is_empty() {
-        owner::rows(client, &write_all(), &[array(new).as_str().into()])?;
+        owner::rows(client, &write_all(), &[owner::json(&array(new))])?;
     }
     if !gone.is_empty() {
-        owner::rows(client, DROP, &[ascii_json(&Value::from(gone).to_string()).as_str().into()])?;
+        owner::rows(client, DROP, &[owner::json(&Value::from(gone).to_string())])?;
     }
     Ok(())
 }
 
-/// A JSON array in letters that every database can store.
+/// A JSON array.
 fn array<'a>(elements: impl IntoIterator<Item = &'a String>) -> String {
     let elements: Vec<&str> = elements.into_iter().map(String::as_str).collect();
-    ascii_json(&format!("[{}]", elements.join(",")))
+    format!("[{}]", elements.join(","))
 }
 
 /// One event for each policy that is another one now.

@@ -8,7 +8,7 @@ use super::table::SCHEMA;
 use crate::error::Error;
 use crate::function::{Arguments, Returns, sql_function};
 use crate::owner;
-use crate::session::role_name;
+use crate::session::shown_role;
 
 sql_function!(
     /// `assert_installable()`: raises 55000 unless the library was preloaded, WG007 unless the schema can be trusted.
@@ -40,7 +40,7 @@ fn assert_installable(arguments: &Arguments) -> Returns {
     if !trusted {
         return Err(Error::Invalid {
             message: "schema \"writeguard\" is there already and belongs to somebody else".into(),
-            detail: Some(format!("Its owner \"{}\" could rename or drop it.", role_name(owner))),
+            detail: Some(format!("Its owner \"{}\" could rename or drop it.", shown_role(owner))),
             hint: "ALTER SCHEMA writeguard OWNER TO CURRENT_USER;".into(),
         }
         .into());
@@ -79,7 +79,7 @@ fn revoke_default_privileges(arguments: &Arguments) -> Returns {
     let schema = unsafe { pg_sys::get_namespace_oid(SCHEMA.as_ptr(), false) };
     let names = arguments.get::<Vec<String>>(0);
     owner::connect(|client| {
-        let revokes = owner::rows(client, GRANTEES, &[schema.into(), names.clone().into()])?;
+        let revokes = owner::rows(client, GRANTEES, &[schema.into(), names.as_deref().into()])?;
         run_all(client, &revokes)?;
         // Of what PUBLIC has without anybody saying so, the script itself says what remains.
         if names.is_none() {

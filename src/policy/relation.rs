@@ -5,15 +5,15 @@ use core::ptr;
 use pgrx::pg_sys;
 
 use super::table::SCHEMA;
-use crate::ffi;
+use crate::pg::encoding;
 use crate::words::RelationName;
 
 /// The name of a relation; none when it is gone.
 pub fn relation_name(relation: pg_sys::Oid) -> Option<RelationName> {
     // SAFETY: syscache look-ups that give NULL for what is not there.
     unsafe {
-        let name = ffi::text(pg_sys::get_rel_name(relation))?;
-        let schema = ffi::text(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation)))?;
+        let name = encoding::from_c(pg_sys::get_rel_name(relation))?;
+        let schema = encoding::from_c(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation)))?;
         Some(RelationName::new(schema, name))
     }
 }
@@ -43,8 +43,8 @@ pub fn never_covered(relation: pg_sys::Oid) -> Option<&'static str> {
 
 /// The relation of that name, if there is one.
 pub fn relation_of(name: &RelationName) -> Option<pg_sys::Oid> {
-    let schema = std::ffi::CString::new(name.schema.as_str()).ok()?;
-    let table = std::ffi::CString::new(name.name.as_str()).ok()?;
+    let schema = encoding::name_to_c(&name.schema)?;
+    let table = encoding::name_to_c(&name.name)?;
     // SAFETY: syscache look-ups that give InvalidOid for what is not there.
     let relation = unsafe {
         match pg_sys::get_namespace_oid(schema.as_ptr(), true) {
@@ -244,11 +244,11 @@ fn scan<T>(
 pub fn nearest_role(name: &str) -> Option<String> {
     // SAFETY: a row of pg_authid.
     let roles = scan(pg_sys::AuthIdRelationId, 0, &[], |row| unsafe {
-        ffi::text((&raw const (*row.cast::<pg_sys::FormData_pg_authid>()).rolname.data).cast())
+        encoding::from_name(&(*row.cast::<pg_sys::FormData_pg_authid>()).rolname)
     });
     let letters = |role: &String| strsim::osa_distance(&name.to_lowercase(), &role.to_lowercase());
     let most = name.chars().count().div_ceil(3);
-    let roles = roles.into_iter().flatten().filter(|role| !role.starts_with("pg_"));
+    let roles = roles.into_iter().filter(|role| !role.starts_with("pg_"));
     roles.map(|role| (letters(&role), role)).filter(|(letters, _)| *letters <= most).min().map(|(_, role)| role)
 }
 
@@ -260,7 +260,7 @@ pub fn is_member(role: pg_sys::Oid, of: pg_sys::Oid) -> bool {
 
 /// The OID of the role of that name.
 pub fn role_oid(name: &str) -> Option<pg_sys::Oid> {
-    let name = std::ffi::CString::new(name).ok()?;
+    let name = encoding::name_to_c(name)?;
     // SAFETY: with `missing_ok` an unknown role gives InvalidOid.
     let role = unsafe { pg_sys::get_role_oid(name.as_ptr(), true) };
     (role != pg_sys::InvalidOid).then_some(role)

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use pgrx::datum::JsonB;
 use pgrx::pg_sys;
 use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
@@ -16,7 +15,7 @@ use super::resolve::{self, Actor, Target};
 use super::table::{self, Place, Policies};
 use crate::event::record::in_utc;
 use crate::event::{memory, outbox, queue, serve};
-use crate::function::{Arguments, Returns, sql_function, value};
+use crate::function::{Arguments, Returns, jsonb, sql_function};
 use crate::raise::Failure;
 use crate::stat;
 use crate::words::{Operation, RelationName};
@@ -29,21 +28,24 @@ sql_function!(
 fn setup_facts(_arguments: &Arguments) -> Returns {
     let counters = queue::counters();
     let statistics = stat::memory::slots();
-    value(JsonB(json!({
-        "preloaded": memory::is_there(),
-        "library": env!("CARGO_PKG_VERSION"),
-        "late": counters.late,
-        "in_log_only": counters.in_log_only,
-        "set_aside": counters.set_aside,
-        "starved": counters.starved,
-        "kept_worker": serve::has_kept(),
-        "unsent_since": outbox::unsent_since().map(in_utc),
-        "waiting_since": queue::waiting_since(),
-        "policies": defects()?,
-        "looking_on": set_asides()?,
-        "stat_evicted": statistics.evicted,
-        "stat_behind": statistics.stored_at.map(seconds_since),
-    })))
+    Ok(jsonb(
+        &json!({
+            "preloaded": memory::is_there(),
+            "library": env!("CARGO_PKG_VERSION"),
+            "late": counters.late,
+            "in_log_only": counters.in_log_only,
+            "set_aside": counters.set_aside,
+            "starved": counters.starved,
+            "kept_worker": serve::has_kept(),
+            "unsent_since": outbox::unsent_since().map(in_utc),
+            "waiting_since": queue::waiting_since(),
+            "policies": defects()?,
+            "looking_on": set_asides()?,
+            "stat_evicted": statistics.evicted,
+            "stat_behind": statistics.stored_at.map(seconds_since),
+        })
+        .to_string(),
+    ))
 }
 
 /// Seconds since a point in time.

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use pgrx::datum::Interval;
 use pgrx::{FromDatum, IntoDatum, direct_function_call, pg_sys};
 
-use crate::ffi;
+use crate::pg::encoding;
 
 /// An interval as a document has it, and how long it is.
 pub struct Span {
@@ -54,7 +54,7 @@ impl Span {
                 let _style = Style::postgres();
                 direct_function_call::<&CStr>(pg_sys::interval_out, &[Some(datum)])
             };
-            Some(Self { text: ffi::decode(text?), microseconds })
+            Some(Self { text: encoding::from_server(text?.to_bytes()), microseconds })
         }
     }
 

@@ -6,13 +6,15 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use pgrx::{FromDatum, PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sys};
+use pgrx::{PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sys};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::model::{Document, Policy};
 use super::resolve::{AsPolicy, Index, Target};
 use super::span::Span;
 use crate::ffi::{self, Foreign};
+use crate::function::FromSql;
+use crate::pg::encoding::{self, from_name};
 
 /// The schema of the extension; fixed by its control file.
 pub const SCHEMA: &CStr = c"writeguard";
@@ -181,7 +183,7 @@ unsafe fn scan(relation: pg_sys::Relation, before: Option<&Policies>, found: &mu
     unsafe {
         let descriptor = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
         let columns: HashMap<String, usize> =
-            descriptor.iter().enumerate().map(|(index, column)| (column.name().to_owned(), index)).collect();
+            descriptor.iter().enumerate().map(|(index, column)| (from_name(&column.attname), index)).collect();
         found.unreadable = other_column(&descriptor);
         if found.unreadable.is_some() {
             return;
@@ -247,7 +249,7 @@ pub const LATER: [&str; 1] = ["samples"];
 fn other_column(descriptor: &PgTupleDesc<'_>) -> Option<String> {
     let is_fit = |name: &str, type_oid: pg_sys::Oid| {
         let mut columns = descriptor.iter().filter(|column| !column.attisdropped);
-        match columns.find(|column| column.name() == name) {
+        match columns.find(|column| from_name(&column.attname) == name) {
             Some(column) => column.atttypid == type_oid,
             None => LATER.contains(&name),
         }
@@ -266,10 +268,10 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    fn get<T: FromDatum>(&self, column: &str) -> Option<T> {
-        let index = *self.columns.get(column)?;
+    fn get<T: FromSql>(&self, column: &str) -> Option<T> {
+        let index = self.columns.get(column).copied().filter(|index| !self.nulls[*index])?;
         // SAFETY: the table's column has the type that the caller asks for.
-        unsafe { T::from_datum(self.values[index], self.nulls[index]) }
+        Some(unsafe { T::from_sql(self.values[index]) })
     }
 
     /// The column as its type's output function prints it.
@@ -277,7 +279,7 @@ impl Row<'_> {
         let index = self.columns.get(column).copied().filter(|index| !self.nulls[*index])?;
         // SAFETY: the output function of the column's type.
         let text = unsafe { direct_function_call::<&CStr>(output, &[Some(self.values[index])]) }?;
-        Some(ffi::decode(text))
+        Some(encoding::from_server(text.to_bytes()))
     }
 
     fn span(&self, column: &str) -> Option<Span> {

@@ -14,7 +14,7 @@ use crate::function::{Arguments, Returns, sql_function, value};
 use crate::guard::{lift, statement};
 use crate::owner;
 use crate::raise::{log_line, tell};
-use crate::session::{Actor, role_name};
+use crate::session::{Actor, shown_role};
 use crate::settings;
 use crate::token::statement::sha256;
 use crate::words::{duration, shortened};
@@ -45,7 +45,7 @@ fn break_glass(arguments: &Arguments) -> Returns {
     let parameters: Vec<Option<String>> = arguments.get(2).unwrap_or_default();
     let stored = rehearse_and_store(&arguments.text(0, "statement")?, arguments.get(1), &parameters)?;
     let token = fresh_token()?;
-    let login = role_name(Actor::current().login);
+    let login = shown_role(Actor::current().login);
     let lifetime = settings::break_glass_lifetime();
     owner::connect(|client| {
         let hash = sha256(token.as_bytes());

@@ -6,7 +6,6 @@
 //! the rehearsal. Spending the request, the run and its events are part of the caller's transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
 
 use pgrx::{PgLogLevel, pg_sys};
 
@@ -19,6 +18,7 @@ use crate::ffi;
 use crate::function::{Arguments, Returns, sql_function};
 use crate::guard::budget::Serial;
 use crate::guard::{book, decide, lift, statement};
+use crate::pg::encoding::to_c;
 use crate::raise::{Failure, tell};
 use crate::settings;
 use crate::token::check::{self, Reviewed};
@@ -112,7 +112,7 @@ impl Drop for Running {
 /// WG006 where it changed other numbers of rows than reviewed; the statement's own errors, untouched.
 fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u64)>, Failure> {
     let running = Running::begin(grant, reviewed);
-    let (text, path) = (c_string(&reviewed.statement), c_string(&reviewed.search_path));
+    let (text, path) = (to_c(&reviewed.statement), to_c(&reviewed.search_path));
     let values = values(&reviewed.parameters);
     let wanted = {
         // SAFETY: `Run::execute` is a plain old frame over raw calls; its error goes on to abort the (sub)transaction.
@@ -139,10 +139,6 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
         }
         None => Ok(changed),
     }
-}
-
-fn c_string(text: &str) -> CString {
-    CString::new(text).unwrap_or_default()
 }
 
 /// Records the refusal of an execution, and gives it.

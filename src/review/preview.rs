@@ -1,13 +1,10 @@
 //! `preview`: what a statement would change, told to whoever asks.
 
-use std::ffi::CString;
-
-use pgrx::{IntoDatum, PgLogLevel, direct_function_call, pg_sys};
+use pgrx::{IntoDatum, PgLogLevel, pg_sys};
 
 use super::{rehearse, run};
 use crate::error::Error;
-use crate::ffi;
-use crate::function::{Arguments, Returns, sql_function};
+use crate::function::{Arguments, Returns, jsonb, sql_function, text};
 use crate::guard::concern::Concern;
 use crate::guard::tally::{Account, Line, Wanted};
 use crate::policy::model::Policy;
@@ -28,31 +25,30 @@ fn preview(arguments: &Arguments) -> Returns {
     if !(0..=MOST_SHOWN).contains(&sample) {
         return Err(Error::invalid(format!("sample must be from 0 to {MOST_SHOWN}"), "sample => 5").into());
     }
-    let text = arguments.text(0, "statement")?;
     let again = "SELECT * FROM writeguard.preview($$UPDATE orders SET … WHERE …$$);";
-    let text = CString::new(text).map_err(|_| Error::invalid("malformed statement", again))?;
-    run::check(&text)?;
+    let statement = run::c_text(&arguments.text(0, "statement")?, again)?;
+    run::check(&statement)?;
     let wanted = Wanted {
         everything: true,
         respects_policies: false,
         sample: usize::try_from(sample).unwrap_or(0),
         most: settings::preview_max_rows(),
     };
-    let rehearsed = rehearse::rehearse(&text, &[], wanted)?;
+    let rehearsed = rehearse::rehearse(&statement, &[], wanted)?;
     tell_what_is_missing(&rehearsed.account)?;
     let stopped = rehearsed.account.stopped;
     arguments.give_rows(rehearsed.account.lines.into_iter().map(|line| {
         let said = verdict(&line, &rehearsed.concerns);
         [
-            line.name.to_sql().into_datum(),
-            line.operation.into_datum(),
+            text(&line.name.to_sql()),
+            text(line.operation),
             i64::try_from(line.rows).unwrap_or(i64::MAX).into_datum(),
             stopped.into_datum(),
             said.limit.and_then(|rows| i64::try_from(rows).ok()).into_datum(),
-            said.verdict.into_datum(),
-            said.policy.into_datum(),
-            jsonb(&line.before, line.left_out),
-            jsonb(&line.after, line.left_out),
+            text(said.verdict),
+            said.policy.and_then(text),
+            array(&line.before, line.left_out),
+            array(&line.after, line.left_out),
         ]
     }))
 }
@@ -97,7 +93,7 @@ fn verdict<'a>(line: &'a Line, concerns: &'a [Concern]) -> Said<'a> {
 }
 
 /// An array of rows, with a word about those that were left out; NULL where there is none.
-fn jsonb(rows: &[String], left_out: u64) -> Option<pg_sys::Datum> {
+fn array(rows: &[String], left_out: u64) -> Option<pg_sys::Datum> {
     let note = (left_out > 0).then(|| format!("\"{}\"", words_of(left_out)));
     if rows.iter().all(|row| row == "null") && (note.is_none() || !rows.is_empty()) {
         return None;
@@ -108,9 +104,7 @@ fn jsonb(rows: &[String], left_out: u64) -> Option<pg_sys::Datum> {
         array.push_str(row);
     }
     array.push(']');
-    let text = ffi::encode(&array);
-    // SAFETY: jsonb_in takes a C string.
-    unsafe { direct_function_call::<pg_sys::Datum>(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text))]) }
+    jsonb(&array)
 }
 
 fn words_of(left_out: u64) -> String {

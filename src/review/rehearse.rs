@@ -15,6 +15,7 @@ use crate::ffi;
 use crate::guard::concern::{self, Concern};
 use crate::guard::tally::{self, Account, Wanted};
 use crate::guard::{book, lift, statement};
+use crate::pg::encoding;
 use crate::raise::Failure;
 
 /// What a rehearsal found.
@@ -88,6 +89,6 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         .filter(|(_, rows)| *rows > 0)
         .collect();
     // SAFETY: NULL or C strings in our own memory context.
-    let parameters = printed.into_iter().map(|text| unsafe { ffi::text(text) }).collect();
+    let parameters = printed.into_iter().map(|text| unsafe { encoding::from_c(text) }).collect();
     Ok(Rehearsed { rows, account, refused_without_rows: lift::is_refused_without_rows(), concerns, parameters })
 }

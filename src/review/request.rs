@@ -1,7 +1,6 @@
 //! Requests: a statement that somebody wants approved is rehearsed and stored with what that found.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -17,12 +16,13 @@ use crate::function::{Arguments, Returns, sql_function, value};
 use crate::guard::concern::Concern;
 use crate::guard::tally::{Line, Wanted};
 use crate::owner;
+use crate::pg::encoding;
 use crate::raise::Failure;
-use crate::session::{self, Actor, role_name};
+use crate::session::{self, Actor, shown_role};
+use crate::settings;
 use crate::token::check::Bound;
 use crate::token::statement::{StatementHash, bounds, normalize};
-use crate::words::{Override, ascii_json, cut_from, literal, shortened};
-use crate::{ffi, settings};
+use crate::words::{Override, cut_from, literal, shortened};
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.
@@ -46,7 +46,7 @@ sql_function!(
 );
 
 fn login(_arguments: &Arguments) -> Returns {
-    value(role_name(Actor::current().login))
+    value(shown_role(Actor::current().login))
 }
 
 fn queue_counters(_arguments: &Arguments) -> Returns {
@@ -59,14 +59,14 @@ fn queue_counters(_arguments: &Arguments) -> Returns {
 fn hash(arguments: &Arguments) -> Returns {
     let text = arguments.bytes(0).ok_or_else(|| Error::invalid("statement must not be NULL", "statement => '…'"))?;
     let mut hash = StatementHash::default();
-    ffi::in_utf8(&text[bounds(text)], |part| hash.text(part));
+    encoding::in_utf8(&text[bounds(text)], |part| hash.text(part));
     for parameter in arguments.elements(1) {
         let Some(text) = parameter else {
             hash.null();
             continue;
         };
         hash.value();
-        ffi::in_utf8(text, |part| hash.text(part));
+        encoding::in_utf8(text, |part| hash.text(part));
     }
     value(hash.finish())
 }
@@ -97,7 +97,7 @@ fn request_event(arguments: &Arguments) -> Returns {
     let refused = found.first().and_then(|json| serde_json::from_str::<Refused>(json).ok());
     // Somebody else's event and none at all look alike: who may not read events learns nothing here.
     let refused = refused
-        .filter(|refused| refused.login == role_name(Actor::current().login))
+        .filter(|refused| refused.login == shown_role(Actor::current().login))
         .ok_or_else(|| Error::invalid(format!("event {event} is not a refusal of yours"), mine))?;
     if refused.kind != "blocked" {
         return Err(Error::invalid(format!("event {event} is not a refusal of yours"), mine).into());
@@ -106,6 +106,7 @@ fn request_event(arguments: &Arguments) -> Returns {
         None => "was not kept",
         Some(text) if refused.whole != Some(true) || cut_from(&text).is_some() => "was too long to be kept whole",
         Some(statement) if lacks_values(&statement) => "was kept without its values",
+        Some(statement) if !encoding::is_exact(&statement) => "was kept with escapes for what is no letter",
         Some(statement) => return value(store_request(&statement, arguments.get(1), &[])?),
     };
     let again = "SELECT writeguard.request('…', reason => 'why this is right');";
@@ -207,13 +208,13 @@ fn samples(lines: &[Line]) -> Option<Box<RawValue>> {
 
 fn hash_of(statement: &str, parameters: &[Option<String>]) -> String {
     let mut hash = StatementHash::default();
-    hash.text(statement.as_bytes());
+    encoding::in_utf8(&encoding::to_server(statement), |part| hash.text(part));
     for parameter in parameters {
         match parameter {
             None => hash.null(),
             Some(text) => {
                 hash.value();
-                hash.text(text.as_bytes());
+                encoding::in_utf8(&encoding::to_server(text), |part| hash.text(part));
             }
         }
     }
@@ -254,9 +255,10 @@ pub fn rehearse_and_store(
     let again = "SELECT writeguard.request($$UPDATE orders SET … WHERE …$$, reason => 'why this is right');";
     let reason = reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.ok_or_else(|| Error::invalid("a request needs a reason", "reason => 'why this is right'"))?;
-    let text = CString::new(statement).map_err(|_| Error::invalid("malformed statement", again))?;
+    let text = run::c_text(statement, again)?;
     // The part that a client which sends this text would run: what follows the semicolon is not of it.
-    let statement = normalize(run::check(&text)?.unwrap_or(statement));
+    let statement = run::check(&text)?;
+    let statement = normalize(&statement);
     let rehearsed = rehearse::rehearse(
         &text,
         parameters,
@@ -290,9 +292,9 @@ pub fn rehearse_and_store(
         search_path: &session::search_path(),
         samples: samples.as_deref(),
     };
-    let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
+    let json = serde_json::to_string(&new).unwrap_or_default();
     let lifetime = settings::request_lifetime();
-    let id = owner::connect(|client| owner::rows(client, INSERT, &[json.as_str().into(), lifetime.into()]))?;
+    let id = owner::connect(|client| owner::rows(client, INSERT, &[owner::json(&json), lifetime.into()]))?;
     let id: i64 = id.first().and_then(|id| id.parse().ok()).unwrap_or_default();
     let reason = shortened(&reason, MOST_BYTES).into_owned();
     Ok(Stored { id, excerpt: Excerpt::of(statement), rows: new.rows, reason })

@@ -11,14 +11,26 @@ use pgrx::pg_sys;
 use crate::error::Error;
 use crate::ffi;
 use crate::function::MOST_BYTES;
+use crate::pg::encoding;
 use crate::raise::Failure;
 use crate::token::statement::start_of;
+
+/// A statement's text as PostgreSQL takes it.
+///
+/// # Errors
+/// WG007 for one that no text of PostgreSQL's is.
+pub fn c_text(statement: &str, again: &str) -> Result<CString, Error> {
+    if statement.contains('\0') {
+        return Err(Error::invalid("malformed statement", again));
+    }
+    Ok(encoding::to_c(statement))
+}
 
 /// Checks that `text` is one statement that can be rehearsed, and gives the part of it that is the statement.
 ///
 /// # Errors
 /// WG007 when it is none or several or of another kind; syntax errors as PostgreSQL tells them.
-pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
+pub fn check(text: &CString) -> Result<String, Failure> {
     let mut list: *mut pg_sys::List = ptr::null_mut();
     // SAFETY: the raw parser looks nothing up; nothing but the raw call inside.
     unsafe {
@@ -39,10 +51,10 @@ pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
             | pg_sys::NodeTag::T_TruncateStmt => {
                 let first = usize::try_from((*raw).stmt_location).unwrap_or(0);
                 let length = usize::try_from((*raw).stmt_len).unwrap_or(0);
-                let whole = text.to_str().unwrap_or_default();
                 let from = start_of(text.to_bytes(), first, !pg_sys::standard_conforming_strings);
+                let whole = text.to_bytes();
                 let to = if length > 0 { first + length } else { whole.len() };
-                Ok(whole.get(from..to))
+                Ok(encoding::from_server(whole.get(from..to).unwrap_or(whole)))
             }
             _ => {
                 let message = "only UPDATE, DELETE, MERGE, INSERT, SELECT and TRUNCATE can be reviewed";
@@ -54,7 +66,7 @@ pub fn check(text: &CString) -> Result<Option<&str>, Failure> {
 
 /// The texts of parameters, as PostgreSQL takes them.
 pub fn values(parameters: &[Option<String>]) -> Vec<Option<CString>> {
-    parameters.iter().map(|value| value.as_deref().map(|value| CString::new(value).unwrap_or_default())).collect()
+    parameters.iter().map(|value| value.as_deref().map(encoding::to_c)).collect()
 }
 
 /// Whether a statement that takes `wanted` parameters was given so many.

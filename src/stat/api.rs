@@ -1,20 +1,18 @@
 //! What SQL calls: the rows of the views `stat` and `stat_slots`, `stat_reset()` and `suggest_policies()`.
 
-use std::ffi::CString;
-
 use pgrx::datum::TimestampWithTimeZone;
-use pgrx::{IntoDatum, direct_function_call_as_datum, pg_sys};
+use pgrx::{IntoDatum, pg_sys};
 use serde_json::json;
 
 use super::histogram::without_empty_end;
 use super::memory::{self, Numbers};
 use super::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
 use crate::error::Error;
-use crate::ffi;
-use crate::function::{Arguments, Returns, bigint, sql_function, text};
+use crate::function::{Arguments, Returns, bigint, jsonb, sql_function, text};
+use crate::pg::encoding;
 use crate::policy::relation::{never_covered, relation_of, role_oid};
-use crate::session::role_name;
-use crate::words::{RelationName, ascii_json, count};
+use crate::session::{role_name, shown_role};
+use crate::words::{RelationName, count};
 
 sql_function!(
     /// `stat_numbers() → setof record`: the rows of the view `stat`.
@@ -41,13 +39,6 @@ pub fn of_this_database() -> Vec<Numbers> {
     memory::numbers(|key| key.database == database)
 }
 
-/// JSON as SQL has it, whatever the database's encoding is.
-fn jsonb(value: &serde_json::Value) -> Option<pg_sys::Datum> {
-    let json = CString::new(ascii_json(&value.to_string())).ok()?;
-    // SAFETY: core's own input function with a C string.
-    unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[json.as_c_str().into_datum()]) }
-}
-
 fn stat_numbers(arguments: &Arguments) -> Returns {
     arguments.give_rows(of_this_database().iter().map(|numbers| {
         let (schema, table) = numbers.key.relation();
@@ -55,7 +46,7 @@ fn stat_numbers(arguments: &Arguments) -> Returns {
         let histogram: Vec<i64> = buckets.iter().map(|count| i64::try_from(*count).unwrap_or(i64::MAX)).collect();
         [
             text(&RelationName::new(schema, table).to_sql()),
-            text(&role_name(numbers.key.role)),
+            text(&shown_role(numbers.key.role)),
             numbers.operation().and_then(|operation| text(operation.word())),
             bigint(buckets.iter().sum()),
             bigint(numbers.rows()),
@@ -86,7 +77,7 @@ fn suggest_policies(arguments: &Arguments) -> Returns {
         let hint = "headroom => 2 (limits twice as high as what was usual)";
         return Err(Error::invalid("headroom must be between 1 and 1000000", hint).into());
     }
-    let ascii = !ffi::is_utf8();
+    let ascii = !encoding::has_all_letters();
     let mut all: Vec<(String, String, Numbers)> = of_this_database()
         .into_iter()
         .filter_map(|numbers| {
@@ -117,11 +108,14 @@ fn suggest_policies(arguments: &Arguments) -> Returns {
             ),
         };
         let document = limit.map(|limit| {
-            jsonb(&json!({
-                "name": policy_name(&relation, word, &role),
-                "tables": [relation], "roles": [role], "operations": [word], "max_rows": limit,
-                "comment": format!("suggested after {statements} statements, the largest of {}", count(largest)),
-            }))
+            jsonb(
+                &json!({
+                    "name": policy_name(&relation, word, &role),
+                    "tables": [relation], "roles": [role], "operations": [word], "max_rows": limit,
+                    "comment": format!("suggested after {statements} statements, the largest of {}", count(largest)),
+                })
+                .to_string(),
+            )
         });
         let chart = chart(without_empty_end(&numbers.statements), limit, ascii);
         [

@@ -14,12 +14,13 @@ use pgrx::pg_sys;
 use rustc_hash::FxHasher;
 
 use super::histogram::BUCKETS;
+use crate::pg::encoding;
 use crate::pg::shmem::{Plain, Region};
 use crate::settings;
 use crate::words::Operation;
 
-/// Bytes of a name in UTF-8: 63 letters of an encoding with a byte each may take two.
-const NAME_BYTES: usize = 128;
+/// Bytes of a name in the database's encoding.
+const NAME_BYTES: usize = pg_sys::NAMEDATALEN as usize;
 /// Places that a key may be in.
 const WAYS: usize = 16;
 
@@ -56,7 +57,7 @@ impl Key {
 
 fn bytes(name: &str) -> [u8; NAME_BYTES] {
     let mut bytes = [0; NAME_BYTES];
-    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+    for (to, from) in bytes.iter_mut().zip(encoding::to_server(name)) {
         *to = from;
     }
     bytes
@@ -64,7 +65,7 @@ fn bytes(name: &str) -> [u8; NAME_BYTES] {
 
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    encoding::from_server(&bytes[..end])
 }
 
 /// Counters of one key.

@@ -73,9 +73,9 @@ impl Bound {
         let (system, database) = unsafe { (pg_sys::GetSystemIdentifier(), pg_sys::MyDatabaseId) };
         Self {
             database: format!("{system}/{}", u32::from(database)),
-            login: session::role_name(actor.login),
+            login: session::shown_role(actor.login),
             actor: oids.join("/"),
-            acting_as: session::role_name(actor.role()),
+            acting_as: session::shown_role(actor.role()),
         }
     }
 

@@ -14,9 +14,10 @@ use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function, value};
-use crate::session::{Actor, role_name};
-use crate::words::{ascii_json, literal};
-use crate::{ffi, owner};
+use crate::owner;
+use crate::pg::encoding;
+use crate::session::{Actor, shown_role};
+use crate::words::literal;
 
 sql_function!(
     /// `trust_key(name text, public_key_pem text) → text`: gives the SHA-256 of the key.
@@ -96,10 +97,10 @@ fn trust_key(arguments: &Arguments) -> Returns {
         .into());
     }
     let key = PublicKey::read(&text)?;
-    let login = role_name(Actor::current().login);
-    let new = ascii_json(&json!({"name": name, "public_key": key.pem, "trusted_by": login}).to_string());
+    let login = shown_role(Actor::current().login);
+    let new = json!({"name": name, "public_key": key.pem, "trusted_by": login}).to_string();
     let is_new = owner::connect(|client| {
-        if !owner::rows(client, INSERT, &[new.as_str().into()])?.is_empty() {
+        if !owner::rows(client, INSERT, &[owner::json(&new)])?.is_empty() {
             return Ok(true);
         }
         if owner::rows(client, SAME, &[name.as_str().into(), key.pem.as_str().into()])?.is_empty() {
@@ -144,8 +145,7 @@ fn record(reason: String) -> Result<(), Error> {
 
 /// Whether the database can store any letter; in others, names are ASCII.
 pub fn stores_all_letters() -> bool {
-    // SAFETY: reads a static.
-    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
+    encoding::has_all_letters()
 }
 
 /// The trusted key of a name, as the table is now: a transaction that sees an older state of everything else (REPEATABLE
@@ -175,7 +175,7 @@ pub fn trusted(name: &str) -> Result<Option<VerifyingKey>, Error> {
         let descriptor = (*relation).rd_att;
         let text = |tuple, column: &core::ffi::CStr| {
             let number = pg_sys::SPI_fnumber(descriptor, column.as_ptr());
-            if number > 0 { ffi::text(pg_sys::SPI_getvalue(tuple, descriptor, number)) } else { None }
+            if number > 0 { encoding::from_c(pg_sys::SPI_getvalue(tuple, descriptor, number)) } else { None }
         };
         let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, ptr::null_mut(), 0, ptr::null_mut());
         loop {

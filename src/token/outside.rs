@@ -9,9 +9,10 @@ use super::claims::{self, Accepted, Expected, Refusal, is_name, shown};
 use super::grant::{Grant, Source};
 use super::{jwt, key};
 use crate::error::Error;
+use crate::pg::encoding;
 use crate::session::{Actor, role_name};
-use crate::words::{RelationName, ascii_json};
-use crate::{ffi, owner, settings};
+use crate::words::RelationName;
+use crate::{owner, settings};
 
 /// Waits for another transaction that spends the same token; gives nothing when that committed.
 const SPEND: &str = "INSERT INTO writeguard.used_jti (key, jti, expires_at) \
@@ -34,7 +35,7 @@ fn audience() -> String {
     // SAFETY: reads shared memory, a static and the catalog; the name is a palloc'ed C string, or NULL for a database that
     // is not there, which is not the one we are in.
     unsafe {
-        let name = ffi::text(pg_sys::get_database_name(pg_sys::MyDatabaseId));
+        let name = encoding::from_c(pg_sys::get_database_name(pg_sys::MyDatabaseId));
         format!("{}/{}", pg_sys::GetSystemIdentifier(), name.unwrap_or_default())
     }
 }
@@ -109,8 +110,8 @@ fn insert(key: &str, accepted: &Accepted) -> Result<bool, Error> {
 /// The tables that a token opens, by qualified name: those it names, with their partitions and children.
 fn families(tables: &[RelationName]) -> Result<BTreeMap<String, u64>, Error> {
     let named: Vec<_> = tables.iter().map(|name| json!({"schema": name.schema, "name": name.name})).collect();
-    let named = ascii_json(&json!(named).to_string());
-    let found = owner::connect(|client| owner::rows(client, FAMILIES, &[named.as_str().into()]))?;
+    let named = json!(named).to_string();
+    let found = owner::connect(|client| owner::rows(client, FAMILIES, &[owner::json(&named)]))?;
     let names = found.iter().filter_map(|json| serde_json::from_str::<(String, String)>(json).ok());
     Ok(names.map(|(schema, name)| (RelationName::new(schema, name).to_sql(), u64::MAX)).collect())
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure. The hash is the SHA-256 of the statement's text without surrounding blanks and final semicolon; each
 //! parameter adds a zero byte and then `n` for NULL, or `v` and its text. Without parameters it is what `sha256sum`
-//! says of the text.
+//! says of the text. Bytes that are no letters (see `pg::stray`) count as they are.
 
 use core::ops::Range;
 

@@ -12,13 +12,13 @@ use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::ffi;
-use crate::function::{Arguments, Returns, sql_function};
+use crate::function::{Arguments, Returns, sql_function, text};
 use crate::guard::{lift, statement};
 use crate::owner;
 use crate::policy::model::Keep;
 use crate::policy::relation::{relation_name, with_descendants};
 use crate::raise::{Failure, Raise, guarded};
-use crate::session::{Actor, role_name};
+use crate::session::{Actor, shown_role};
 use crate::words::RelationName;
 
 sql_function!(
@@ -76,9 +76,9 @@ fn undo(arguments: &Arguments) -> Returns {
     };
     let number = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX).into_datum();
     arguments.give_rows(
-        outcomes.into_iter().map(|Outcome { name, restored, conflicts }| {
-            [name.to_sql().into_datum(), number(restored), number(conflicts)]
-        }),
+        outcomes
+            .into_iter()
+            .map(|Outcome { name, restored, conflicts }| [text(&name.to_sql()), number(restored), number(conflicts)]),
     )
 }
 
@@ -161,7 +161,7 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
     if restored == 0 {
         return Ok(());
     }
-    let login = role_name(Actor::current().login);
+    let login = shown_role(Actor::current().login);
     owner::connect(|client| owner::rows(client, MARK, &[id.into(), login.as_str().into()]))?;
     if lift::is_rehearsing() {
         return Ok(());

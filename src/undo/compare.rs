@@ -2,12 +2,13 @@
 
 use pgrx::pg_sys;
 
-use super::naming::{Naming, readable};
+use super::naming::Naming;
 use super::net::{Net, Values};
 use super::session::check_interrupts;
 use super::shape::{Column, KeyColumn, Shape};
 use super::text;
 use crate::error::Error;
+use crate::pg::encoding::from_server;
 use crate::raise::Failure;
 
 /// A column of a changed row: its place, the value before and the value after.
@@ -94,7 +95,7 @@ impl Comparison<'_> {
     pub fn tell_key(&self, net: &Net) -> Option<String> {
         let values = net.keyed_by()?;
         let names = self.naming.key(self.shape).ok()?;
-        let value = |name: &&[u8]| values.get(*name).cloned().flatten().map(|value| readable(&value));
+        let value = |name: &&[u8]| values.get(*name).cloned().flatten().map(|value| from_server(&value));
         let values: Option<Vec<String>> = names.iter().map(value).collect();
         let columns: Vec<String> = self.shape.key_columns().map(|column| column.name.clone()).collect();
         Some(format!("({})=({})", columns.join(", "), values?.join(", ")))

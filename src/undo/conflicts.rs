@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use pgrx::{IntoDatum, direct_function_call, pg_sys};
+use pgrx::pg_sys;
 
 use super::compare::Comparison;
 use super::kept::Change;
@@ -10,7 +10,8 @@ use super::net::{Net, Values};
 use super::shape::Column;
 use super::standing::{Purpose, compare};
 use crate::ffi;
-use crate::function::{Arguments, Returns, sql_function};
+use crate::function::{Arguments, Returns, jsonb, sql_function, text};
+use crate::pg::encoding;
 use crate::raise::Failure;
 
 sql_function!(
@@ -40,14 +41,8 @@ fn undo_conflicts(arguments: &Arguments) -> Returns {
     }
     arguments.give_rows(rows.into_iter().map(|(name, values)| {
         let [key, was, wrote, is_now] = values.map(|json| json.and_then(|json| jsonb(&json)));
-        [name.into_datum(), key, was, wrote, is_now]
+        [text(&name), key, was, wrote, is_now]
     }))
-}
-
-fn jsonb(json: &str) -> Option<pg_sys::Datum> {
-    let json = ffi::encode(json);
-    // SAFETY: jsonb_in takes a C string.
-    unsafe { direct_function_call::<pg_sys::Datum>(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(json))]) }
 }
 
 /// A conflict as it is told: of a changed row the columns that the change altered, of others all.
@@ -97,7 +92,7 @@ fn json(row: &[(&Column, Option<pg_sys::Datum>)]) -> Result<String, Failure> {
         let descriptor = pg_sys::CreateTemplateTupleDesc(row.len() as i32);
         for (number, (column, _)) in (1..).zip(row) {
             let (type_oid, typmod) = (column.type_oid(), column.typmod);
-            pg_sys::TupleDescInitEntry(descriptor, number, ffi::encode(&column.name), type_oid, typmod, 0);
+            pg_sys::TupleDescInitEntry(descriptor, number, encoding::to_palloc(&column.name), type_oid, typmod, 0);
         }
         pg_sys::BlessTupleDesc(descriptor);
         let mut nulls: Vec<bool> = row.iter().map(|(_, value)| value.is_none()).collect();
@@ -110,6 +105,6 @@ fn json(row: &[(&Column, Option<pg_sys::Datum>)]) -> Result<String, Failure> {
             let json = ffi::OidFunctionCall1Coll(function, pg_sys::InvalidOid, datum);
             printed = ffi::text_to_cstring(json.cast_mut_ptr());
         })?;
-        Ok(ffi::text(printed).unwrap_or_default())
+        Ok(encoding::from_c(printed).unwrap_or_default())
     }
 }

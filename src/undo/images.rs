@@ -13,8 +13,8 @@ use super::rows::{Rows, Typed};
 use super::shape::Shape;
 use super::text;
 use crate::error::Error;
-use crate::ffi;
 use crate::owner;
+use crate::pg::encoding;
 use crate::raise::Failure;
 
 /// Images of one row are those with the same root, one after the other.
@@ -198,7 +198,7 @@ fn key_of(column: &str, key: &[&[u8]]) -> String {
     let part = |name: &&[u8]| {
         let name = CString::new(*name).unwrap_or_default();
         // SAFETY: gives a quoted copy.
-        let quoted = unsafe { ffi::text(pg_sys::quote_literal_cstr(name.as_ptr())) }.unwrap_or_default();
+        let quoted = unsafe { encoding::from_c(pg_sys::quote_literal_cstr(name.as_ptr())) }.unwrap_or_default();
         format!("{column} -> {quoted}")
     };
     match key {
@@ -235,7 +235,7 @@ unsafe fn fetch(change: i64, relation: pg_sys::Oid, roots: &[(i64, i64)], memory
         let inside = pg_sys::MemoryContextSwitchTo(memory);
         let mut rows = Rows::new(&columns);
         pg_sys::MemoryContextSwitchTo(inside);
-        let plan = pg_sys::SPI_prepare(ffi::encode(sql), types.len() as i32, types.as_mut_ptr());
+        let plan = pg_sys::SPI_prepare(encoding::to_palloc(sql), types.len() as i32, types.as_mut_ptr());
         let portal = pg_sys::SPI_cursor_open(ptr::null(), plan, arguments.as_mut_ptr(), ptr::null(), false);
         loop {
             pg_sys::SPI_cursor_fetch(portal, true, BATCH);

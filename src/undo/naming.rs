@@ -1,14 +1,13 @@
 //! Which columns of a table the names in kept images mean.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CStr;
 
 use serde::Deserialize;
 
 use super::net::Values;
 use super::shape::{Shape, quote};
 use crate::error::Error;
-use crate::ffi;
+use crate::pg::encoding::{from_server, to_server};
 
 /// What a change says of the columns that it has images of.
 #[derive(Debug, Default, Deserialize)]
@@ -37,19 +36,13 @@ pub struct Naming {
     other_key: bool,
 }
 
-/// The name as the database's encoding has it.
-pub fn bytes(name: &str) -> Vec<u8> {
-    // SAFETY: `encode` gives a C string.
-    unsafe { CStr::from_ptr(ffi::encode(name)) }.to_bytes().to_vec()
-}
-
 impl Naming {
     /// Of a table as it is now, with what a change says of it.
     pub fn new(change: i64, shape: &Shape, was: &Known) -> Self {
         let place = |number: i16| shape.columns.iter().position(|column| column.number == number);
         let known: BTreeMap<Vec<u8>, Option<usize>> = match &was.columns {
-            Some(numbers) => numbers.iter().map(|(name, number)| (bytes(name), place(*number))).collect(),
-            None => shape.columns.iter().map(|column| (bytes(&column.name), place(column.number))).collect(),
+            Some(numbers) => numbers.iter().map(|(name, number)| (to_server(name), place(*number))).collect(),
+            None => shape.columns.iter().map(|column| (to_server(&column.name), place(column.number))).collect(),
         };
         let mut names = vec![None; shape.columns.len()];
         for (name, place) in &known {
@@ -61,7 +54,7 @@ impl Naming {
             let parts = shape.columns.get(*place).and_then(|column| column.parts.as_ref());
             parts.is_some_and(|parts| parts.digest == *digest)
         };
-        let remade = was.forms.iter().flatten().map(|(name, digest)| (bytes(name), digest));
+        let remade = was.forms.iter().flatten().map(|(name, digest)| (to_server(name), digest));
         let remade = remade.filter(|(name, digest)| {
             known.get(name).copied().flatten().is_some_and(|place| !is_made_of(&place, digest))
         });
@@ -123,7 +116,7 @@ impl Naming {
                 return Err(Error::Invalid {
                     message: format!(
                         "the type of column {} of table \"{}\" is not what it was at change {}",
-                        quote(&readable(name)),
+                        quote(&from_server(name)),
                         self.table,
                         self.change
                     ),
@@ -134,10 +127,10 @@ impl Naming {
             match self.known.get(name) {
                 Some(Some(_)) => {}
                 Some(None) => {
-                    self.lost.insert(readable(name));
+                    self.lost.insert(from_server(name));
                 }
                 None => {
-                    let name = quote(&readable(name));
+                    let name = quote(&from_server(name));
                     return Err(Error::Invalid {
                         message: format!("table \"{}\" has no column {name} any more", self.table),
                         detail: Some("Rows are kept by their columns' names.".into()),
@@ -166,9 +159,4 @@ impl Naming {
             )
         })
     }
-}
-
-/// A name in UTF-8.
-pub fn readable(name: &[u8]) -> String {
-    std::ffi::CString::new(name).map(|name| ffi::decode(&name)).unwrap_or_default()
 }

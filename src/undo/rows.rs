@@ -6,7 +6,7 @@ use core::ffi::{CStr, c_int};
 
 use pgrx::pg_sys;
 
-use crate::ffi;
+use crate::pg::encoding;
 
 /// A column of set-aside rows: its name for SQL, type, modifier and collation.
 pub struct Typed<'a> {
@@ -42,7 +42,7 @@ impl Rows {
             let descriptor = pg_sys::CreateTemplateTupleDesc(columns.len() as c_int);
             for (number, column) in (1..).zip(columns) {
                 let Typed { name, type_oid, typmod, collation } = *column;
-                pg_sys::TupleDescInitEntry(descriptor, number, ffi::encode(name), type_oid, typmod, 0);
+                pg_sys::TupleDescInitEntry(descriptor, number, encoding::to_palloc(name), type_oid, typmod, 0);
                 pg_sys::TupleDescInitEntryCollation(descriptor, number, collation);
             }
             let slot = pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsMinimalTuple);

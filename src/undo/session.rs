@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 use super::print::attribute;
 use super::rows::Rows;
 use crate::ffi;
+use crate::pg::encoding;
 use crate::raise::Failure;
 
 /// Runs raw calls, and stays in the memory context that was current before.
@@ -48,7 +49,7 @@ impl Connection {
     /// # Errors
     /// Core's own, such as that of a missing privilege when it is run.
     pub fn plan(&self, sql: &str) -> Result<Plan, Failure> {
-        let sql = ffi::encode(sql);
+        let sql = encoding::to_palloc(sql);
         let mut plan = ptr::null_mut();
         // SAFETY: nothing but the raw call inside.
         unsafe { raw(|| plan = ffi::SPI_prepare(sql, 0, ptr::null_mut()))? };

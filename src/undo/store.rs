@@ -18,11 +18,11 @@ use crate::event::store;
 use crate::function::{Arguments, Returns, sql_function};
 use crate::guard::budget::Serial;
 use crate::owner;
+use crate::pg::encoding;
 use crate::policy::model::Keep;
 use crate::policy::stored;
-use crate::session::{Actor, role_name};
+use crate::session::{Actor, shown_role};
 use crate::settings;
-use crate::words::ascii_json;
 
 sql_function!(
     /// `discard(change bigint)`.
@@ -152,15 +152,15 @@ fn new_change(
     let actor = Actor::current();
     let new = New {
         xid: top_xid(),
-        login: role_name(actor.login),
-        role: role_name(actor.role()),
-        statement,
+        login: shown_role(actor.login),
+        role: shown_role(actor.role()),
+        statement: &encoding::shown(statement),
         approval,
         undoes,
         keep: &keep.text,
     };
-    let json = ascii_json(&serde_json::to_string(&new).unwrap_or_default());
-    let id = owner::rows(client, STATEMENT, &[json.as_str().into()])?;
+    let json = serde_json::to_string(&new).unwrap_or_default();
+    let id = owner::rows(client, STATEMENT, &[owner::json(&json)])?;
     Ok(id.first().and_then(|id| id.parse().ok()).unwrap_or_default())
 }
 
@@ -177,7 +177,7 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &FxHashMap<Serial, Change>) -
             let value = |index: usize| *(*slot).tts_values.add(index);
             let is_null = |index: usize| *(*slot).tts_isnull.add(index);
             let relation = u32::from_datum(value(1), is_null(1)).unwrap_or_default();
-            let operation = String::from_datum(value(2), is_null(2)).unwrap_or_default();
+            let operation = if is_null(2) { String::new() } else { encoding::from_text(value(2)) };
             let bytes = [3, 4]
                 .into_iter()
                 .filter(|index| !is_null(*index))
@@ -231,8 +231,8 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &FxHashMap<Serial, Change>) -
         TABLES_OF_0_2
     };
     for tables in tables.chunks(TABLES_AT_A_TIME) {
-        let json = ascii_json(&serde_json::to_string(tables).unwrap_or_default());
-        owner::rows(client, sql, &[json.as_str().into()])?;
+        let json = serde_json::to_string(tables).unwrap_or_default();
+        owner::rows(client, sql, &[owner::json(&json)])?;
     }
     Ok(())
 }

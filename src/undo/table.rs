@@ -13,12 +13,11 @@ use pgrx::pg_sys;
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use serde::Deserialize;
 
-use super::naming;
 use super::print::{self, Column, Image, Member, Printer, Values, is_same};
 use crate::error::Error;
-use crate::ffi;
 use crate::owner;
 use crate::pg::backend_local::{BackendCell, BackendLocal};
+use crate::pg::encoding;
 use crate::policy::relation::ancestors;
 use crate::raise::Failure;
 use crate::words::RelationName;
@@ -295,7 +294,9 @@ impl Table {
             let numbers: Vec<i16> = printer
                 .columns
                 .iter()
-                .map(|column| root.columns.get(&ffi::decode(&column.name)).copied().unwrap_or(NO_COLUMN))
+                .map(|column| {
+                    root.columns.get(&encoding::from_server(column.name.to_bytes())).copied().unwrap_or(NO_COLUMN)
+                })
                 .collect();
             let is_key = numbers.iter().map(|number| root.key.contains(number)).collect();
             Ok(Self { relation: (*relation).rd_id, root, descriptor, printer, numbers, is_key })
@@ -306,12 +307,12 @@ impl Table {
     /// tells the name of a column by its number in the root.
     pub fn members(&self, named: impl Fn(i16) -> Option<String>) -> Option<Box<[Member]>> {
         let name = |(column, number): (&Column, &i16)| {
-            let now = ffi::decode(&column.name);
+            let now = encoding::from_server(column.name.to_bytes());
             let name = named(*number).unwrap_or_else(|| now.clone());
             (name == now, name)
         };
         let names: Vec<(bool, String)> = self.printer.columns.iter().zip(&self.numbers).map(name).collect();
-        let members = || names.iter().map(|(_, name)| print::member(&naming::bytes(name))).collect();
+        let members = || names.iter().map(|(_, name)| print::member(&encoding::to_server(name))).collect();
         (!names.iter().all(|(same, _)| *same)).then(members)
     }
 
