@@ -58,7 +58,7 @@ pub fn enabled() -> bool {
 }
 
 /// No token is longer; of a longer value only the beginning is looked at, which opens nothing.
-const LONGEST_TOKEN: usize = 64 * 1024;
+pub const LONGEST_TOKEN: usize = 64 * 1024;
 
 /// The token as it was last assigned; `session` knows whether it counts.
 pub fn token() -> Option<String> {
