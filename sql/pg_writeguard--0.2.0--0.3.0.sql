@@ -30,7 +30,7 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
             FROM pg_catalog.jsonb_to_record(writeguard.setup_facts())
                  AS f (preloaded boolean, library text, late bigint, in_log_only bigint, waiting_since timestamptz,
                        policies jsonb, looking_on jsonb, stat_evicted bigint, stat_behind bigint, set_aside bigint,
-                       unsent_since timestamptz, kept_worker boolean, starved bigint)
+                       unsent_since timestamptz, kept_worker boolean, starved bigint, unattached boolean)
         ),
         settings AS MATERIALIZED (
             SELECT s.name, s.setting, s.reset_val, s.source, s.pending_restart FROM pg_catalog.pg_settings AS s
@@ -66,7 +66,18 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
                        WHERE l.name <> ''))
                    END
             FROM facts AS f CROSS JOIN settings AS s
-            WHERE NOT f.preloaded AND s.name = 'shared_preload_libraries'
+            WHERE NOT f.preloaded AND f.unattached IS NOT TRUE AND s.name = 'shared_preload_libraries'
+        UNION ALL
+            SELECT 'problem', 'shared_preload_libraries',
+                   'a library that is loaded after pg_writeguard does not call its shmem_startup_hook, so every covered write is refused',
+                   pg_catalog.format('ALTER SYSTEM SET shared_preload_libraries = %s; -- and restart the server', (
+                       SELECT pg_catalog.string_agg(pg_catalog.quote_literal(l.name), ', '
+                                                    ORDER BY l.name = 'pg_writeguard', l.place)
+                       FROM pg_catalog.regexp_split_to_table(s.setting, '\s*,\s*') WITH ORDINALITY AS w (word, place)
+                            CROSS JOIN LATERAL (SELECT pg_catalog.btrim(w.word, ' "'), w.place) AS l (name, place)
+                       WHERE l.name <> ''))
+            FROM facts AS f CROSS JOIN settings AS s
+            WHERE f.unattached AND s.name = 'shared_preload_libraries'
         UNION ALL
             SELECT 'warning', 'library',
                    pg_catalog.format('the server runs version %s of the library, and version %s is installed',

@@ -5,6 +5,7 @@
 
 use thiserror::Error as ThisError;
 
+use crate::pg::preload;
 use crate::words::{Operation, RelationName, count, literal};
 
 /// How somebody gets past a limit on purpose, as far as the policy and the session allow.
@@ -151,6 +152,9 @@ pub enum Error {
     /// 55000: the library is not preloaded.
     #[error("pg_writeguard must be loaded via \"shared_preload_libraries\"")]
     NotPreloaded { hint: String },
+    /// 55000: it is, and its shared memory was not set up.
+    #[error("{}", preload::MISSING)]
+    Unattached,
 }
 
 /// What a policy with mode warn let pass.
@@ -233,7 +237,7 @@ impl Error {
             Error::Undecided { .. } | Error::Unrecorded => "WG008",
             Error::ChangedSince { .. } | Error::NotWritten { .. } => "WG009",
             Error::NotAllowed { .. } => "42501",
-            Error::NotPreloaded { .. } => "55000",
+            Error::NotPreloaded { .. } | Error::Unattached => "55000",
             Error::Stopped { .. } => "57014",
         }
     }
@@ -297,6 +301,7 @@ impl Error {
                 count(*rows)
             )),
             Error::NotAllowed { detail, .. } => Some(detail.clone()),
+            Error::Unattached => Some(preload::WHY.to_owned()),
             Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
         }
     }
@@ -331,6 +336,7 @@ impl Error {
             | Error::UnfitKey { hint, .. }
             | Error::Undecided { hint, .. }
             | Error::NotPreloaded { hint } => hint.clone(),
+            Error::Unattached => preload::WAY_OUT.to_owned(),
             Error::Unrecorded => "SELECT * FROM writeguard.check_setup();".to_owned(),
         })
     }

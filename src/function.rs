@@ -5,7 +5,7 @@ use pgrx::{FromDatum, IntoDatum, direct_function_call_as_datum, pg_sys};
 
 use crate::error::Error;
 use crate::event::memory;
-use crate::pg::encoding;
+use crate::pg::{encoding, preload};
 use crate::raise::Failure;
 
 /// The arguments of a call.
@@ -273,6 +273,9 @@ pub fn jsonb(json: &str) -> Option<pg_sys::Datum> {
 /// 55000 without the preload, otherwise those of the body.
 pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
     if !memory::is_there() {
+        if preload::was() {
+            return Err(Failure::Ours(Error::Unattached));
+        }
         return Err(Failure::Ours(Error::NotPreloaded {
             hint: "Add this line to postgresql.conf and restart the server: \
                    shared_preload_libraries = 'pg_writeguard'"

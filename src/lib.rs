@@ -62,6 +62,7 @@ pub extern "C-unwind" fn _PG_init() {
         if !pg_sys::process_shared_preload_libraries_in_progress {
             return;
         }
+        pg::preload::note();
         settings::register(session::arming(), expectation::hooks());
         guard::hooks::install();
     }

@@ -16,10 +16,11 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::prelude::*;
 
 use crate::event::serve::{self, Taken};
-use crate::event::{batch, keep, outbox, prune, throttle};
+use crate::event::{batch, keep, memory, outbox, prune, throttle};
+use crate::pg::preload;
 use crate::process::{connect, exists, handle_signals, start};
 use crate::pruner::Sender;
-use crate::raise::log_line;
+use crate::raise::{log_line, tell};
 use crate::{ffi, stat};
 
 /// How long a worker without work stays connected. DROP DATABASE waits five seconds for others to leave.
@@ -79,6 +80,10 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     handle_signals();
     // SAFETY: without a database only shared catalogs can be read.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0) };
+    if !memory::is_there() {
+        let _told = tell(PgLogLevel::WARNING, preload::MISSING, Some(preload::WHY), Some(preload::WAY_OUT));
+        return;
+    }
     serve::become_launcher();
     keep::accepted();
     let mut pruners = Sender::new();
@@ -177,6 +182,10 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn writeguard_kept_main(_argument: pg_sys::Datum) {
     handle_signals();
+    if !memory::is_there() {
+        // The launcher says why.
+        return;
+    }
     // SAFETY: the callback lives as long as the process.
     unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(0)) };
     serve::become_kept();

@@ -5,5 +5,6 @@ pub mod client;
 pub mod contained;
 pub mod conversion;
 pub mod encoding;
+pub mod preload;
 pub mod shmem;
 pub mod stray;

@@ -18,9 +18,10 @@ use super::resolve::{self, Candidate, Target};
 use super::table::{self, Loaded, Place, Policies};
 use super::target::{self, Change};
 use crate::error::Error;
+use crate::event::memory;
 use crate::ffi::Foreign;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
-use crate::pg::encoding;
+use crate::pg::{encoding, preload};
 use crate::raise::Failure;
 use crate::session::{Actor, role_name};
 use crate::undo::table as kept_tables;
@@ -452,6 +453,11 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<(From, Option
             .collect::<Vec<_>>()
     });
     let covered = applying.iter().any(|policies| !policies.is_empty());
+    if covered && !memory::is_there() {
+        // No event could be stored and no rate kept.
+        let reason = format!("{}. {}", preload::MISSING, preload::WHY.trim_end_matches('.'));
+        return Err(Error::Undecided { reason, hint: preload::WAY_OUT.into(), relation: Some(target.name) }.into());
+    }
     from.acting = Some(acting);
     let covering = covered.then(|| Covering { relation: target.name.clone(), applying });
     from.target = Some(target);

@@ -16,6 +16,7 @@ use super::table::{self, Place, Policies};
 use crate::event::record::in_utc;
 use crate::event::{memory, outbox, queue, serve};
 use crate::function::{Arguments, Returns, jsonb, sql_function};
+use crate::pg::preload;
 use crate::raise::Failure;
 use crate::stat;
 use crate::words::{Operation, RelationName};
@@ -31,6 +32,7 @@ fn setup_facts(_arguments: &Arguments) -> Returns {
     Ok(jsonb(
         &json!({
             "preloaded": memory::is_there(),
+            "unattached": preload::was() && !memory::is_there(),
             "library": env!("CARGO_PKG_VERSION"),
             "late": counters.late,
             "in_log_only": counters.in_log_only,

@@ -198,8 +198,13 @@ impl Server {
 
     /// Starts a stopped server again.
     pub fn start_again(&self) {
+        assert!(self.try_start().is_ok(), "the server does not start:\n{}", self.log());
+    }
+
+    /// The same where it may fail; what pg_ctl says then.
+    pub fn try_start(&self) -> Result<(), String> {
         let output = self.pg_ctl("start").output().expect("cannot run pg_ctl");
-        assert!(output.status.success(), "the server does not start:\n{}", self.log());
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
     /// Stops the server in fast mode and starts it again.
