@@ -19,7 +19,33 @@ use pgrx::pg_sys;
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::encoding;
 
-// Each of these is called from plain old frames only, or cannot raise an ERROR (said at the function).
+// None of these raises an ERROR, so they may be called from anywhere.
+unsafe extern "C" {
+    // These read a static and return.
+    pub fn GetAuthenticatedUserId() -> pg_sys::Oid;
+    pub fn GetSessionUserId() -> pg_sys::Oid;
+    pub fn GetCurrentRoleId() -> pg_sys::Oid;
+    pub fn GetCurrentTransactionNestLevel() -> c_int;
+    pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
+    pub fn IsLogicalWorker() -> bool;
+
+    // These read the transaction's state and return.
+    pub fn IsTransactionBlock() -> bool;
+    pub fn IsAbortedTransactionBlockState() -> bool;
+
+    /// An unknown name gives NULL.
+    pub fn GetPortalByName(name: *const c_char) -> pg_sys::Portal;
+    /// Without `throw_error` an unknown name gives NULL.
+    pub fn FetchPreparedStatement(name: *const c_char, throw_error: bool) -> *mut pg_sys::PreparedStatement;
+
+    /// Links the callback into the context; allocates nothing.
+    pub fn MemoryContextRegisterResetCallback(
+        context: pg_sys::MemoryContext,
+        callback: *mut pg_sys::MemoryContextCallback,
+    );
+}
+
+// Each of these may raise: it is called from a plain old frame, or inside `protect`.
 unsafe extern "C-unwind" {
     pub fn standard_ExecutorStart(query_desc: *mut pg_sys::QueryDesc, eflags: c_int);
     #[cfg(not(feature = "pg18"))]
@@ -52,12 +78,6 @@ unsafe extern "C-unwind" {
     pub fn GetNamedLWLockTranche(name: *const c_char) -> *mut pg_sys::LWLockPadded;
     pub fn on_shmem_exit(callback: pg_sys::pg_on_exit_callback, argument: pg_sys::Datum);
 
-    /// Links the callback into the context; allocates nothing.
-    pub fn MemoryContextRegisterResetCallback(
-        context: pg_sys::MemoryContext,
-        callback: *mut pg_sys::MemoryContextCallback,
-    );
-    pub fn IsLogicalWorker() -> bool;
     // With `missing_ok` a relation that is none of the node's gives NULL.
     pub fn ExecLookupResultRelByOid(
         node: *mut pg_sys::ModifyTableState,
@@ -66,21 +86,6 @@ unsafe extern "C-unwind" {
         update_cache: bool,
     ) -> *mut pg_sys::ResultRelInfo;
     pub fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, column: c_int);
-
-    // These read a static and return.
-    pub fn GetAuthenticatedUserId() -> pg_sys::Oid;
-    pub fn GetSessionUserId() -> pg_sys::Oid;
-    pub fn GetCurrentRoleId() -> pg_sys::Oid;
-    pub fn GetCurrentTransactionNestLevel() -> c_int;
-    pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
-
-    // These read the transaction's state and return.
-    pub fn IsTransactionBlock() -> bool;
-    pub fn IsAbortedTransactionBlockState() -> bool;
-    // An unknown name gives NULL.
-    pub fn GetPortalByName(name: *const c_char) -> pg_sys::Portal;
-    // Without `throw_error` an unknown name gives NULL.
-    pub fn FetchPreparedStatement(name: *const c_char, throw_error: bool) -> *mut pg_sys::PreparedStatement;
 
     pub fn AcceptInvalidationMessages();
     pub fn try_table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;

@@ -17,6 +17,7 @@ use pgrx::prelude::*;
 
 use crate::event::serve::{self, Taken};
 use crate::event::{batch, keep, memory, outbox, prune, throttle};
+use crate::pg::contained::contained;
 use crate::pg::preload;
 use crate::process::{connect, exists, handle_signals, start};
 use crate::pruner::Sender;
@@ -243,9 +244,8 @@ fn work(is_needed: impl Fn() -> bool) {
 }
 
 /// However the worker ends, nobody shall take another process with its number for it.
-#[pg_guard]
 unsafe extern "C-unwind" fn leave(_code: c_int, _argument: pg_sys::Datum) {
-    serve::leave();
+    contained("a worker's end", serve::leave);
 }
 
 /// Settles what a killed predecessor left behind.

@@ -35,12 +35,13 @@ struct Kept {
 fn leftover() -> Vec<Kept> {
     // A process that was killed may still hold the lock.
     let Some(queue) = Locked::try_lock() else { return Vec::new() };
-    let waiting = queue.entries().iter().filter(|entry| matches!(entry.phase, Phase::Queued | Phase::Taken));
+    let places = queue.entries().iter().enumerate();
+    let waiting = places.filter(|(_, entry)| matches!(entry.phase, Phase::Queued | Phase::Taken));
     waiting
-        .filter(|entry| entry.length > 0)
-        .map(|entry| {
+        .filter(|(_, entry)| entry.length > 0)
+        .map(|(place, entry)| {
             let mut json = Vec::with_capacity(entry.length as usize);
-            queue.read(entry, &mut json);
+            queue.read(place, &mut json);
             let storing = if entry.phase == Phase::Taken { entry.storing } else { 0 };
             Kept { database: entry.database, json, storing, event_id: entry.event_id }
         })
@@ -49,11 +50,11 @@ fn leftover() -> Vec<Kept> {
 
 /// Puts an event back that waited while the server was down; false when there is no room for it.
 fn put_back(kept: &Kept) -> bool {
-    let Some(queue) = Locked::lock() else { return false };
+    let Some(mut queue) = Locked::lock() else { return false };
     let Some(place) = queue.add(kept.database, &kept.json) else { return false };
     if kept.storing != 0 {
         // The next worker looks whether that transaction committed after all.
-        let entry = &mut queue.entries()[place];
+        let entry = &mut queue.entries_mut()[place];
         (entry.phase, entry.storing, entry.event_id) = (Phase::Taken, kept.storing, kept.event_id);
     }
     true

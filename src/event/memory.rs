@@ -12,8 +12,7 @@ use core::sync::atomic::AtomicU64;
 
 use pgrx::pg_sys;
 
-use crate::ffi;
-use crate::pg::backend_local::BackendLocal;
+use crate::pg::shmem::{self, Plain, Region};
 use crate::settings;
 
 const BLOCK_BYTES: usize = 1024 - size_of::<u32>();
@@ -112,12 +111,17 @@ pub struct Header {
     pub unsent: [Unsent; MOST_WORKERS],
     pub visited: pg_sys::Oid,
     pub visit: Visit,
+}
+
+/// What is counted without the lock.
+#[repr(C)]
+pub struct Counters {
     /// Refusals that went out before their event was on disk.
     pub late: AtomicU64,
     /// Events that found no room, and are in the server log only.
     pub unqueued: AtomicU64,
     pub stored: AtomicU64,
-    /// Events that the table does not take; they are in the server log only, and among [`Header::unqueued`] as well.
+    /// Events that the table does not take; they are in the server log only, and among [`Counters::unqueued`] as well.
     pub set_aside: AtomicU64,
     /// Times that notifications could not be sent.
     pub unsent_attempts: AtomicU64,
@@ -125,26 +129,17 @@ pub struct Header {
     pub starved: AtomicU64,
 }
 
-/// The queue's parts in shared memory.
-struct Queue {
-    lock: *mut pg_sys::LWLock,
-    header: *mut Header,
-    entries: *mut Entry,
-    blocks: *mut Block,
-}
+// SAFETY: numbers, bytes, and pointers to latches in shared memory; zero is the first word of each enumeration.
+unsafe impl Plain for Header {}
+unsafe impl Plain for Counters {}
+unsafe impl Plain for Entry {}
 
-/// Set in every process that attaches to shared memory, and in the postmaster again after a crash.
-static QUEUE: BackendLocal<Option<Queue>> = BackendLocal::new(None);
+/// The counters and the header, and after them the entries and then the blocks.
+static QUEUE: Region<Counters, Header> = Region::new(c"pg_writeguard");
 
-/// The counters, which need no lock.
-pub fn counters_of() -> Option<&'static Header> {
-    // SAFETY: shared memory; only its atomics are read without the lock.
-    queue().map(|queue| unsafe { &*queue.header })
-}
-
-fn queue() -> Option<&'static Queue> {
-    // SAFETY: single-threaded; replaced only while shared memory is set up.
-    unsafe { (*QUEUE.get()).as_ref() }
+/// The counters; none where the library was not preloaded.
+pub fn counters_of() -> Option<&'static Counters> {
+    QUEUE.open()
 }
 
 fn block_count() -> usize {
@@ -155,90 +150,94 @@ fn entry_count() -> usize {
     block_count() + MOST_WORKERS
 }
 
-fn size() -> usize {
-    size_of::<Header>() + entry_count() * size_of::<Entry>() + block_count() * size_of::<Block>()
+fn bytes_of_places() -> usize {
+    entry_count() * size_of::<Entry>() + block_count() * size_of::<Block>()
 }
-
-const TRANCHE: &core::ffi::CStr = c"pg_writeguard";
 
 /// Asks for the shared memory; in the postmaster, before it is laid out.
 pub unsafe fn request() {
     // SAFETY: a plain old frame, called from shmem_request_hook.
-    unsafe {
-        ffi::RequestAddinShmemSpace(size());
-        ffi::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
-    }
+    unsafe { QUEUE.request(bytes_of_places()) };
 }
 
 /// Finds or initializes the shared memory; in every process that attaches to it, and after a crash again. True where
 /// it was initialized.
 pub unsafe fn startup() -> bool {
-    // SAFETY: a plain old frame, called from shmem_startup_hook; the memory is as large as asked for and maximally aligned.
-    unsafe {
-        let mut found = false;
-        let base = ffi::ShmemInitStruct(TRANCHE.as_ptr(), size(), &mut found).cast::<u8>();
-        let header = base.cast::<Header>();
-        let entries = base.add(size_of::<Header>()).cast::<Entry>();
-        let blocks = base.add(size_of::<Header>() + entry_count() * size_of::<Entry>()).cast::<Block>();
-        if !found {
-            base.write_bytes(0, size());
-            (*header).entries = entry_count() as u32;
-            (*header).blocks = block_count() as u32;
-            for index in 0..block_count() {
-                (*blocks.add(index)).next = if index + 1 == block_count() { NONE } else { index as u32 + 1 };
-            }
+    // SAFETY: a plain old frame, called from shmem_startup_hook.
+    let is_new = unsafe { QUEUE.startup(bytes_of_places()) };
+    if is_new && let Some(mut queue) = Locked::lock() {
+        queue.header_mut().entries = entry_count() as u32;
+        queue.header_mut().blocks = block_count() as u32;
+        let (_, blocks) = queue.parts();
+        let last = blocks.len() - 1;
+        for (index, block) in blocks.iter_mut().enumerate() {
+            block.next = if index == last { NONE } else { index as u32 + 1 };
         }
-        let lock = &raw mut (*ffi::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
-        *QUEUE.get() = Some(Queue { lock, header, entries, blocks });
-        !found
     }
+    is_new
 }
 
 /// Whether the library was preloaded, so that there is a queue.
 pub fn is_there() -> bool {
-    queue().is_some()
+    QUEUE.open().is_some()
 }
 
 /// The queue under its lock.
-pub struct Locked(&'static Queue);
+pub struct Locked {
+    header: shmem::Locked<Counters, Header>,
+    entries: *mut Entry,
+}
 
 impl Locked {
     pub fn lock() -> Option<Self> {
-        let queue = queue()?;
-        // SAFETY: the lock lives in shared memory. Held for a few copies only.
-        unsafe { pg_sys::LWLockAcquire(queue.lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
-        Some(Self(queue))
+        let entries = QUEUE.following()?;
+        Some(Self { header: QUEUE.lock()?, entries })
     }
 
     /// The same, unless somebody holds the lock now.
     pub fn try_lock() -> Option<Self> {
-        let queue = queue()?;
-        // SAFETY: as above; this one never waits.
-        unsafe { pg_sys::LWLockConditionalAcquire(queue.lock, pg_sys::LWLockMode::LW_EXCLUSIVE) }.then_some(Self(queue))
+        let entries = QUEUE.following()?;
+        Some(Self { header: QUEUE.try_lock()?, entries })
     }
 
-    #[allow(clippy::mut_from_ref)]
-    pub fn header(&self) -> &mut Header {
-        // SAFETY: under the lock nobody else touches it.
-        unsafe { &mut *self.0.header }
+    pub fn header(&self) -> &Header {
+        &self.header
     }
 
-    #[allow(clippy::mut_from_ref)]
-    pub fn entries(&self) -> &mut [Entry] {
+    pub fn header_mut(&mut self) -> &mut Header {
+        &mut self.header
+    }
+
+    pub fn entries(&self) -> &[Entry] {
         // SAFETY: under the lock nobody else touches them; there are as many as the header says.
-        unsafe { core::slice::from_raw_parts_mut(self.0.entries, self.header().entries as usize) }
+        unsafe { core::slice::from_raw_parts(self.entries, self.header.entries as usize) }
     }
 
-    #[allow(clippy::mut_from_ref)]
-    fn blocks(&self) -> &mut [Block] {
+    pub fn entries_mut(&mut self) -> &mut [Entry] {
+        // SAFETY: as above.
+        unsafe { core::slice::from_raw_parts_mut(self.entries, self.header.entries as usize) }
+    }
+
+    fn first_block(&self) -> *mut Block {
+        // SAFETY: the blocks follow the entries.
+        unsafe { self.entries.add(self.header.entries as usize).cast() }
+    }
+
+    fn blocks(&self) -> &[Block] {
         // SAFETY: as for the entries.
-        unsafe { core::slice::from_raw_parts_mut(self.0.blocks, self.header().blocks as usize) }
+        unsafe { core::slice::from_raw_parts(self.first_block(), self.header.blocks as usize) }
+    }
+
+    fn parts(&mut self) -> (&mut Header, &mut [Block]) {
+        let (first, count) = (self.first_block(), self.header.blocks as usize);
+        // SAFETY: as for the entries; the header is apart from them.
+        (&mut self.header, unsafe { core::slice::from_raw_parts_mut(first, count) })
     }
 
     /// Puts `bytes` into a chain of blocks; none when there are too few.
-    fn write(&self, bytes: &[u8]) -> Option<u32> {
+    fn write(&mut self, bytes: &[u8]) -> Option<u32> {
         let needed = bytes.len().div_ceil(BLOCK_BYTES);
-        let (header, blocks) = (self.header(), self.blocks());
+        let (header, blocks) = self.parts();
         let mut last = header.free_block;
         for _ in 1..needed {
             last = blocks.get(last as usize)?.next;
@@ -260,7 +259,8 @@ impl Locked {
     }
 
     /// Copies an entry's bytes to the end of `to`, which has room for them.
-    pub fn read(&self, entry: &Entry, to: &mut Vec<u8>) {
+    pub fn read(&self, entry: usize, to: &mut Vec<u8>) {
+        let entry = &self.entries()[entry];
         let mut left = entry.length as usize;
         let mut at = entry.first_block;
         while left > 0
@@ -274,15 +274,15 @@ impl Locked {
     }
 
     /// Puts bytes into a fresh entry; none when there is no room.
-    pub fn add(&self, database: pg_sys::Oid, bytes: &[u8]) -> Option<usize> {
+    pub fn add(&mut self, database: pg_sys::Oid, bytes: &[u8]) -> Option<usize> {
         let place = self.entries().iter().position(|entry| entry.phase == Phase::Free)?;
         let first_block = self.write(bytes)?;
-        let header = self.header();
-        header.last_number += 1;
-        self.entries()[place] = Entry {
+        self.header.last_number += 1;
+        let number = self.header.last_number;
+        self.entries_mut()[place] = Entry {
             phase: Phase::Queued,
             database,
-            number: header.last_number,
+            number,
             first_block,
             length: bytes.len() as u32,
             waiter: core::ptr::null_mut(),
@@ -304,25 +304,19 @@ impl Locked {
         self.header().serving.iter().any(|serving| serving.pid != 0 && serving.database == database)
     }
 
-    pub fn free(&self, entry: &mut Entry) {
-        let (header, blocks) = (self.header(), self.blocks());
-        let mut at = entry.first_block;
+    /// Gives an entry's blocks back, and the entry.
+    pub fn free(&mut self, entry: usize) {
+        let entry = &mut self.entries_mut()[entry];
+        entry.phase = Phase::Free;
+        entry.waiter = core::ptr::null_mut();
+        let mut at = core::mem::replace(&mut entry.first_block, NONE);
+        let (header, blocks) = self.parts();
         while let Some(block) = blocks.get_mut(at as usize) {
             let next = block.next;
             block.next = header.free_block;
             header.free_block = at;
             at = next;
         }
-        entry.first_block = NONE;
-        entry.phase = Phase::Free;
-        entry.waiter = core::ptr::null_mut();
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // SAFETY: we hold it. An ERROR cannot have come between: nothing under the lock raises.
-        unsafe { pg_sys::LWLockRelease(self.0.lock) }
     }
 }
 

@@ -13,7 +13,7 @@ use pgrx::pg_sys::TimestampTz;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use super::memory::{Locked, MOST_WORKERS, Unsent};
+use super::memory::{self, Locked, MOST_WORKERS, Unsent};
 use super::record::Kind;
 use super::totals;
 use crate::pg::encoding;
@@ -216,18 +216,19 @@ fn may_try() -> bool {
 }
 
 fn succeeded() {
-    let Some(queue) = Locked::lock() else { return };
-    let own = queue.header().unsent.iter_mut().filter(|unsent| unsent.database == database());
+    let Some(mut queue) = Locked::lock() else { return };
+    let own = queue.header_mut().unsent.iter_mut().filter(|unsent| unsent.database == database());
     own.for_each(|unsent| unsent.database = pg_sys::InvalidOid);
 }
 
 /// Notes that sending failed, and when it is tried again; the log has it the first time, and then once a minute.
 fn failed_to_send(failed: &Failed) {
     let (now, database) = (now(), database());
-    let attempts = Locked::lock().map_or(1, |queue| {
-        let header = queue.header();
-        header.unsent_attempts.fetch_add(1, Ordering::Relaxed);
-        let places = &mut header.unsent;
+    if let Some(counters) = memory::counters_of() {
+        counters.unsent_attempts.fetch_add(1, Ordering::Relaxed);
+    }
+    let attempts = Locked::lock().map_or(1, |mut queue| {
+        let places = &mut queue.header_mut().unsent;
         let known = places.iter().position(|unsent| unsent.database == database);
         let Some(at) = known.or_else(|| places.iter().position(|unsent| unsent.database == pg_sys::InvalidOid)) else {
             return 1;
@@ -257,7 +258,7 @@ fn pause(attempts: u32) -> u32 {
 /// Has workers sent to databases for which it is time to try again; for the launcher. Gives how long until the next one.
 pub fn try_again() -> Option<Duration> {
     let now = now();
-    let queue = Locked::lock()?;
+    let mut queue = Locked::lock()?;
     let mut wait: Option<i64> = None;
     for place in 0..MOST_WORKERS {
         let unsent = queue.header().unsent[place];

@@ -29,16 +29,17 @@ pub fn push(json: &[u8], wait: bool) -> Option<Ticket> {
     // SAFETY: statics of this process.
     let (database, latch, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyLatch, pg_sys::MyProcPid) };
     let (ticket, wake) = {
-        let queue = Locked::lock()?;
+        let mut queue = Locked::lock()?;
         let place = queue.add(database, json)?;
-        let entry = &mut queue.entries()[place];
+        let entry = &mut queue.entries_mut()[place];
+        let number = entry.number;
         if wait {
             entry.waiter = latch;
             entry.waiter_pid = pid;
         }
         let header = queue.header();
         let worker = header.serving.iter().find(|serving| serving.pid != 0 && serving.database == database);
-        (Ticket { entry: place, number: entry.number }, worker.map_or(header.launcher, |worker| worker.latch))
+        (Ticket { entry: place, number }, worker.map_or(header.launcher, |worker| worker.latch))
     };
     set_latch(wake);
     Some(ticket)
@@ -46,38 +47,41 @@ pub fn push(json: &[u8], wait: bool) -> Option<Ticket> {
 
 /// The id of a stored event; none while it is not on disk. Ends the claim when it is.
 pub fn stored(ticket: Ticket) -> Option<i64> {
-    let queue = Locked::lock()?;
-    let entry = queue.entries().get_mut(ticket.entry)?;
+    let mut queue = Locked::lock()?;
+    let entry = queue.entries().get(ticket.entry)?;
     if entry.number != ticket.number || entry.phase != Phase::Stored {
         return None;
     }
     let id = entry.event_id;
-    queue.free(entry);
+    queue.free(ticket.entry);
     Some(id)
 }
 
 /// Nobody waits for this event any more; the worker stores it when it can.
 pub fn abandon(ticket: Ticket) {
-    let Some(queue) = Locked::lock() else { return };
-    if let Some(entry) = queue.entries().get_mut(ticket.entry)
+    let Some(mut queue) = Locked::lock() else { return };
+    if let Some(entry) = queue.entries_mut().get_mut(ticket.entry)
         && entry.number == ticket.number
     {
         entry.waiter = core::ptr::null_mut();
         if entry.phase == Phase::Stored {
-            queue.free(entry);
+            queue.free(ticket.entry);
         }
     }
-    queue.header().late.fetch_add(1, Ordering::Relaxed);
+    drop(queue);
+    if let Some(counters) = memory::counters_of() {
+        counters.late.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Takes an event back; false where it is stored already, or about to be.
 fn withdraw(ticket: Ticket) -> bool {
-    let Some(queue) = Locked::lock() else { return false };
-    let Some(entry) = queue.entries().get_mut(ticket.entry).filter(|entry| entry.number == ticket.number) else {
+    let Some(mut queue) = Locked::lock() else { return false };
+    let Some(entry) = queue.entries_mut().get_mut(ticket.entry).filter(|entry| entry.number == ticket.number) else {
         return false;
     };
     match entry.phase {
-        Phase::Queued => queue.free(entry),
+        Phase::Queued => queue.free(ticket.entry),
         // The worker has it, but has not begun: an entry without bytes is no event.
         Phase::Taken if entry.storing == 0 => entry.length = 0,
         _ => return false,
@@ -119,7 +123,8 @@ pub fn counters() -> Counters {
     };
     let waits = |entry: &&Entry| matches!(entry.phase, Phase::Queued | Phase::Taken) && entry.length > 0;
     let waiting = queue.entries().iter().filter(waits).count() as u64;
-    let header = queue.header();
+    drop(queue);
+    let Some(header) = memory::counters_of() else { return Counters::default() };
     let [stored, late, in_log_only, set_aside, unsent, starved] =
         [&header.stored, &header.late, &header.unqueued, &header.set_aside, &header.unsent_attempts, &header.starved]
             .map(|counter| counter.load(Ordering::Relaxed));
@@ -147,7 +152,7 @@ pub fn waiting_since() -> Option<String> {
         if length > json.capacity() {
             return None;
         }
-        queue.read(&queue.entries()[place], &mut json);
+        queue.read(place, &mut json);
     }
     serde_json::from_slice::<Event>(&json).ok().map(|event| event.occurred_at)
 }

@@ -5,14 +5,14 @@ use core::sync::atomic::Ordering;
 
 use pgrx::pg_sys;
 
-use super::memory::{Kept, Locked, MOST_WORKERS, Phase, Serving, Visit, set_latch};
+use super::memory::{self, Kept, Locked, MOST_WORKERS, Phase, Serving, Visit, set_latch};
 use crate::settings;
 
 /// Makes this process the one that is woken for databases without a worker.
 pub fn become_launcher() {
-    if let Some(queue) = Locked::lock() {
+    if let Some(mut queue) = Locked::lock() {
         // SAFETY: a static of this process.
-        queue.header().launcher = unsafe { pg_sys::MyLatch };
+        queue.header_mut().launcher = unsafe { pg_sys::MyLatch };
     }
 }
 
@@ -20,8 +20,8 @@ pub fn become_launcher() {
 pub fn become_kept() {
     // SAFETY: statics of this process.
     let (pid, latch) = unsafe { (pg_sys::MyProcPid, pg_sys::MyLatch) };
-    let launcher = Locked::lock().map(|queue| {
-        queue.header().kept = Kept { pid, latch, database: pg_sys::InvalidOid };
+    let launcher = Locked::lock().map(|mut queue| {
+        queue.header_mut().kept = Kept { pid, latch, database: pg_sys::InvalidOid };
         queue.header().launcher
     });
     set_latch(launcher.unwrap_or(core::ptr::null_mut()));
@@ -29,8 +29,8 @@ pub fn become_kept() {
 
 /// Gives the kept worker a database. False when it has one already, which it is reminded to leave, or is not there.
 pub fn send_kept(database: pg_sys::Oid) -> bool {
-    let Some((sent, latch)) = Locked::lock().map(|queue| {
-        let kept = &mut queue.header().kept;
+    let Some((sent, latch)) = Locked::lock().map(|mut queue| {
+        let kept = &mut queue.header_mut().kept;
         let sent = kept.pid != 0 && kept.database == pg_sys::InvalidOid;
         if sent {
             kept.database = database;
@@ -106,10 +106,10 @@ pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
         }
     }
     let dead = holders.map(|pid| pid == 0 || !alive(pid));
-    let Some(queue) = Locked::lock() else {
+    let Some(mut queue) = Locked::lock() else {
         return false;
     };
-    for (place, (serving, dead)) in queue.header().serving.iter_mut().zip(dead).enumerate() {
+    for (place, (serving, dead)) in queue.header_mut().serving.iter_mut().zip(dead).enumerate() {
         if dead && serving.pid == holders[place] {
             serving.pid = 0;
         }
@@ -119,7 +119,7 @@ pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
     }
     // Best the place that it had before; worst one that still has to say that another database is done.
     let rank = |place: &Serving| if place.database == database { 0 } else { 1 + u8::from(place.is_done) };
-    let free = queue.header().serving.iter_mut().filter(|serving| serving.pid == 0);
+    let free = queue.header_mut().serving.iter_mut().filter(|serving| serving.pid == 0);
     match free.min_by_key(|place| rank(place)) {
         Some(place) => {
             *place = Serving { database, pid, latch, is_done: false };
@@ -133,13 +133,13 @@ pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
 pub fn retire() -> bool {
     // SAFETY: statics of this process.
     let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
-    let Some(queue) = Locked::lock() else {
+    let Some(mut queue) = Locked::lock() else {
         return true;
     };
     if queue.entries().iter().any(|entry| entry.phase == Phase::Queued && entry.database == database) {
         return false;
     }
-    if let Some(place) = queue.header().serving.iter_mut().find(|serving| serving.pid == pid) {
+    if let Some(place) = queue.header_mut().serving.iter_mut().find(|serving| serving.pid == pid) {
         (place.pid, place.is_done) = (0, true);
     }
     true
@@ -147,9 +147,9 @@ pub fn retire() -> bool {
 
 /// Whether the worker that was sent to a database has done its work and left. Says so once.
 pub fn take_done(database: pg_sys::Oid) -> bool {
-    let Some(queue) = Locked::lock() else { return false };
+    let Some(mut queue) = Locked::lock() else { return false };
     let mut done = false;
-    for place in queue.header().serving.iter_mut().filter(|place| place.database == database) {
+    for place in queue.header_mut().serving.iter_mut().filter(|place| place.database == database) {
         done |= core::mem::take(&mut place.is_done);
     }
     done
@@ -159,8 +159,8 @@ pub fn take_done(database: pg_sys::Oid) -> bool {
 pub fn leave() {
     // SAFETY: a static of this process.
     let pid = unsafe { pg_sys::MyProcPid };
-    let Some(queue) = Locked::lock() else { return };
-    let header = queue.header();
+    let Some(mut queue) = Locked::lock() else { return };
+    let header = queue.header_mut();
     header.serving.iter_mut().filter(|serving| serving.pid == pid).for_each(|serving| serving.pid = 0);
     if header.kept.pid == pid {
         header.kept.pid = 0;
@@ -181,8 +181,9 @@ pub fn take(buffer: &mut Vec<u8>, taken: &mut Vec<Taken>) {
     taken.clear();
     // SAFETY: a static of this process.
     let database = unsafe { pg_sys::MyDatabaseId };
-    let Some(queue) = Locked::lock() else { return };
-    for (place, entry) in queue.entries().iter_mut().enumerate() {
+    let Some(mut queue) = Locked::lock() else { return };
+    for place in 0..queue.entries().len() {
+        let entry = &queue.entries()[place];
         if entry.phase != Phase::Queued || entry.database != database {
             continue;
         }
@@ -190,9 +191,10 @@ pub fn take(buffer: &mut Vec<u8>, taken: &mut Vec<Taken>) {
         if buffer.capacity() - from < entry.length as usize || taken.len() == taken.capacity() {
             break;
         }
-        queue.read(entry, buffer);
-        entry.phase = Phase::Taken;
-        taken.push(Taken { entry: place, number: entry.number, bytes: from..buffer.len() });
+        let number = entry.number;
+        queue.read(place, buffer);
+        queue.entries_mut()[place].phase = Phase::Taken;
+        taken.push(Taken { entry: place, number, bytes: from..buffer.len() });
     }
 }
 
@@ -203,8 +205,8 @@ pub fn capacity() -> (usize, usize) {
 
 /// Notes that a transaction is about to store the entry, which from then on cannot be withdrawn. False when it was.
 pub fn claim(taken: &Taken, transaction: u64) -> bool {
-    let Some(queue) = Locked::lock() else { return false };
-    let entry = &mut queue.entries()[taken.entry];
+    let Some(mut queue) = Locked::lock() else { return false };
+    let entry = &mut queue.entries_mut()[taken.entry];
     if entry.length > 0 {
         entry.storing = transaction;
     }
@@ -213,8 +215,8 @@ pub fn claim(taken: &Taken, transaction: u64) -> bool {
 
 /// Notes, before the commit, which transaction stores the entry and under which id.
 pub fn storing(taken: &Taken, transaction: u64, event_id: i64) {
-    if let Some(queue) = Locked::lock() {
-        let entry = &mut queue.entries()[taken.entry];
+    if let Some(mut queue) = Locked::lock() {
+        let entry = &mut queue.entries_mut()[taken.entry];
         entry.storing = transaction;
         entry.event_id = event_id;
     }
@@ -234,7 +236,7 @@ pub enum Outcome {
 /// These are over: their sessions may go on.
 pub fn done(taken: &[Taken], outcome: Outcome) {
     for one in taken {
-        let latch = Locked::lock().map(|queue| finish(&queue, one.entry, outcome));
+        let latch = Locked::lock().map(|mut queue| finish(&mut queue, one.entry, outcome));
         set_latch(latch.unwrap_or(core::ptr::null_mut()));
     }
 }
@@ -242,8 +244,8 @@ pub fn done(taken: &[Taken], outcome: Outcome) {
 /// The transaction that was to store these was rolled back; until the next one begins they can be withdrawn.
 pub fn not_stored(taken: &[Taken]) {
     for one in taken {
-        if let Some(queue) = Locked::lock() {
-            let entry = &mut queue.entries()[one.entry];
+        if let Some(mut queue) = Locked::lock() {
+            let entry = &mut queue.entries_mut()[one.entry];
             (entry.storing, entry.event_id) = (0, 0);
         }
     }
@@ -252,8 +254,8 @@ pub fn not_stored(taken: &[Taken]) {
 /// Those of these that are not over wait for the next worker.
 pub fn put_back(taken: &[Taken]) {
     for one in taken {
-        if let Some(queue) = Locked::lock()
-            && let Some(entry) = queue.entries().get_mut(one.entry)
+        if let Some(mut queue) = Locked::lock()
+            && let Some(entry) = queue.entries_mut().get_mut(one.entry)
             && (entry.phase, entry.number) == (Phase::Taken, one.number)
         {
             (entry.phase, entry.storing, entry.event_id) = (Phase::Queued, 0, 0);
@@ -262,10 +264,11 @@ pub fn put_back(taken: &[Taken]) {
 }
 
 /// Frees an entry, or leaves it for the session that waits; gives that session's latch.
-fn finish(queue: &Locked, place: usize, outcome: Outcome) -> *mut pg_sys::Latch {
-    let entry = &mut queue.entries()[place];
-    if entry.length > 0 {
-        let header = queue.header();
+fn finish(queue: &mut Locked, place: usize, outcome: Outcome) -> *mut pg_sys::Latch {
+    let entry = &mut queue.entries_mut()[place];
+    if entry.length > 0
+        && let Some(header) = memory::counters_of()
+    {
         if outcome == Outcome::Stored {
             header.stored.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -281,7 +284,7 @@ fn finish(queue: &Locked, place: usize, outcome: Outcome) -> *mut pg_sys::Latch 
     }
     let waiter = entry.waiter;
     if waiter.is_null() {
-        queue.free(entry);
+        queue.free(place);
     } else {
         entry.phase = Phase::Stored;
     }
@@ -307,11 +310,11 @@ pub fn recover(committed: impl Fn(u64) -> bool) {
         };
         // The commit log has locks of its own.
         let is_stored = storing != 0 && committed(storing);
-        let latch = Locked::lock().map(|queue| {
+        let latch = Locked::lock().map(|mut queue| {
             if is_stored {
-                return finish(&queue, place, Outcome::Stored);
+                return finish(&mut queue, place, Outcome::Stored);
             }
-            let entry = &mut queue.entries()[place];
+            let entry = &mut queue.entries_mut()[place];
             entry.phase = Phase::Queued;
             entry.storing = 0;
             core::ptr::null_mut()
@@ -335,11 +338,10 @@ pub fn sweep(alive: impl Fn(i32) -> bool) {
             (entry.waiter_pid, entry.number)
         };
         if !alive(pid)
-            && let Some(queue) = Locked::lock()
-            && let Some(entry) = queue.entries().get_mut(place)
-            && entry.number == number
+            && let Some(mut queue) = Locked::lock()
+            && queue.entries().get(place).is_some_and(|entry| entry.number == number)
         {
-            queue.free(entry);
+            queue.free(place);
         }
         place += 1;
     }
@@ -347,33 +349,35 @@ pub fn sweep(alive: impl Fn(i32) -> bool) {
 
 /// Drops everything that waits for a database, because it does not exist any more. Gives how many events that were.
 pub fn forget(database: pg_sys::Oid) -> usize {
-    let Some(queue) = Locked::lock() else {
+    let Some(mut queue) = Locked::lock() else {
         return 0;
     };
     let mut events = 0;
-    for entry in queue.entries().iter_mut() {
+    for place in 0..queue.entries().len() {
+        let entry = &queue.entries()[place];
         if entry.phase != Phase::Free && entry.database == database {
             events += usize::from(entry.length > 0);
-            queue.free(entry);
+            queue.free(place);
         }
     }
-    let unsent = queue.header().unsent.iter_mut();
+    let unsent = queue.header_mut().unsent.iter_mut();
     unsent.filter(|unsent| unsent.database == database).for_each(|unsent| unsent.database = pg_sys::InvalidOid);
     events
 }
 
 /// A pruner is sent to that database.
 pub fn visit_begins(database: pg_sys::Oid) {
-    if let Some(queue) = Locked::lock() {
-        (queue.header().visited, queue.header().visit) = (database, Visit::Underway);
+    if let Some(mut queue) = Locked::lock() {
+        let header = queue.header_mut();
+        (header.visited, header.visit) = (database, Visit::Underway);
     }
 }
 
 /// The pruner tells how far it got, and wakes the launcher.
 pub fn visited(database: pg_sys::Oid, visit: Visit) {
-    let launcher = Locked::lock().map(|queue| {
+    let launcher = Locked::lock().map(|mut queue| {
         if queue.header().visited == database {
-            queue.header().visit = visit;
+            queue.header_mut().visit = visit;
         }
         queue.header().launcher
     });

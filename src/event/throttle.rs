@@ -272,7 +272,7 @@ fn flush(is_due: impl Fn(&Place) -> bool, last: bool) {
         match summary(&found) {
             Some(event) => {
                 let json = event.queued_json();
-                let queued = Locked::lock().and_then(|queue| queue.add(found.database, json.as_bytes())).is_some();
+                let queued = Locked::lock().and_then(|mut queue| queue.add(found.database, json.as_bytes())).is_some();
                 if !queued && !last {
                     // The next look finds it again.
                     continue;

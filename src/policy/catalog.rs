@@ -213,8 +213,9 @@ fn register() {
     SCHEMA_HASH.set(Some(schema));
     // Sets up the cache of names, which may take invalidations in; from then on taking a hash does not.
     role_hash("public");
+    target::make_room();
     let nothing = pg_sys::Datum::from(0);
-    // SAFETY: the callbacks live as long as the process and never raise.
+    // SAFETY: the callbacks live as long as the process; they neither raise nor allocate.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
         for (cache, callback) in [

@@ -52,10 +52,13 @@ pub enum Change {
 fn note(about: Option<&FxHashSet<u32>>) -> Change {
     let Some(about) = about else { return Change::Nothing };
     let mut changed = changed();
-    changed.extend(about);
-    if changed.len() > MOST_CHANGED {
-        changed.clear();
-        return Change::All;
+    for relation in about {
+        // No more than there is room for since `make_room`: nothing may fail here, not even for want of memory.
+        if changed.len() >= MOST_CHANGED && !changed.contains(relation) {
+            changed.clear();
+            return Change::All;
+        }
+        changed.insert(*relation);
     }
     Change::Some
 }
@@ -70,9 +73,14 @@ pub fn schema_changed(hash: u32) -> Change {
     note(dependencies().on_schema.get(&hash))
 }
 
+/// Before the first change is told of.
+pub fn make_room() {
+    changed().reserve(MOST_CHANGED);
+}
+
 /// The relations whose answers are stale; they are not told of again.
-pub fn take_changed() -> FxHashSet<u32> {
-    core::mem::take(&mut *changed())
+pub fn take_changed() -> Vec<u32> {
+    changed().drain().collect()
 }
 
 /// From now on a change of `on` makes the answer about `relation` stale.
