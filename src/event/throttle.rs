@@ -19,6 +19,7 @@ use super::totals;
 use crate::pg::shmem::{Plain, Region};
 use crate::raise::log_line;
 use crate::settings;
+use crate::words::beginning;
 
 /// What is told apart at the same time.
 const OWN_PLACES: usize = 256;
@@ -218,7 +219,7 @@ fn fitting(event: &Event) -> String {
     let mut event = event.without_statement();
     (event.reason, event.application, event.relation) = (None, None, None);
     if let Some(policy) = &mut event.policy {
-        policy.truncate(policy.floor_char_boundary(NAME_BYTES));
+        policy.truncate(beginning(policy, NAME_BYTES).len());
     }
     event.json()
 }

@@ -65,9 +65,11 @@ struct Header {
     refused: AtomicU64,
 }
 
-// SAFETY: numbers; a bucket's owner is read and written under the lock only.
+// SAFETY: numbers.
 unsafe impl Plain for Header {}
+// SAFETY: numbers too.
 unsafe impl Plain for Bucket {}
+// SAFETY: atomics, and an owner that is read and written under the lock only.
 unsafe impl Sync for Bucket {}
 
 /// The header, and after it the buckets.

@@ -24,9 +24,11 @@ use crate::ffi;
 /// All zeroes are a value of it, it has nothing to drop, and it holds no pointer into a process's own memory.
 pub unsafe trait Plain {}
 
-// SAFETY: nothing at all; arrays are as plain as what is in them.
+// SAFETY: nothing at all.
 unsafe impl Plain for () {}
+// SAFETY: as plain as what is in it.
 unsafe impl<T: Plain, const COUNT: usize> Plain for [T; COUNT] {}
+// SAFETY: a number.
 unsafe impl Plain for core::sync::atomic::AtomicU64 {}
 
 #[repr(C)]

@@ -89,6 +89,7 @@ pub struct Entry {
 
 // SAFETY: numbers and bytes; all but the key are atomics.
 unsafe impl Sync for Entry {}
+// SAFETY: as above.
 unsafe impl Plain for Entry {}
 
 impl Entry {
