@@ -131,7 +131,9 @@ pub struct Counters {
 
 // SAFETY: numbers, bytes, and pointers to latches in shared memory; zero is the first word of each enumeration.
 unsafe impl Plain for Header {}
+// SAFETY: as above.
 unsafe impl Plain for Counters {}
+// SAFETY: as above.
 unsafe impl Plain for Entry {}
 
 /// The counters and the header, and after them the entries and then the blocks.
