@@ -45,7 +45,8 @@ unsafe extern "C" {
     );
 }
 
-// Each of these may raise: it is called from a plain old frame, or inside `protect`.
+// Each of these may raise: it is called from a plain old frame, or inside `protect`. The lint `ffi_unwind_calls` finds each
+// call, and an `expect` says which of the two it is.
 unsafe extern "C-unwind" {
     pub fn standard_ExecutorStart(query_desc: *mut pg_sys::QueryDesc, eflags: c_int);
     #[cfg(not(feature = "pg18"))]
@@ -253,6 +254,7 @@ unsafe extern "C-unwind" {
 ///
 /// # Safety
 /// Only from a plain old frame or inside [`protect`].
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn set_for_level(name: &CStr, value: *const c_char) {
     // SAFETY: as core sets what a function's SET clause says.
     unsafe {
@@ -274,6 +276,7 @@ pub unsafe fn set_for_level(name: &CStr, value: *const c_char) {
 ///
 /// # Safety
 /// As for [`set_for_level`].
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn print_plainly() -> c_int {
     // SAFETY: as above.
     unsafe {
@@ -332,6 +335,7 @@ impl Foreign {
 ///
 /// # Safety
 /// `body` is a plain old frame: raw functions only, no destructors, no panic.
+#[expect(ffi_unwind_calls, reason = "catches what is raised")]
 pub unsafe fn protect<F: FnOnce()>(body: F) -> Result<(), Foreign> {
     // SAFETY: what PG_TRY does: a jump buffer on the exception stack for as long as `body` runs.
     unsafe {
@@ -386,6 +390,7 @@ fn out_of_memory() -> *mut pg_sys::ErrorData {
 ///
 /// # Safety
 /// As for [`protect`].
+#[expect(ffi_unwind_calls, reason = "catches what is raised")]
 pub unsafe fn attempt<F: FnOnce()>(body: F) -> bool {
     // SAFETY: what PG_TRY does; an ERROR resets the counts of what holds interrupts off, which are those of the frames
     // around us, so they are put back.
@@ -416,6 +421,7 @@ pub unsafe fn attempt<F: FnOnce()>(body: F) -> bool {
 ///
 /// # Safety
 /// Only from a plain old frame or inside [`protect`]: a cancel raises an ERROR.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn sleep_on_latch(milliseconds: c_long) {
     // SAFETY: the caller's promise; MyLatch is this process's own.
     unsafe {

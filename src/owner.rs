@@ -136,6 +136,7 @@ impl Argument<'_> {
 ///
 /// # Errors
 /// WG008 when SPI itself fails.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn rows(_connected: &mut SpiClient<'_>, sql: &str, arguments: &[Argument<'_>]) -> Result<Vec<String>, Error> {
     let (mut types, values): (Vec<pg_sys::Oid>, Vec<_>) = arguments.iter().map(Argument::value).unzip();
     let nulls: Vec<c_char> = values.iter().map(|value| if value.is_some() { b' ' } else { b'n' } as c_char).collect();

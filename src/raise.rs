@@ -57,6 +57,7 @@ impl Report {
     ///
     /// # Safety
     /// Only from a plain old frame or inside [`ffi::protect`].
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     unsafe fn tell(&self, level: c_int) {
         // SAFETY: every pointer is NULL or a C string, and elog.c copies them.
         unsafe {
@@ -240,6 +241,7 @@ pub unsafe fn raise(raise: *mut Raise) {
 }
 
 #[cold]
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe fn raise_now(raise: *mut Raise) {
     // SAFETY: the caller's promise.
     unsafe {

@@ -75,6 +75,7 @@ struct Line {
 ///
 /// # Safety
 /// In the postmaster (or the single-user backend), from a plain old frame.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn startup() {
     contained("reading the events that waited for the restart", restore);
     // SAFETY: a plain old frame; the callback lives as long as the process.

@@ -24,6 +24,7 @@ impl Line {
 
     /// Writes it to the server log and to nobody else. Statement and context are left out, because the statement may hold
     /// a token and the record says in its own words what was run. False where the log could not be written.
+    #[expect(ffi_unwind_calls, reason = "inside attempt")]
     pub fn write(&self) -> bool {
         let message: *const c_char = self.message.as_ptr().cast();
         let detail: *const c_char = self.detail.as_ref().map_or(ptr::null(), |detail| detail.as_ptr().cast());

@@ -30,6 +30,7 @@ unsafe fn is_empty(slot: *mut pg_sys::TupleTableSlot) -> bool {
 ///
 /// # Safety
 /// Called by the executor for a node that `watch` prepared.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: the tab's owner is alive while it is open, and so are its node and its query.
     unsafe {
@@ -57,6 +58,7 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
 ///
 /// # Safety
 /// As for [`child`].
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe extern "C-unwind" fn child_of_merge(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: as for `child`.
     unsafe {
@@ -85,6 +87,7 @@ pub unsafe extern "C-unwind" fn child_of_merge(node: *mut pg_sys::PlanState) -> 
 }
 
 #[inline(never)]
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: the watch lives as long as the node.
     unsafe {
@@ -111,6 +114,7 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
 ///
 /// # Safety
 /// Called by the executor for a node that `watch` prepared.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe extern "C-unwind" fn outer(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: the watch lives as long as the node. After an error the query, and with it the counter, is gone.
     unsafe {
@@ -227,6 +231,7 @@ pub unsafe fn deleted(relation: pg_sys::Relation) -> i64 {
 }
 
 /// The result relation that a row which a node was given is one of, as the node itself will find out in a moment.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe fn relation_of_row(node: *mut pg_sys::ModifyTableState, slot: *mut pg_sys::TupleTableSlot) -> pg_sys::Relation {
     // SAFETY: plain old frame, between the node's child and the node; with `missing_ok` the look-up raises nothing.
     unsafe {
@@ -268,6 +273,7 @@ unsafe fn vanished(watch: &mut Watch) -> *mut Raise {
 }
 
 /// Whether this transaction deleted the row that the node was given last in order to move it to another partition.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 unsafe fn was_moved_away(watch: &Watch) -> Result<bool, Foreign> {
     // SAFETY: node, relation and slot of a living query; the row's version is read as it is stored.
     unsafe {
@@ -349,6 +355,7 @@ unsafe fn conflicted(watch: &mut Watch, rows: u64) -> *mut Raise {
 }
 
 /// Whether a row of this relation was in conflict, and whether the update for it was projected. Wipes both marks.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe fn conflict_in(relation: *mut pg_sys::ResultRelInfo, updated: &mut bool) -> Option<pg_sys::Oid> {
     // SAFETY: a result relation of a living query.
     unsafe {

@@ -251,6 +251,7 @@ pub unsafe fn accessed(
 
 /// A table is about to be truncated. One that was named is announced just before its lock is taken, so the lock is taken
 /// here, for those who may truncate it at all.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
     // SAFETY: catalog look-ups and locks as the command itself takes them.
     unsafe {

@@ -93,6 +93,7 @@ pub fn decide(attempt: &Attempt<'_>) -> Result<(), Failure> {
 ///
 /// # Errors
 /// What such a function raises.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 fn hash_parameters(hash: &mut StatementHash) -> Result<(), ffi::Foreign> {
     let list = statement::parameters();
     if list.is_null() {

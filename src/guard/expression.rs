@@ -138,6 +138,7 @@ impl<C: Columns> Reader<'_, C> {
     }
 
     /// What an operator gives for two constants, where it is immutable and leakproof, so that it never fails.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     unsafe fn compared(
         &self,
         node: *const pg_sys::OpExpr,
@@ -257,6 +258,7 @@ impl<C: Columns> Reader<'_, C> {
         }
     }
 
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     unsafe fn parameter(&self, node: *const pg_sys::Param) -> Result<Option<Constant>, Foreign> {
         let list = self.parameters;
         // SAFETY: the parameters are those of the query; a hook that fetches them is called as core calls it.

@@ -143,6 +143,7 @@ unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg
     }
 }
 
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, eflags: c_int) {
     // SAFETY: plain old frame; the query is what the executor is to start.
     unsafe {
@@ -167,6 +168,7 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
 }
 
 #[cfg(not(feature = "pg18"))]
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn executor_run(
     query_desc: *mut pg_sys::QueryDesc,
     direction: pg_sys::ScanDirection::Type,
@@ -182,6 +184,7 @@ unsafe extern "C-unwind" fn executor_run(
 }
 
 #[cfg(feature = "pg18")]
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn executor_run(
     query_desc: *mut pg_sys::QueryDesc,
     direction: pg_sys::ScanDirection::Type,
@@ -195,6 +198,7 @@ unsafe extern "C-unwind" fn executor_run(
     }
 }
 
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) {
     // SAFETY: plain old frame. WITH branches may run here, to their end, and count themselves.
     unsafe {
@@ -242,6 +246,7 @@ unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, frame: Frame, count: u64
 }
 
 #[allow(clippy::too_many_arguments)]
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn process_utility(
     pstmt: *mut pg_sys::PlannedStmt,
     query_string: *const c_char,
@@ -295,6 +300,7 @@ unsafe extern "C-unwind" fn process_utility(
     }
 }
 
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn object_access(
     access: pg_sys::ObjectAccessType::Type,
     class: pg_sys::Oid,
@@ -330,6 +336,7 @@ unsafe fn accessed(
     }
 }
 
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn shmem_request() {
     // SAFETY: plain old frame, called by the postmaster.
     unsafe {
@@ -344,6 +351,7 @@ unsafe extern "C-unwind" fn shmem_request() {
     }
 }
 
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn shmem_startup() {
     // SAFETY: plain old frame, called where shared memory is attached.
     unsafe {

@@ -58,6 +58,7 @@ pub unsafe fn of_last_row(watch: &Watch, info: *mut pg_sys::ResultRelInfo) -> Re
 ///
 /// # Errors
 /// What making a transition table may raise.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub unsafe fn keep_conflicts(node: *mut pg_sys::ModifyTableState) -> Result<(), Foreign> {
     // SAFETY: the caller's promise; nothing but the raw call inside.
     unsafe {
@@ -200,6 +201,7 @@ fn is_same(one: &pg_sys::ItemPointerData, other: &pg_sys::ItemPointerData) -> bo
 }
 
 /// A version as it is stored, copied to the query's per-row memory; NULL where there is none.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 unsafe fn fetch(
     watch: &Watch,
     relation: pg_sys::Relation,

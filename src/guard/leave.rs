@@ -206,6 +206,7 @@ pub unsafe fn before_detach(parent: *mut pg_sys::RangeVar, partition: *mut pg_sy
     Ok(())
 }
 
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 unsafe fn visible_relation(name: *mut pg_sys::RangeVar) -> Result<pg_sys::Oid, Foreign> {
     let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
     let no_lock = pg_sys::NoLock as pg_sys::LOCKMODE;

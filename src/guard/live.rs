@@ -69,6 +69,7 @@ pub unsafe fn count(relation: pg_sys::Oid) -> Result<u64, Failure> {
 ///
 /// # Errors
 /// What waiting for the lock may raise, and those of `body`.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub unsafe fn with_lock(relation: pg_sys::Oid, body: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
     // SAFETY: nothing but the raw call inside; after an error the transaction's end releases the lock.
@@ -242,6 +243,7 @@ type NextSlot = unsafe extern "C-unwind" fn(
 impl Scan {
     /// # Safety
     /// The table is open, locked and has storage.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     unsafe fn begin(table: pg_sys::Relation) -> Result<Self, Failure> {
         let mut begun = Err(Failure::Ours(Error::Undecided {
             reason: "its storage cannot be scanned".into(),
@@ -271,6 +273,7 @@ impl Scan {
     }
 
     /// Counts further rows, at most `most`.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     fn count(&mut self, most: u64) -> Result<u64, ffi::Foreign> {
         let mut rows = 0;
         let mut ended = self.ended;
@@ -294,6 +297,7 @@ impl Scan {
         Ok(rows)
     }
 
+    #[expect(ffi_unwind_calls, reason = "pgrx makes a panic of an ERROR")]
     fn end(self) {
         // SAFETY: opened by `begin`, closed once.
         unsafe {

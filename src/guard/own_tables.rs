@@ -51,6 +51,7 @@ pub fn dropped(relation: pg_sys::Oid) -> Result<Option<Gone>, Failure> {
 }
 
 /// A table is about to be truncated; its lock is taken here, for those who may truncate it at all.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn truncated(relation: pg_sys::Oid) -> Result<Option<Gone>, Failure> {
     let Some(table) = own(relation) else { return Ok(None) };
     // SAFETY: a catalog look-up, and the lock that the command takes next.

@@ -295,6 +295,7 @@ fn too_wide(mut sizes: Vec<(usize, usize)>, most: usize) -> Option<Vec<(usize, u
 }
 
 /// A row as a JSON object of those columns that `reader` may read by way of the relation `named`.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 unsafe fn json(
     reader: pg_sys::Oid,
     named: pg_sys::Oid,

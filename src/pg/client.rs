@@ -21,6 +21,7 @@ const PAUSE: c_long = 20;
 ///
 /// # Safety
 /// Only from a plain old frame: a termination ends the process here.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn wait_for_room(bytes: usize) {
     // SAFETY: statics of this process, and the caller's promise. A cancel waits: the ERROR that it is would find no room
     // either.

@@ -65,6 +65,7 @@ impl Conversion {
     }
 
     /// Converts what can be converted of the beginning of `source`, NUL bytes not; gives how much that was, and what it became.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     fn begin<'a>(&self, source: &[u8], room: &'a mut [u8; ROOM]) -> (usize, &'a [u8]) {
         let source = &source[..source.len().min(CHUNK)];
         let mut done = 0;
@@ -146,6 +147,7 @@ impl Conversion {
 }
 
 /// Looks a procedure up; none where that is not possible now.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 fn look_up(from: c_int, to: c_int) -> Option<Known> {
     // SAFETY: statics of this process. What goes wrong inside is forgotten: with interrupts held off it is no cancel, and the
     // transaction's end gives back what it held.

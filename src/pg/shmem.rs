@@ -75,6 +75,7 @@ impl<Open: Plain + Sync, Guarded: Plain> Region<Open, Guarded> {
     ///
     /// # Safety
     /// From a plain old frame in `shmem_request_hook`.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     pub unsafe fn request(&self, following: usize) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -88,6 +89,7 @@ impl<Open: Plain + Sync, Guarded: Plain> Region<Open, Guarded> {
     ///
     /// # Safety
     /// From a plain old frame in `shmem_startup_hook`; `following` is what was asked for.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     pub unsafe fn startup(&self, following: usize) -> bool {
         // SAFETY: the caller's promise; the memory is as large as asked for and maximally aligned.
         unsafe {
@@ -206,6 +208,7 @@ impl<Open, Guarded> Deref for Shared<Open, Guarded> {
 
 /// The server cannot start: our request went to nobody.
 #[cold]
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe fn never_asked() {
     // SAFETY: plain old frame; elog.c copies the texts, and FATAL does not come back.
     unsafe {

@@ -143,6 +143,7 @@ fn checked(mut given: Given, place: usize) -> Result<(String, String), Failure> 
 
 /// A network or an interval as PostgreSQL prints it. An ERROR that is caught here is raised again, as ours where it is
 /// about the value, so nothing has to be cleaned up.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 fn printed(text: &str, key: &Key, title: &str) -> Result<String, Failure> {
     let (type_oid, word) = match key.kind {
         Kind::Network => (pg_sys::CIDROID, "a network"),

@@ -6,6 +6,7 @@ use super::size::root_of_tree;
 use crate::ffi;
 
 /// The columns of a relation's primary key, as numbers; nothing where it has none.
+#[expect(ffi_unwind_calls, reason = "pgrx makes a panic of an ERROR")]
 pub fn primary_key(relation: pg_sys::Oid) -> Vec<pg_sys::AttrNumber> {
     let mut columns = Vec::new();
     let mut constraint = pg_sys::InvalidOid;

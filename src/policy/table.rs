@@ -108,6 +108,7 @@ impl Policies {
     ///
     /// # Errors
     /// What waiting for the table's lock may raise.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn read(table: pg_sys::Oid, before: Option<&Rc<Self>>) -> Result<Option<Rc<Self>>, Foreign> {
         let mut found = Self { installed: true, ..Self::not_installed() };
         let mut relation = ptr::null_mut();

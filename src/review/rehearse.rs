@@ -36,6 +36,7 @@ pub struct Rehearsed {
 ///
 /// # Errors
 /// Those of the statement itself, untouched; WG007 when the number of parameters is not what it takes.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -> Result<Rehearsed, Failure> {
     let values = values(parameters);
     let mut printed = vec![ptr::null_mut(); values.len()];

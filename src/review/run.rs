@@ -30,6 +30,7 @@ pub fn c_text(statement: &str, again: &str) -> Result<CString, Error> {
 ///
 /// # Errors
 /// WG007 when it is none or several or of another kind; syntax errors as PostgreSQL tells them.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn check(text: &CString) -> Result<String, Failure> {
     let mut list: *mut pg_sys::List = ptr::null_mut();
     // SAFETY: the raw parser looks nothing up; nothing but the raw call inside.
@@ -130,6 +131,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// Inside [`ffi::protect`], in a transaction. Allocates in PostgreSQL's memory only.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     pub unsafe fn begin(&mut self) {
         // SAFETY: the order of calls is that of core's own procedural languages.
         unsafe {
@@ -144,6 +146,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// As for [`Run::begin`].
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     pub unsafe fn fire_deferred() {
         // SAFETY: as above.
         unsafe {
@@ -158,6 +161,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// Inside [`ffi::protect`], connected to SPI. Allocates in PostgreSQL's memory only.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     unsafe fn perform(&mut self, purpose: Purpose) {
         // SAFETY: the order of calls is that of core's own procedural languages.
         unsafe {
@@ -210,6 +214,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// As for [`Run::perform`]; as many of each as the statement takes parameters.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     unsafe fn print(&mut self, types: *const pg_sys::Oid, datums: *const pg_sys::Datum, nulls: *const c_char) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -237,6 +242,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// As for [`Run::begin`], after it.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     pub unsafe fn run(&mut self) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -250,6 +256,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// Inside [`ffi::protect`], in a transaction. Allocates in PostgreSQL's memory only.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     pub unsafe fn execute(&mut self, search_path: &CString, rows: Rows) {
         // SAFETY: as above; what SPI gives lives until SPI_finish.
         unsafe {
@@ -285,6 +292,7 @@ pub struct Rows {
 impl Rows {
     /// # Safety
     /// Inside [`ffi::protect`]; the table is SPI's.
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
     unsafe fn put(self, table: *mut pg_sys::SPITupleTable) {
         // SAFETY: the caller's promise; the store copies what it is given.
         unsafe {

@@ -84,6 +84,7 @@ impl Numbers {
 ///
 /// # Safety
 /// In the postmaster (or the single-user backend), from a plain old frame.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn startup() {
     contained("reading the stored statistics", restore);
     // SAFETY: a plain old frame; the callback lives as long as the process.

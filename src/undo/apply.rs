@@ -182,6 +182,7 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
 }
 
 /// Runs `body` and takes back all that it did in the database. Deferred constraints have their say before.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 fn taken_back<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut result = None;
     let mut raised: *mut Raise = ptr::null_mut();

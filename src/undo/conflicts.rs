@@ -85,6 +85,7 @@ pub fn told(of: &Comparison<'_>, net: &Net, found: Option<&[(usize, Option<pg_sy
 }
 
 /// Columns with their values as a JSON object, as `row_to_json` has it.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 fn json(row: &[(&Column, Option<pg_sys::Datum>)]) -> Result<String, Failure> {
     let mut printed = ptr::null_mut();
     // SAFETY: a row of as many columns as the descriptor has, of their types; nothing but raw calls in the closure.

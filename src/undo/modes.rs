@@ -141,6 +141,7 @@ impl Modes {
 ///
 /// # Safety
 /// As for [`Modes::fix`]; `level` is what it gave.
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn release(level: c_int) {
     if level != NOTHING_SET {
         // SAFETY: the caller's promise.
@@ -161,6 +162,7 @@ unsafe fn is(text: *const c_char, wanted: &CStr) -> bool {
     unsafe { !text.is_null() && CStr::from_ptr(text) == wanted }
 }
 
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe fn set(level: &mut c_int, name: &CStr, value: &CStr) {
     // SAFETY: as for `fix`. Values that every server takes, for settings that everybody may set.
     unsafe {

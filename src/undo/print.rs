@@ -98,6 +98,7 @@ impl Printer {
     ///
     /// # Errors
     /// What looking up types may raise.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub unsafe fn of(descriptor: pg_sys::TupleDesc) -> Result<Self, Foreign> {
         // SAFETY: the caller's promise; a descriptor has as many attributes as it says.
         unsafe {
@@ -260,6 +261,7 @@ struct Part {
 
 /// # Safety
 /// A plain old frame, inside [`ffi::protect`].
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe fn print(parts: &[Part]) -> pg_sys::StringInfo {
     // SAFETY: the caller's promise.
     unsafe {
@@ -292,6 +294,7 @@ unsafe fn print(parts: &[Part]) -> pg_sys::StringInfo {
 ///
 /// # Errors
 /// What reading a value that is stored out of line may raise.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub unsafe fn is_same(
     column: &Column,
     one: Option<pg_sys::Datum>,

@@ -33,6 +33,7 @@ pub struct Plan(pg_sys::SPIPlanPtr);
 impl Connection {
     /// # Errors
     /// Core's own.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn open() -> Result<Self, Failure> {
         // SAFETY: nothing but the raw call inside.
         unsafe { raw(|| _ = ffi::SPI_connect())? };
@@ -48,6 +49,7 @@ impl Connection {
 
     /// # Errors
     /// Core's own, such as that of a missing privilege when it is run.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn plan(&self, sql: &str) -> Result<Plan, Failure> {
         let sql = encoding::to_palloc(sql);
         let mut plan = ptr::null_mut();
@@ -61,6 +63,7 @@ impl Connection {
     ///
     /// # Errors
     /// Whatever the statement sets off.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn run(&self, plan: Plan) -> Result<u64, Failure> {
         // SAFETY: nothing but the raw call inside; SPI_processed is this process's own.
         unsafe {
@@ -76,6 +79,7 @@ impl Connection {
     ///
     /// # Errors
     /// As for [`Connection::run`].
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn query(&self, sql: &str) -> Result<Cursor, Failure> {
         let plan = self.plan(sql)?.0;
         let mut portal = ptr::null_mut();
@@ -86,6 +90,7 @@ impl Connection {
 
     /// # Errors
     /// Core's own.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn close(self) -> Result<(), Failure> {
         // SAFETY: nothing but the raw call inside.
         unsafe { raw(|| _ = ffi::SPI_finish()) }
@@ -107,6 +112,7 @@ impl Cursor {
     ///
     /// # Errors
     /// As for [`Connection::run`].
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn peek(&mut self) -> Result<Option<pg_sys::HeapTuple>, Failure> {
         // SAFETY: the portal is open; the table is SPI's last result, and ours.
         unsafe {
@@ -161,6 +167,7 @@ impl Cursor {
 
     /// # Errors
     /// Core's own.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
     pub fn close(self) -> Result<(), Failure> {
         // SAFETY: nothing but the raw call inside.
         unsafe {
@@ -178,6 +185,7 @@ impl Cursor {
 ///
 /// # Errors
 /// Those of `body`, and whatever those triggers raise.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn together<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     // SAFETY: nothing but raw calls inside; after an error the rollback ends the level of triggers.
     unsafe {
@@ -198,6 +206,7 @@ pub fn together<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failu
 ///
 /// # Errors
 /// That.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn check_interrupts() -> Result<(), Failure> {
     // SAFETY: nothing but raw calls inside.
     unsafe {

@@ -247,6 +247,7 @@ pub fn name(relation: pg_sys::Oid) -> Option<RelationName> {
 ///
 /// # Errors
 /// Core's own, such as that of a deadlock. False: it is gone.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn lock(relation: pg_sys::Oid, mode: u32) -> Result<bool, Failure> {
     let mut table: pg_sys::Relation = ptr::null_mut();
     // SAFETY: nothing but the raw call inside; closing a table that stays locked raises nothing.

@@ -57,6 +57,7 @@ pub fn per_row_memory() -> pg_sys::MemoryContext {
 ///
 /// # Errors
 /// What the type's output function raises.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn print(column: &Column, value: pg_sys::Datum) -> Result<Vec<u8>, Failure> {
     let mut printed = ptr::null_mut();
     // SAFETY: a value of the column's type; nothing but raw calls inside.
@@ -75,6 +76,7 @@ pub fn print(column: &Column, value: pg_sys::Datum) -> Result<Vec<u8>, Failure> 
 ///
 /// # Errors
 /// What the type's input function raises.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn read(column: &Column, text: Option<&[u8]>) -> Result<Option<pg_sys::Datum>, Failure> {
     if text.is_none() && !column.domain {
         return Ok(None);
