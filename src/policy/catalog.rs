@@ -97,7 +97,9 @@ fn state() -> Borrowed<State> {
 
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     kept_tables::relation_changed(relation);
-    if relation == pg_sys::InvalidOid || PLACE.get() == Place::Table(relation) {
+    // Where the table is not there, any may have become it.
+    let place = PLACE.get();
+    if relation == pg_sys::InvalidOid || place == Place::Table(relation) || place == Place::Missing {
         VALID.set(false);
         drop_answers();
     } else {
