@@ -275,3 +275,29 @@ fn prepared_transactions() {
     walk.refused("WG001", "UPDATE t SET v = 3");
     assert_eq!(walk.rows("SELECT v::text FROM t ORDER BY id"), ["1", "1", "0", "0", "1", "1"]);
 }
+
+/// Knowledge of a table must not outlive its shape.
+#[test]
+fn ddl_between_kept_rows() {
+    let mut walk = Walk::new("max_rows => 1, override => 'flag', undo => '1 day'");
+    for ddl in [
+        "ALTER TABLE t ALTER note DROP DEFAULT, ALTER note TYPE int USING 42",
+        "ALTER TABLE t ALTER note TYPE text USING 'forty-two'",
+        "ALTER TABLE t ADD more text DEFAULT 'more', ADD yet_more bigint DEFAULT 1",
+        "ALTER TABLE t DROP more",
+        "ALTER TABLE t RENAME note TO noted",
+        "ALTER TABLE t RENAME noted TO note",
+    ] {
+        walk.passes(&format!(
+            "SET writeguard.override = on; DO $$ BEGIN
+                UPDATE t SET v = v + 1; {ddl}; UPDATE t SET v = v + 1; DELETE FROM t WHERE id = 1;
+                INSERT INTO t (id) VALUES (1);
+            END $$"
+        ));
+        let change = walk.rows("SELECT max(id)::text FROM writeguard.change").remove(0);
+        // Whether it can be put back is another test's.
+        let _ = walk.client.batch_execute(&format!("SELECT * FROM writeguard.undo({change}, 'skip', dry_run => true)"));
+        let count = walk.rows("SELECT count(*)::text FROM t");
+        assert_eq!(count, ["6"], "{ddl}");
+    }
+}
