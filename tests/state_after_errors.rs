@@ -332,7 +332,7 @@ fn flat(client: &mut Client, warm: usize, times: usize, mut action: impl FnMut(&
 
 #[test]
 fn ten_thousand_refused_statements_grow_neither_session_nor_worker() {
-    let server = Server::start(&["writeguard.event_timeout = '5min'"]);
+    let server = Server::start(&["writeguard.event_timeout = '5min'", "writeguard.blocked_per_minute = 1000000"]);
     let mut stage = Stage::on(&server);
     let mut client = stage.db.admin();
     let mut count = 0;
