@@ -6,7 +6,7 @@
 
 // Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
 #![allow(clippy::missing_safety_doc)]
-#![warn(ffi_unwind_calls)]
+#![deny(ffi_unwind_calls)]
 
 use pgrx::pg_sys;
 
