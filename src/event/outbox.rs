@@ -50,6 +50,10 @@ const SEND_THESE: &str = "SELECT pg_catalog.pg_notify('writeguard', \
        pg_catalog.jsonb_build_object('id', e.id, 'kind', e.kind, 'policy', pg_catalog.left(e.policy, 500))::pg_catalog.text) \
      FROM writeguard.event AS e WHERE e.id OPERATOR(pg_catalog.=) ANY ($1) ORDER BY e.id";
 
+/// PostgreSQL gives the room in its queue back when somebody writes to it, which a full one keeps everybody from: asked how
+/// full it is, it does so too.
+const MAKE_ROOM: &str = "SELECT pg_catalog.pg_notification_queue_usage()";
+
 const IS_EMPTY: &str = "SELECT NOT EXISTS (SELECT FROM writeguard.outbox)";
 
 /// Leaves the notifications of events that are being stored, as a part of the same transaction. False where that is not
@@ -152,7 +156,11 @@ fn settle() -> Vec<(Kind, Option<String>)> {
 fn send(these: &[i64]) -> usize {
     be_brief();
     let there = process::own_table(c"outbox") != pg_sys::InvalidOid;
+    let failed_before = unsent().is_some();
     Spi::connect_mut(|client| {
+        if failed_before {
+            must(client.update(MAKE_ROOM, None, &[]));
+        }
         if !these.is_empty() {
             must(client.update(SEND_THESE, None, &[these.to_vec().into()]));
         }
