@@ -1,4 +1,4 @@
--- The SQL of version 0.1.0, as `cargo pgrx package` wrote it: what CREATE EXTENSION … VERSION '0.1.0' runs, and where
+-- The SQL of version 0.1.0, as `cargo pgrx package` wrote it (in ASCII): what CREATE EXTENSION ... VERSION '0.1.0' runs, and where
 -- pg_writeguard--0.1.0--0.2.0.sql begins. Released, so it never changes.
 
 /* <begin connected objects> */
@@ -676,7 +676,7 @@ CREATE FUNCTION writeguard.check_setup()
                    pg_catalog.format('it asks for %s approvals%s; logins that can give one: %s', p.min_approvals,
                                      coalesce(pg_catalog.format(' by members of %I', p.approvers), ''), a.logins),
                    'GRANT EXECUTE ON FUNCTION writeguard.approve TO '
-                   || coalesce(pg_catalog.quote_ident(p.approvers), '…') || ';'
+                   || coalesce(pg_catalog.quote_ident(p.approvers), '...') || ';'
             FROM policies AS p JOIN (
                 SELECT asked.approvers, (
                     SELECT pg_catalog.count(*) FROM pg_catalog.pg_roles AS r
