@@ -1,7 +1,7 @@
 //! What this library refuses and what it calls a caller's mistake: one enum, each variant with its SQLSTATE, its
 //! numbers in DETAIL, and in HINT the next command to type.
 //!
-//! Pure: the frames in `ffi` raise these.
+//! Pure: the frames in `pg` raise these.
 
 use thiserror::Error as ThisError;
 

@@ -12,21 +12,13 @@ use pgrx::pg_sys;
 
 mod error;
 mod event;
-mod expectation;
-mod ffi;
-mod function;
 mod guard;
 mod lexer;
 mod monitor;
-mod owner;
 mod pg;
 mod policy;
-mod process;
-mod pruner;
-mod raise;
 mod review;
 mod session;
-mod settings;
 mod stat;
 mod token;
 mod undo;
@@ -57,15 +49,15 @@ mod worker;
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    raise::keep_backtraces_out();
+    pg::ereport::keep_backtraces_out();
     // SAFETY: statics of this process; PostgreSQL calls this once, where the library is loaded.
     unsafe {
         if !pg_sys::process_shared_preload_libraries_in_progress {
             return;
         }
         pg::preload::note();
-        settings::register(session::arming(), expectation::hooks());
+        session::settings::register(session::actor::arming(), session::expectation::hooks());
         guard::hooks::install();
     }
-    worker::register();
+    worker::store_worker::register();
 }

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
 
-use crate::event::totals;
-use crate::function::{Arguments, Returns, bigint, sql_function, text};
-use crate::guard::gcra::Rate;
-use crate::guard::rate_memory;
+use crate::event::counters;
+use crate::guard::limits::gcra::Rate;
+use crate::guard::limits::rate_memory;
+use crate::pg::function::{Arguments, Returns, bigint, sql_function, text};
 use crate::policy::catalog;
-use crate::session::shown_role;
+use crate::session::actor::shown_role;
 
 sql_function!(
     /// `event_numbers() → setof record`: the rows of the view `event_totals`.
@@ -23,7 +23,7 @@ sql_function!(
 
 fn event_numbers(arguments: &Arguments) -> Returns {
     arguments.give_rows(
-        totals::of_this_database().iter().map(|counted| {
+        counters::of_this_database().iter().map(|counted| {
             [text(&counted.kind.word()), counted.policy.as_deref().and_then(text), bigint(counted.events)]
         }),
     )

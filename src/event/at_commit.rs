@@ -12,12 +12,11 @@ use pgrx::pg_sys;
 use super::line::Line;
 use super::record::{Event, Kind, top_xid};
 use super::statement::{Excerpt, told};
-use super::{queue, store, totals};
+use super::{counters, queue, store};
 use crate::error::Error;
-use crate::ffi;
-use crate::guard::budget::Serial;
+use crate::guard::limits::ledger::Serial;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
-use crate::process;
+use crate::pg::{ffi, process};
 
 struct Pending {
     level: i32,
@@ -164,7 +163,7 @@ pub fn committed() {
     let ready = core::mem::take(&mut *READY.borrow());
     for Ready { kind, policy, line, json } in ready {
         line.write();
-        totals::count(kind, policy.as_deref());
+        counters::count(kind, policy.as_deref());
         // SAFETY: a static. Without a postmaster nobody would ever store it.
         if unsafe { pg_sys::IsUnderPostmaster } && queue::push(json.as_bytes(), false).is_none() {
             queue::count_unqueued();

@@ -2,7 +2,7 @@
 //!
 //! A fixed piece of shared memory: entries, and blocks that hold the events' JSON in chains. One LWLock guards all of
 //! it and is held for a copy of bytes at most: nothing under it allocates, sleeps or raises
-//! (but in the postmaster when it is the only process, see `keep`).
+//! (but in the postmaster when it is the only process, see `queue_file`).
 //!
 //! An entry is `Queued` by a session, `Taken` by the worker of its database, and freed when the worker's transaction
 //! has committed. Before the commit the worker notes its transaction in the entry; so if it is killed at any point,
@@ -13,7 +13,7 @@ use core::sync::atomic::AtomicU64;
 use pgrx::pg_sys;
 
 use crate::pg::shmem::{self, Plain, Region};
-use crate::settings;
+use crate::session::settings;
 
 const BLOCK_BYTES: usize = 1024 - size_of::<u32>();
 /// Databases that can be served at the same time.

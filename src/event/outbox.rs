@@ -13,12 +13,12 @@ use pgrx::pg_sys::TimestampTz;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
+use super::counters;
 use super::memory::{self, Locked, MOST_WORKERS, Unsent};
 use super::record::Kind;
-use super::totals;
 use crate::pg::encoding;
-use crate::process::{self, Failed, attempt, in_subtransaction, must};
-use crate::raise::log_line;
+use crate::pg::ereport::log_line;
+use crate::pg::process::{self, Failed, attempt, in_subtransaction, must};
 
 /// Notifications of one transaction.
 const BATCH: usize = 1_000;
@@ -113,7 +113,7 @@ impl Sender {
         if core::mem::take(&mut self.settle) {
             match attempt(settle) {
                 Ok(counted) => {
-                    counted.iter().for_each(|(kind, policy)| totals::count(*kind, policy.as_deref()));
+                    counted.iter().for_each(|(kind, policy)| counters::count(*kind, policy.as_deref()));
                     self.send |= !counted.is_empty();
                 }
                 Err(failed) => failed_to_send(&failed),

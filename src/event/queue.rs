@@ -4,13 +4,13 @@ use core::sync::atomic::Ordering;
 
 use pgrx::pg_sys;
 
+use super::counters;
 use super::memory::{self, Entry, Locked, Phase, set_latch};
+use super::rate_limit::{self, Class};
 use super::record::Event;
-use super::throttle::{self, Class};
-use super::totals;
-use crate::ffi;
-use crate::raise::log_line;
-use crate::settings;
+use crate::pg::ereport::log_line;
+use crate::pg::ffi;
+use crate::session::settings;
 
 /// A session's claim to learn what became of its event.
 #[derive(Debug, Clone, Copy)]
@@ -161,7 +161,7 @@ pub fn waiting_since() -> Option<String> {
 ///
 /// # Errors
 /// Whatever an interrupt raises meanwhile; the event stays queued.
-pub fn wait(ticket: Ticket) -> Result<Option<i64>, ffi::Foreign> {
+pub fn wait(ticket: Ticket) -> Result<Option<i64>, ffi::PgError> {
     let mut left = settings::event_timeout();
     let started = std::time::Instant::now();
     loop {
@@ -183,7 +183,7 @@ pub fn wait(ticket: Ticket) -> Result<Option<i64>, ffi::Foreign> {
 
 /// Logs and queues an event that nobody waits for.
 pub fn record(event: &Event) {
-    totals::count_event(event);
+    counters::count_event(event);
     record_counted(event);
 }
 
@@ -200,13 +200,13 @@ pub fn record_counted(event: &Event) {
 }
 
 /// Logs and queues a refusal, whose event must survive the rollback, and waits for it; gives its id when it is stored in
-/// time. One of very many is only counted, see `throttle`.
-pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::Foreign> {
-    if !throttle::admits(Class::Refused, event) {
+/// time. One of very many is only counted, see `rate_limit`.
+pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::PgError> {
+    if !rate_limit::admits(Class::Refused, event) {
         return Ok(None);
     }
     event.log();
-    totals::count_event(event);
+    counters::count_event(event);
     // SAFETY: a static. Without a postmaster nobody would ever store it.
     if !unsafe { pg_sys::IsUnderPostmaster } {
         return Ok(None);
@@ -234,7 +234,7 @@ pub enum Record {
 ///
 /// # Errors
 /// Whatever an interrupt raises meanwhile; the event is then withdrawn if that is possible.
-pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::Foreign> {
+pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::PgError> {
     event.log();
     // SAFETY: a static. Without a postmaster nobody would ever store it.
     if !unsafe { pg_sys::IsUnderPostmaster } {
@@ -244,13 +244,13 @@ pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::Foreign> {
     let waited = wait(ticket);
     if let Ok(Some(id)) = waited {
         if id > 0 {
-            totals::count_event(event);
+            counters::count_event(event);
         }
         return Ok(if id > 0 { Record::Stored } else { Record::Withdrawn });
     }
     let withdrawn = withdraw(ticket);
     if !withdrawn {
-        totals::count_event(event);
+        counters::count_event(event);
     }
     waited?;
     Ok(if withdrawn { Record::Withdrawn } else { Record::Late })
@@ -258,7 +258,7 @@ pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::Foreign> {
 
 /// Queues an event; where there is no room, waits for some as long as a refused write may wait at all. An event that is
 /// not queued is counted.
-fn enqueue(event: &Event) -> Result<Option<Ticket>, ffi::Foreign> {
+fn enqueue(event: &Event) -> Result<Option<Ticket>, ffi::PgError> {
     const PAUSE: i64 = 10;
     let json = event.queued_json();
     let mut ticket = push(json.as_bytes(), true);

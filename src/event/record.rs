@@ -11,8 +11,8 @@ use super::line::Line;
 use super::queue;
 use super::statement::MOST_BYTES;
 use crate::pg::encoding;
-use crate::session::{self, Actor};
-use crate::settings;
+use crate::session::actor::{self, Actor};
+use crate::session::settings;
 use crate::words::shortened;
 
 /// What happened.
@@ -147,10 +147,10 @@ impl Event {
             kind,
             policy: None,
             mode: None,
-            login: session::role_name(actor.login),
-            role: session::role_name(actor.role()),
-            application: session::application(),
-            client: session::client(),
+            login: actor::role_name(actor.login),
+            role: actor::role_name(actor.role()),
+            application: actor::application(),
+            client: actor::client(),
             pid,
             xid: top_xid(),
             operation: None,
@@ -164,7 +164,7 @@ impl Event {
             query_id: Some(i64::from_ne_bytes(query_id.to_ne_bytes())).filter(|id| *id != 0),
             approval: None,
             reason: None,
-            database: session::database(),
+            database: actor::database(),
         }
     }
 

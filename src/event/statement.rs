@@ -6,10 +6,11 @@ use pgrx::pg_sys;
 
 use super::queue;
 use super::record::Event;
+use crate::lexer;
 use crate::pg::encoding;
-use crate::settings::{self, LogStatement};
+use crate::session::actor;
+use crate::session::settings::{self, LogStatement};
 use crate::words::{beginning, marked};
-use crate::{lexer, session};
 
 /// A longer statement is not shown in a hint: nobody pastes it from there.
 const MOST_IN_HINT: usize = 8 * 1024;
@@ -72,7 +73,7 @@ impl Excerpt {
     }
 
     fn without_token(&self) -> String {
-        session::without_token(&self.text, !self.is_whole())
+        actor::without_token(&self.text, !self.is_whole())
     }
 
     fn mark(&self, text: String) -> String {

@@ -8,9 +8,9 @@ use pgrx::pg_sys;
 use super::queue;
 use super::record::Event;
 use crate::error::Error;
-use crate::owner;
 use crate::pg::backend_local::BackendCell;
 use crate::pg::contained::contained;
+use crate::pg::owner;
 
 /// Inserts one event given as JSON, and gives its id.
 pub const INSERT: &str = "INSERT INTO writeguard.event \

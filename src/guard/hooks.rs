@@ -10,21 +10,22 @@ use std::sync::OnceLock;
 
 use pgrx::pg_sys;
 
-use super::statement::Frame;
-use super::{
-    block, book, capture, concern, count, ddl, decide, expect, lift, observe, pooled, rate_memory, statement, tally,
-    watch, write,
-};
-use crate::event::{at_commit, keep, memory, queue, store, throttle, totals};
-use crate::expectation;
-use crate::ffi;
+use super::ddl::command;
+use super::executor::{capture, count, modify_node, plan_writes};
+use super::limits::{charge, observe, rate_memory, transaction_block};
+use super::rehearsal::{account, policy_verdicts};
+use super::statement::{self, Frame};
+use super::verdict::{decide, expect, overrides};
+use crate::event::{at_commit, counters, memory, queue, queue_file, rate_limit, store};
 use crate::pg::backend_local::BackendCell;
 use crate::pg::contained::contained;
+use crate::pg::ereport::{PendingError, guarded, raise, unwound};
+use crate::pg::ffi;
 use crate::policy::catalog;
-use crate::raise::{Raise, guarded, raise, unwound};
-use crate::session::{self, Actor};
-use crate::stat::{self, counters};
-use crate::undo;
+use crate::session::actor::{self, Actor};
+use crate::session::{expectation, pooled};
+use crate::stat::{self, counters as stat_counters};
+use crate::undo::capture::row_capture;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
 #[cfg(not(feature = "pg18"))]
@@ -157,11 +158,11 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
             let actor = Actor::current();
             let mut is_begun = false;
             raise(unwound(|| {
-                is_begun = write::begin_plainly(query_desc, actor);
+                is_begun = plan_writes::begin_plainly(query_desc, actor);
                 ptr::null_mut()
             }));
             if !is_begun {
-                raise(write::begin(query_desc, actor));
+                raise(plan_writes::begin(query_desc, actor));
             }
         }
     }
@@ -224,16 +225,16 @@ unsafe fn leave(returns: *const pg_sys::PlannedStmt, ran_out: bool) {
 
 #[cold]
 #[inline(never)]
-unsafe fn look_back(returns: *const pg_sys::PlannedStmt, ran_out: bool) -> *mut Raise {
+unsafe fn look_back(returns: *const pg_sys::PlannedStmt, ran_out: bool) -> *mut PendingError {
     // SAFETY: called from the outermost frame.
-    observe::left(book::ledger(), unsafe { statement::is_over(returns, ran_out) })
+    observe::left(charge::ledger(), unsafe { statement::is_over(returns, ran_out) })
 }
 
 #[inline(always)]
 unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc, frame: Frame, count: u64) {
     // SAFETY: plain old frame.
     unsafe {
-        if watch::any() {
+        if modify_node::any() {
             raise(count::after_run(query_desc));
         }
         if expect::is_pending() {
@@ -264,28 +265,28 @@ unsafe extern "C-unwind" fn process_utility(
         let transaction = (*pstmt).utilityStmt.cast::<pg_sys::TransactionStmt>();
         let kind = if is_transaction { (*transaction).kind } else { pg_sys::TransactionStmtKind::TRANS_STMT_SAVEPOINT };
         let frame = if is_transaction {
-            block::before(transaction);
+            transaction_block::before(transaction);
             statement::between_commands();
             Frame::Inner
         } else {
             statement::enter()
         };
-        let defines = ddl::concerns(tag) && !stays_out();
+        let defines = command::concerns(tag) && !stays_out();
         let mut expected = expectation::NOTHING;
         if expectation::is_armed() && frame == Frame::Outermost {
             expected = expect::utility_starting((*pstmt).utilityStmt);
         }
         let mut begun = 0;
         if defines {
-            let (noted, refusal) = ddl::begin((*pstmt).utilityStmt);
+            let (noted, refusal) = command::begin((*pstmt).utilityStmt);
             begun = noted;
             raise(refusal);
         }
         (next().utility)(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
         if defines {
-            raise(ddl::end(begun));
+            raise(command::end(begun));
         } else if is_transaction {
-            block::after(kind);
+            transaction_block::after(kind);
         }
         if expected >= 0 {
             raise(expect::after_execute((*pstmt).utilityStmt.cast(), qc, expected));
@@ -310,7 +311,7 @@ unsafe extern "C-unwind" fn object_access(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        if ddl::is_of_interest(access) {
+        if command::is_of_interest(access) {
             accessed(access, class, object, sub_id, argument);
         }
         if let Some(next) = next().access {
@@ -331,7 +332,7 @@ unsafe fn accessed(
     // SAFETY: plain old frame.
     unsafe {
         if !stays_out() {
-            raise(ddl::accessed(access, class, object, sub_id, argument));
+            raise(command::accessed(access, class, object, sub_id, argument));
         }
     }
 }
@@ -345,8 +346,8 @@ unsafe extern "C-unwind" fn shmem_request() {
         }
         memory::request();
         rate_memory::request();
-        throttle::request();
-        totals::request();
+        rate_limit::request();
+        counters::request();
         stat::memory::request();
     }
 }
@@ -359,13 +360,13 @@ unsafe extern "C-unwind" fn shmem_startup() {
             next();
         }
         rate_memory::startup();
-        throttle::startup();
-        totals::startup();
+        rate_limit::startup();
+        counters::startup();
         if stat::memory::startup() && !pg_sys::IsUnderPostmaster {
             stat::store::startup();
         }
         if memory::startup() && !pg_sys::IsUnderPostmaster {
-            keep::startup();
+            queue_file::startup();
         }
     }
 }
@@ -374,7 +375,12 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
     match event {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
             let prepares = event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE;
-            if observe::any() || lift::has_lifts() || undo::keep::any() || at_commit::any() || pooled::ends_unused() {
+            if observe::any()
+                || overrides::has_lifts()
+                || row_capture::any()
+                || at_commit::any()
+                || pooled::ends_unused()
+            {
                 before_commit(prepares);
             }
             at_commit::closes(prepares);
@@ -389,9 +395,9 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _ar
         pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(Ending::Prepared),
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             statement::rolled_back();
-            contained("forgetting what a command had noted", || ddl::roll_back(0));
+            contained("forgetting what a command had noted", || command::roll_back(0));
             if observe::any() {
-                observe::died(book::ledger());
+                observe::died(charge::ledger());
             }
             end_transaction(Ending::RolledBack);
         }
@@ -405,14 +411,14 @@ fn before_commit(prepares: bool) {
     // SAFETY: plain old frame; an error here still aborts the transaction.
     unsafe {
         if observe::any() {
-            raise(observe::before_commit(book::ledger()));
+            raise(observe::before_commit(charge::ledger()));
         }
-        if lift::has_lifts() || undo::keep::any() {
-            raise(guarded(|| Ok(lift::before_commit(book::ledger())?)));
+        if overrides::has_lifts() || row_capture::any() {
+            raise(guarded(|| Ok(overrides::before_commit(charge::ledger())?)));
         }
-        if undo::keep::any() {
+        if row_capture::any() {
             raise(guarded(|| {
-                undo::keep::close();
+                row_capture::close();
                 Ok(())
             }));
         }
@@ -443,7 +449,7 @@ enum Ending {
 #[inline]
 fn end_transaction(ending: Ending) {
     let committed = ending == Ending::Committed;
-    block::end_transaction(committed);
+    transaction_block::end_transaction(committed);
     at_commit::end_transaction();
     if statement::take_touched() {
         contained("forgetting a transaction", || end_touched_transaction(ending));
@@ -455,16 +461,16 @@ fn end_transaction(ending: Ending) {
 #[inline(never)]
 fn end_touched_transaction(ending: Ending) {
     decide::end_transaction();
-    lift::end_transaction();
-    undo::keep::end_transaction();
-    tally::end_transaction();
-    concern::end_transaction();
-    book::end_transaction(ending != Ending::RolledBack);
+    overrides::end_transaction();
+    row_capture::end_transaction();
+    account::end_transaction();
+    policy_verdicts::end_transaction();
+    charge::end_transaction(ending != Ending::RolledBack);
     if statement::end_transaction() {
-        counters::forget_statements();
+        stat_counters::forget_statements();
     }
     expect::roll_back(0);
-    session::end_transaction();
+    actor::end_transaction();
     // SAFETY: reads the transaction's state, which is still that of what committed.
     expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
 }
@@ -480,25 +486,25 @@ unsafe extern "C-unwind" fn subtransaction_ends(
     match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => contained("rolling a subtransaction's counts back", || {
             statement::rolled_back();
-            ddl::roll_back(level);
+            command::roll_back(level);
             expect::roll_back(level);
             at_commit::roll_back(level);
             if observe::any() {
-                observe::rolling_back(&book::ledger());
+                observe::rolling_back(&charge::ledger());
             }
-            book::roll_back(level);
+            charge::roll_back(level);
             if observe::any() && statement::nothing_runs() {
-                observe::died(book::ledger());
+                observe::died(charge::ledger());
             }
-            lift::roll_back(level);
-            tally::roll_back(level);
-            undo::keep::roll_back(level);
+            overrides::roll_back(level);
+            account::roll_back(level);
+            row_capture::roll_back(level);
         }),
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => contained("keeping a subtransaction's counts", || {
-            book::ledger().release(level, statement::may_resume);
-            lift::release(level);
-            tally::release(level);
-            undo::keep::release(level);
+            charge::ledger().release(level, statement::may_resume);
+            overrides::release(level);
+            account::release(level);
+            row_capture::release(level);
             at_commit::release(level);
         }),
         _ => {}

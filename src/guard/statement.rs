@@ -18,11 +18,11 @@ use std::borrow::Cow;
 
 use pgrx::pg_sys;
 
-use super::budget::{Place, Serial};
+use super::limits::ledger::{Place, Serial};
 use crate::event::statement::{Excerpt, MOST_BYTES};
-use crate::ffi::{self, Opaque};
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::encoding;
+use crate::pg::ffi::{self, Opaque};
 #[cfg(feature = "pg18")]
 use crate::token::statement::start_of;
 use crate::token::statement::{StatementHash, bounds};

@@ -11,7 +11,7 @@
 //!
 //! While a borrow lives nothing may be called that may borrow the same static, that runs other people's code (SPI, output
 //! functions, the executor), that tells the client something, or that an ERROR may jump out of: inside
-//! [`protect`](crate::ffi::protect), or where pgrx turns the ERROR into a panic, it does not.
+//! [`protect`](crate::pg::ffi::protect), or where pgrx turns the ERROR into a panic, it does not.
 
 use core::cell::{Cell, UnsafeCell};
 use core::ops::{Deref, DerefMut};

@@ -9,7 +9,7 @@ use core::mem::{size_of, size_of_val};
 
 use pgrx::pg_sys;
 
-use crate::ffi;
+use super::ffi;
 
 /// What core may have collected without sending it.
 const COLLECTED: usize = 8 * 1024;

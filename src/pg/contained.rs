@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 
-use crate::raise::log_line;
+use super::ereport::log_line;
 
 /// Runs `body`. Neither a panic nor an ERROR comes out of it, and PostgreSQL goes on as if none had been.
 #[inline]

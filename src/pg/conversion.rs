@@ -8,8 +8,8 @@ use core::ptr;
 
 use pgrx::pg_sys;
 
-use crate::ffi;
-use crate::pg::backend_local::BackendLocal;
+use super::backend_local::BackendLocal;
+use super::ffi;
 
 unsafe extern "C-unwind" {
     fn FindDefaultConversion(schema: pg_sys::Oid, from: i32, to: i32) -> pg_sys::Oid;

@@ -16,7 +16,7 @@ use core::ptr;
 use pgrx::pg_sys;
 
 use super::backend_local::BackendCell;
-use crate::ffi;
+use super::ffi;
 
 /// What can lie in shared memory as it is.
 ///

@@ -2,19 +2,18 @@
 
 use pgrx::{direct_function_call, pg_sys};
 
+use super::interval::Span;
 use super::key::never_undone;
 use super::model::{Document, Policy};
 use super::pattern::{Element, Pattern, parse_element};
 use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
 use super::schedule::Schedule;
-use super::span::Span;
-use super::{catalog, conditions, stored};
+use super::{catalog, conditions, schema_compat};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
-use crate::function::{Arguments, Returns, json, sql_function, value};
-use crate::owner;
-use crate::pg::encoding;
+use crate::pg::function::{Arguments, Returns, json, sql_function, value};
+use crate::pg::{encoding, owner};
 use crate::words::{Operation, literal};
 
 sql_function!(
@@ -49,7 +48,7 @@ fn upsert() -> String {
          SELECT n.* FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
          ON CONFLICT (name) DO UPDATE SET {} WHERE p.* IS DISTINCT FROM EXCLUDED.* \
          RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END",
-        stored::assignments()
+        schema_compat::assignments()
     )
 }
 
@@ -112,7 +111,7 @@ pub fn settle(document: &mut Document) -> Result<Policy, Error> {
         }
     }
     let policy = document.check()?;
-    stored::check(&policy)?;
+    schema_compat::check(&policy)?;
     check_names(&policy)?;
     policy.schedule.as_ref().map_or(Ok(()), conditions::check_zones)?;
     document.schedule = policy.schedule.as_ref().map(Schedule::to_string);

@@ -19,12 +19,12 @@ use super::table::{self, Loaded, Place, Policies};
 use super::target::{self, Change};
 use crate::error::Error;
 use crate::event::memory;
-use crate::ffi::Foreign;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
+use crate::pg::ereport::Failure;
+use crate::pg::ffi::PgError;
 use crate::pg::{encoding, preload};
-use crate::raise::Failure;
-use crate::session::{Actor, role_name};
-use crate::undo::table as kept_tables;
+use crate::session::actor::{Actor, role_name};
+use crate::undo::capture::kept_table as kept_tables;
 use crate::words::{Operation, RelationName};
 
 // What invalidations read and change, apart from the rest: they come at any moment, whoever has that.
@@ -256,7 +256,7 @@ const MOST_READINGS: usize = 64;
 ///
 /// # Errors
 /// What waiting for the table's lock may raise.
-fn policies() -> Result<Rc<Policies>, Foreign> {
+fn policies() -> Result<Rc<Policies>, PgError> {
     register();
     for _ in 0..MOST_READINGS {
         if FOUND.get()
@@ -315,7 +315,7 @@ pub fn may_be_installed() -> bool {
 ///
 /// # Errors
 /// What waiting for the table's lock may raise.
-pub fn installed() -> Result<bool, Foreign> {
+pub fn installed() -> Result<bool, PgError> {
     Ok(policies()?.installed)
 }
 
@@ -323,7 +323,7 @@ pub fn installed() -> Result<bool, Foreign> {
 ///
 /// # Errors
 /// What waiting for the policy table's lock may raise.
-pub fn with_rates() -> Result<Vec<Rc<Loaded>>, Foreign> {
+pub fn with_rates() -> Result<Vec<Rc<Loaded>>, PgError> {
     Ok(policies()?.loaded.iter().filter(|loaded| loaded.policy.rate.is_some()).cloned().collect())
 }
 
@@ -331,7 +331,7 @@ pub fn with_rates() -> Result<Vec<Rc<Loaded>>, Foreign> {
 ///
 /// # Errors
 /// What waiting for the policy table's lock may raise.
-pub fn shows_samples(relation: pg_sys::Oid) -> Result<bool, Foreign> {
+pub fn shows_samples(relation: pg_sys::Oid) -> Result<bool, PgError> {
     let policies = policies()?;
     let Some(target) = target::find(relation) else { return Ok(true) };
     let places = policies.naming(&target);
@@ -486,7 +486,7 @@ pub struct Explained {
 ///
 /// # Errors
 /// What waiting for the policy table's lock may raise.
-pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Result<Vec<Explained>, Foreign> {
+pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Result<Vec<Explained>, PgError> {
     let policies = policies()?;
     settle();
     if never_covered(relation).is_some() {

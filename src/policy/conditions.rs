@@ -9,7 +9,7 @@ use pgrx::{IntoDatum, direct_function_call, pg_sys};
 use super::model::Policy;
 use super::schedule::{Schedule, WallClock};
 use crate::error::Error;
-use crate::session;
+use crate::session::actor;
 
 /// What the answer depends on, as far as it changes in a session's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Now {
 
 fn this_minute() -> i64 {
     // SAFETY: reads a static.
-    unsafe { crate::ffi::GetCurrentStatementStartTimestamp() }.div_euclid(MICROSECONDS_PER_MINUTE)
+    unsafe { crate::pg::ffi::GetCurrentStatementStartTimestamp() }.div_euclid(MICROSECONDS_PER_MINUTE)
 }
 
 fn application<'a>() -> &'a CStr {
@@ -46,9 +46,9 @@ fn application<'a>() -> &'a CStr {
 
 /// Whether a policy is in force for this session, at the running statement's start.
 pub fn hold(policy: &Policy) -> bool {
-    let application = |pattern: &String| is_like(&session::application().unwrap_or_default(), pattern);
+    let application = |pattern: &String| is_like(&actor::application().unwrap_or_default(), pattern);
     // SAFETY: reads a static.
-    let now = unsafe { crate::ffi::GetCurrentStatementStartTimestamp() };
+    let now = unsafe { crate::pg::ffi::GetCurrentStatementStartTimestamp() };
     policy.application.as_ref().is_none_or(application)
         && policy.client.as_ref().is_none_or(|network| is_client_in(network))
         && policy.schedule.as_ref().is_none_or(|schedule| is_open(schedule, now))

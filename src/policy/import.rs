@@ -13,15 +13,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::document::{self, Given, KEYS, Key, Kind};
-use super::{api, model, stored};
+use super::{api, model, schema_compat};
 use crate::error::Error;
 use crate::event::record::{Event, Kind as EventKind};
 use crate::event::store;
-use crate::ffi;
-use crate::function::{Arguments, Returns, jsonb, sql_function, text};
-use crate::owner;
-use crate::pg::encoding;
-use crate::raise::Failure;
+use crate::pg::ereport::Failure;
+use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
+use crate::pg::{encoding, ffi, owner};
 
 sql_function!(
     /// `import_policies(document jsonb, prune boolean, dry_run boolean)`: a row for each policy: name, action,
@@ -61,7 +59,7 @@ fn write_all() -> String {
         "INSERT INTO writeguard.policy \
          SELECT n.* FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
          ON CONFLICT (name) DO UPDATE SET {}",
-        stored::assignments()
+        schema_compat::assignments()
     )
 }
 

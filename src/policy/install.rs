@@ -6,9 +6,9 @@ use pgrx::spi::SpiClient;
 use super::relation::dependents_of_schema;
 use super::table::SCHEMA;
 use crate::error::Error;
-use crate::function::{Arguments, Returns, sql_function};
-use crate::owner;
-use crate::session::shown_role;
+use crate::pg::function::{Arguments, Returns, sql_function};
+use crate::pg::owner;
+use crate::session::actor::shown_role;
 
 sql_function!(
     /// `assert_installable()`: raises 55000 unless the library was preloaded, WG007 unless the schema can be trusted.

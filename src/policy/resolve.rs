@@ -173,8 +173,8 @@ pub fn candidates(policies: &[impl AsPolicy], fitting: &[Fitting], operation: Op
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::pattern::Pattern;
     use super::*;
+    use crate::policy::pattern::Pattern;
     use crate::words::{Mode, Override};
 
     fn policy(table: &str, role: &str) -> Policy {

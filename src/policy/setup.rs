@@ -15,9 +15,9 @@ use super::resolve::{self, Actor, Target};
 use super::table::{self, Place, Policies};
 use crate::event::record::in_utc;
 use crate::event::{memory, outbox, queue, serve};
-use crate::function::{Arguments, Returns, jsonb, sql_function};
+use crate::pg::ereport::Failure;
+use crate::pg::function::{Arguments, Returns, jsonb, sql_function};
 use crate::pg::preload;
-use crate::raise::Failure;
 use crate::stat;
 use crate::words::{Operation, RelationName};
 

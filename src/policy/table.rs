@@ -9,12 +9,12 @@ use std::rc::Rc;
 use pgrx::{PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sys};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::interval::Span;
 use super::model::{Document, Policy};
 use super::resolve::{AsPolicy, Index, Target};
-use super::span::Span;
-use crate::ffi::{self, Foreign};
-use crate::function::FromSql;
 use crate::pg::encoding::{self, from_name};
+use crate::pg::ffi::{self, PgError};
+use crate::pg::function::FromSql;
 
 /// The schema of the extension; fixed by its control file.
 pub const SCHEMA: &CStr = c"writeguard";
@@ -109,7 +109,7 @@ impl Policies {
     /// # Errors
     /// What waiting for the table's lock may raise.
     #[expect(ffi_unwind_calls, reason = "inside protect")]
-    pub fn read(table: pg_sys::Oid, before: Option<&Rc<Self>>) -> Result<Option<Rc<Self>>, Foreign> {
+    pub fn read(table: pg_sys::Oid, before: Option<&Rc<Self>>) -> Result<Option<Rc<Self>>, PgError> {
         let mut found = Self { installed: true, ..Self::not_installed() };
         let mut relation = ptr::null_mut();
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;

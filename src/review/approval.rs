@@ -5,8 +5,8 @@ use pgrx::spi::SpiClient;
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::function::{Arguments, Returns, sql_function, value};
-use crate::owner;
+use crate::pg::function::{Arguments, Returns, sql_function, value};
+use crate::pg::owner;
 use crate::policy::relation::{is_member, role_oid};
 use crate::words::{Override, quote_identifier};
 

@@ -10,12 +10,13 @@ use super::request::rehearse_and_store;
 use crate::error::Error;
 use crate::event::queue::{self, Record};
 use crate::event::record::{Event, Kind};
-use crate::function::{Arguments, Returns, sql_function, value};
-use crate::guard::{lift, statement};
-use crate::owner;
-use crate::raise::{log_line, tell};
-use crate::session::{Actor, shown_role};
-use crate::settings;
+use crate::guard::statement;
+use crate::guard::verdict::overrides;
+use crate::pg::ereport::{log_line, tell};
+use crate::pg::function::{Arguments, Returns, sql_function, value};
+use crate::pg::owner;
+use crate::session::actor::{Actor, shown_role};
+use crate::session::settings;
 use crate::token::statement::sha256;
 use crate::words::{duration, shortened};
 
@@ -33,7 +34,7 @@ const APPROVE: &str = "UPDATE writeguard.request SET state = 'approved', break_g
      WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING id::pg_catalog.text";
 
 fn break_glass(arguments: &Arguments) -> Returns {
-    if lift::is_rehearsing() || statement::is_executing() {
+    if overrides::is_rehearsing() || statement::is_executing() {
         // What is rehearsed is taken back, but this event would stay.
         return Err(Error::ApprovalRefused {
             message: "the glass is not broken by what is reviewed".into(),

@@ -14,13 +14,15 @@ use crate::error::Error;
 use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::event::statement::Excerpt;
-use crate::ffi;
-use crate::function::{Arguments, Returns, sql_function};
-use crate::guard::budget::Serial;
-use crate::guard::{book, decide, lift, statement};
+use crate::guard::limits::charge;
+use crate::guard::limits::ledger::Serial;
+use crate::guard::statement;
+use crate::guard::verdict::{decide, overrides};
 use crate::pg::encoding::to_c;
-use crate::raise::{Failure, tell};
-use crate::settings;
+use crate::pg::ereport::{Failure, tell};
+use crate::pg::ffi;
+use crate::pg::function::{Arguments, Returns, sql_function};
+use crate::session::settings;
 use crate::token::check::{self, Reviewed};
 use crate::token::grant::Grant;
 use crate::words::count;
@@ -64,7 +66,7 @@ fn may_run(id: i64) -> Result<(), Failure> {
         hint: format!("SELECT * FROM writeguard.execute({id});"),
         relation: None,
     };
-    if lift::is_rehearsing() {
+    if overrides::is_rehearsing() {
         // It is taken back, and nothing of it is an event.
         return Err(refused("it cannot be a part of what is reviewed").into());
     }
@@ -94,14 +96,14 @@ impl Running {
         let serial = statement::begin_execution(reviewed.statement.clone(), reviewed.parameters.len());
         // SAFETY: reads a static.
         let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-        lift::begin_execution(grant.clone(), serial, level);
+        overrides::begin_execution(grant.clone(), serial, level);
         Self(serial)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        lift::end_execution(self.0);
+        overrides::end_execution(self.0);
         statement::end_execution();
     }
 }
@@ -123,12 +125,12 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
         }
     };
     all_given(wanted, values.len())?;
-    let mut changed = book::rows_by_table(running.0);
+    let mut changed = charge::rows_by_table(running.0);
     if is_missing_any(grant, &changed) {
         // The rehearsal had nothing deferred; what the statement deferred may be what is missing.
         // SAFETY: as above.
         unsafe { ffi::protect(|| Run::fire_deferred())? };
-        changed = book::rows_by_table(running.0);
+        changed = charge::rows_by_table(running.0);
     }
     let again = decide::request_again();
     drop(running);

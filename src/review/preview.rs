@@ -4,12 +4,12 @@ use pgrx::{IntoDatum, PgLogLevel, pg_sys};
 
 use super::{rehearse, run};
 use crate::error::Error;
-use crate::function::{Arguments, Returns, jsonb, sql_function, text};
-use crate::guard::concern::Concern;
-use crate::guard::tally::{Account, Line, Wanted};
+use crate::guard::rehearsal::account::{Account, Line, Wanted};
+use crate::guard::rehearsal::policy_verdicts::Concern;
+use crate::pg::ereport::{Failure, tell};
+use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
 use crate::policy::model::Policy;
-use crate::raise::{Failure, tell};
-use crate::settings;
+use crate::session::settings;
 use crate::words::{Mode, count};
 
 sql_function!(

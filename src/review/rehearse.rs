@@ -11,12 +11,13 @@ use std::ffi::CString;
 use pgrx::pg_sys;
 
 use super::run::{Run, values};
-use crate::ffi;
-use crate::guard::concern::{self, Concern};
-use crate::guard::tally::{self, Account, Wanted};
-use crate::guard::{book, lift, statement};
-use crate::pg::encoding;
-use crate::raise::Failure;
+use crate::guard::limits::charge;
+use crate::guard::rehearsal::account::{self, Account, Wanted};
+use crate::guard::rehearsal::policy_verdicts::{self, Concern};
+use crate::guard::statement;
+use crate::guard::verdict::overrides;
+use crate::pg::ereport::Failure;
+use crate::pg::{encoding, ffi};
 
 /// What a rehearsal found.
 pub struct Rehearsed {
@@ -43,8 +44,8 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     let serial = statement::current();
     let mut before = Vec::new();
     let account;
-    let outer = concern::begin();
-    tally::open(wanted);
+    let outer = policy_verdicts::begin();
+    account::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
     // went.
     let (outcome, taken_back, takes, bytes, rows) = unsafe {
@@ -52,8 +53,8 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         let mut run = Run::new(text, &values, &mut printed, context);
         let mut outcome = ffi::protect(|| run.begin());
         if outcome.is_ok() {
-            lift::begin_rehearsal();
-            before = book::rows_by_table(serial);
+            overrides::begin_rehearsal();
+            before = charge::rows_by_table(serial);
             // The statement's own error must outlive what is taken back.
             let inside = pg_sys::CurrentMemoryContext;
             pg_sys::CurrentMemoryContext = context;
@@ -62,8 +63,8 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
                 run.run();
             });
         }
-        let rows = book::rows_by_table(serial);
-        account = tally::close();
+        let rows = charge::rows_by_table(serial);
+        account = account::close();
         let begun = run.begun;
         let taken_back = ffi::protect(|| {
             if begun {
@@ -74,7 +75,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         pg_sys::CurrentResourceOwner = owner;
         (outcome, taken_back, run.wanted, run.bytes, rows)
     };
-    let concerns = concern::end(outer);
+    let concerns = policy_verdicts::end(outer);
     taken_back?;
     if !account.stopped {
         outcome.map_err(|error| error.in_query(text))?;
@@ -91,5 +92,5 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         .collect();
     // SAFETY: NULL or C strings in our own memory context.
     let parameters = printed.into_iter().map(|text| unsafe { encoding::from_c(text) }).collect();
-    Ok(Rehearsed { rows, account, refused_without_rows: lift::is_refused_without_rows(), concerns, parameters })
+    Ok(Rehearsed { rows, account, refused_without_rows: overrides::is_refused_without_rows(), concerns, parameters })
 }

@@ -8,18 +8,16 @@ use serde_json::value::RawValue;
 use super::preview::tell_what_is_missing;
 use super::{rehearse, run};
 use crate::error::Error;
-use crate::event::queue;
 use crate::event::record::{Event, Kind};
 use crate::event::statement::{Excerpt, MOST_BYTES, hinted, lacks_values};
-use crate::event::{store, throttle};
-use crate::function::{Arguments, Returns, sql_function, value};
-use crate::guard::concern::Concern;
-use crate::guard::tally::{Line, Wanted};
-use crate::owner;
-use crate::pg::encoding;
-use crate::raise::Failure;
-use crate::session::{self, Actor, shown_role};
-use crate::settings;
+use crate::event::{queue, rate_limit, store};
+use crate::guard::rehearsal::account::{Line, Wanted};
+use crate::guard::rehearsal::policy_verdicts::Concern;
+use crate::pg::ereport::Failure;
+use crate::pg::function::{Arguments, Returns, sql_function, value};
+use crate::pg::{encoding, owner};
+use crate::session::actor::{self, Actor, shown_role};
+use crate::session::settings;
 use crate::token::check::Bound;
 use crate::token::statement::{StatementHash, bounds, normalize};
 use crate::words::{Override, cut_from, literal, shortened};
@@ -52,7 +50,7 @@ fn login(_arguments: &Arguments) -> Returns {
 fn queue_counters(_arguments: &Arguments) -> Returns {
     let now = queue::counters();
     let counters =
-        [now.waiting, now.stored, now.late, now.in_log_only, throttle::left_out(), now.set_aside, now.unsent];
+        [now.waiting, now.stored, now.late, now.in_log_only, rate_limit::left_out(), now.set_aside, now.unsent];
     value(counters.into_iter().map(|count| i64::try_from(count).unwrap_or(i64::MAX)).collect::<Vec<_>>())
 }
 
@@ -289,7 +287,7 @@ pub fn rehearse_and_store(
         rows: relations.values().sum(),
         relations: &relations,
         policies: &policies,
-        search_path: &session::search_path(),
+        search_path: &actor::search_path(),
         samples: samples.as_deref(),
     };
     let json = serde_json::to_string(&new).unwrap_or_default();

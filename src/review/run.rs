@@ -9,10 +9,9 @@ use std::ffi::CString;
 use pgrx::pg_sys;
 
 use crate::error::Error;
-use crate::ffi;
-use crate::function::MOST_BYTES;
-use crate::pg::encoding;
-use crate::raise::Failure;
+use crate::pg::ereport::Failure;
+use crate::pg::function::MOST_BYTES;
+use crate::pg::{encoding, ffi};
 use crate::token::statement::start_of;
 
 /// A statement's text as PostgreSQL takes it.

@@ -8,10 +8,10 @@ use super::histogram::without_empty_end;
 use super::memory::{self, Numbers};
 use super::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
 use crate::error::Error;
-use crate::function::{Arguments, Returns, bigint, jsonb, sql_function, text};
 use crate::pg::encoding;
+use crate::pg::function::{Arguments, Returns, bigint, jsonb, sql_function, text};
 use crate::policy::relation::{never_covered, relation_of, role_oid};
-use crate::session::{role_name, shown_role};
+use crate::session::actor::{role_name, shown_role};
 use crate::words::{RelationName, count};
 
 sql_function!(

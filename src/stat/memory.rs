@@ -16,7 +16,7 @@ use rustc_hash::FxHasher;
 use super::histogram::BUCKETS;
 use crate::pg::encoding;
 use crate::pg::shmem::{Plain, Region};
-use crate::settings;
+use crate::session::settings;
 use crate::words::Operation;
 
 /// Bytes of a name in the database's encoding.

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::histogram::{BUCKETS, without_empty_end};
 use super::memory::{self, Key, Numbers};
-use crate::ffi;
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::contained::contained;
-use crate::raise::log_line;
+use crate::pg::ereport::log_line;
+use crate::pg::ffi;
 use crate::words::Operation;
 
 /// Beside PostgreSQL's own statistics; relative to the data directory.

@@ -6,11 +6,11 @@ use pgrx::pg_sys;
 use serde::Deserialize;
 
 use super::grant::{Grant, Source};
-use super::outside;
+use super::jwt_spend;
 use super::statement::sha256;
 use crate::error::Error;
-use crate::owner;
-use crate::session::{self, Actor};
+use crate::pg::owner;
+use crate::session::actor::{self, Actor};
 use crate::words::{RelationName, quote_identifier};
 
 /// A request as far as its token is concerned.
@@ -73,9 +73,9 @@ impl Bound {
         let (system, database) = unsafe { (pg_sys::GetSystemIdentifier(), pg_sys::MyDatabaseId) };
         Self {
             database: format!("{system}/{}", u32::from(database)),
-            login: session::shown_role(actor.login),
+            login: actor::shown_role(actor.login),
             actor: oids.join("/"),
-            acting_as: session::shown_role(actor.role()),
+            acting_as: actor::shown_role(actor.role()),
         }
     }
 
@@ -162,8 +162,8 @@ fn approved(found: &str, by: &By<'_>) -> Result<Approved, Error> {
 /// # Errors
 /// WG006 with the reason.
 pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Result<Grant, Error> {
-    if session::is_jwt(token) {
-        return outside::spend(token, statement_sha256, relation);
+    if actor::is_jwt(token) {
+        return jwt_spend::spend(token, statement_sha256, relation);
     }
     let by = By::Token(relation);
     owner::connect(|client| {

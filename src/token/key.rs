@@ -13,10 +13,9 @@ use super::statement::sha256;
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
-use crate::function::{Arguments, Returns, sql_function, value};
-use crate::owner;
-use crate::pg::encoding;
-use crate::session::{Actor, shown_role};
+use crate::pg::function::{Arguments, Returns, sql_function, value};
+use crate::pg::{encoding, owner};
+use crate::session::actor::{Actor, shown_role};
 use crate::words::literal;
 
 sql_function!(

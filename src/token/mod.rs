@@ -2,18 +2,18 @@
 //! parameters, the rows per table, a lifetime and one use.
 //!
 //! `statement` is pure: what the client's statement is, and its hash, which everybody compares. `check` looks the
-//! token up and spends it inside the write's own transaction; `demand` counts the approvals behind it. Only hashes of
-//! tokens are ever stored or sent to SQL.
+//! token up and spends it inside the write's own transaction; `required_approvals` counts the approvals behind it. Only
+//! hashes of tokens are ever stored or sent to SQL.
 //!
 //! A token from outside is a JWT: `key` keeps the keys that are trusted, `jwt` reads and verifies the token, `claims`
-//! judges what it says (both pure), `outside` spends it. `grant` is what either kind opens.
+//! judges what it says (both pure), `jwt_spend` spends it. `grant` is what either kind opens.
 
 pub mod check;
 pub mod claims;
-pub mod demand;
 pub mod grant;
 mod jwt;
+pub mod jwt_spend;
 mod key;
 mod name;
-pub mod outside;
+pub mod required_approvals;
 pub mod statement;

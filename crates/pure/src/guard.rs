@@ -1,6 +1,6 @@
-#[path = "../../../src/guard/budget.rs"]
+#[path = "../../../src/guard/limits/ledger.rs"]
 pub mod budget;
-#[path = "../../../src/guard/condition.rs"]
+#[path = "../../../src/guard/where_clause/condition.rs"]
 pub mod condition;
-#[path = "../../../src/guard/gcra.rs"]
+#[path = "../../../src/guard/limits/gcra.rs"]
 pub mod gcra;

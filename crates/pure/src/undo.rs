@@ -1,2 +1,2 @@
-#[path = "../../../src/undo/net.rs"]
+#[path = "../../../src/undo/restore/net_change.rs"]
 pub mod net;

@@ -1,0 +1,194 @@
+//! Who wants to see the rows that a statement changes, one by one, and showing them.
+//!
+//! Nobody, mostly: then a row costs nothing here. A rehearsal does, for its account; and what keeps rows for undo, in a
+//! statement that may be overridden.
+
+use pgrx::pg_sys;
+
+use super::modify_node::{Kind, ModifyNode};
+use crate::guard::limits::binding::Binding;
+use crate::guard::limits::ledger::Serial;
+use crate::guard::rehearsal::account;
+use crate::guard::verdict::overrides;
+use crate::pg::ereport::Failure;
+use crate::pg::ffi::PgError;
+use crate::pg::row_version::{self, Versions};
+use crate::undo::capture::row_capture::{self, Reason};
+use crate::words::Operation;
+
+/// Whether rows of every table are to be seen, covered or not.
+#[inline]
+pub fn wants_everything() -> bool {
+    account::wants_everything() || overrides::is_undoing()
+}
+
+/// Whether changed rows of a covered relation are to be seen.
+#[inline]
+pub fn wants(binding: &Binding, operations: &[Operation]) -> bool {
+    account::is_open() || (binding.keeps_any(operations) || overrides::is_undoing()) && wants_kept(binding, operations)
+}
+
+#[cold]
+fn wants_kept(binding: &Binding, operations: &[Operation]) -> bool {
+    binding.keeps_any(operations) && row_capture::is_wanted()
+        || overrides::is_undoing() && overrides::is_undoing_table(&binding.name)
+}
+
+/// Whether those of some covered relation may be.
+pub fn may_want() -> bool {
+    account::is_open() || row_capture::is_wanted()
+}
+
+/// Rows of a relation are about to be changed unseen.
+pub fn missed(binding: &Binding, operation: Operation, statement: Serial) {
+    if binding.keeps_any(&[operation]) && !account::is_open() && !overrides::is_undoing() {
+        row_capture::lose(statement, &binding.relation, Reason::Late);
+    }
+}
+
+/// Rows of a relation were changed and charged; of more than one, or without a node, the versions are not known.
+///
+/// # Safety
+/// Called between two rows of the node.
+///
+/// # Errors
+/// What reading or printing a row may raise, and the end of a rehearsal that has seen enough.
+pub unsafe fn changed(modify: &ModifyNode, binding: &Binding, operation: Operation, rows: u64) -> Result<(), Failure> {
+    let (name, info) = (&binding.relation, modify.changed);
+    let known = !info.is_null() && !modify.node.is_null() && rows == 1;
+    if !account::is_open() {
+        // SAFETY: the caller's promise.
+        return unsafe {
+            let versions = if known { versions_of(modify, info)? } else { None };
+            let kept = row_capture::row(binding, operation, versions.as_ref(), row_version::per_row(modify));
+            if known {
+                row_version::wipe(modify, info);
+            }
+            kept
+        };
+    }
+    if !known {
+        return account::note(binding, operation.word(), binding.charges(operation), rows, (None, None));
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut shown = (None, None);
+        if account::has_room((*(*info).ri_RelationDesc).rd_id, name, operation.word())?
+            && let Some(versions) = versions_of(modify, info)?
+        {
+            shown.0 = show(modify, versions.relation, versions.old)?;
+            shown.1 = show(modify, versions.new_relation, versions.new)?;
+        }
+        row_version::wipe(modify, info);
+        account::note(binding, operation.word(), binding.charges(operation), rows, shown)
+    }
+}
+
+unsafe fn versions_of(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo) -> Result<Option<Versions>, PgError> {
+    // SAFETY: as for `changed`.
+    unsafe {
+        match modify.kind {
+            Kind::Conflict => row_version::of_conflict(modify, info),
+            _ => row_version::of_last_row(modify, info),
+        }
+    }
+}
+
+/// Rows were inserted.
+///
+/// # Errors
+/// As for [`changed`].
+pub fn inserted(modify: &ModifyNode, rows: u64) -> Result<(), Failure> {
+    let Some(Some(binding)) = modify.bindings.first() else { return Ok(()) };
+    if rows == 0 {
+        return Ok(());
+    }
+    if !account::is_open() && overrides::is_undoing() {
+        // SAFETY: called between two rows of the node.
+        return unsafe {
+            let new = if rows == 1 { row_version::inserted(modify)? } else { None };
+            row_version::wipe(modify, (*modify.node).resultRelInfo);
+            new.map_or(Ok(()), |new| row_capture::inserted(binding, new, row_version::per_row(modify)))
+        };
+    }
+    if !account::wants_everything() {
+        return Ok(());
+    }
+    let name = &binding.relation;
+    // SAFETY: called between two rows of the node.
+    unsafe {
+        let mut shown = (None, None);
+        if rows == 1
+            && account::has_room(named(modify), name, INSERT)?
+            && let Some((relation, new)) = row_version::inserted(modify)?
+        {
+            shown.1 = show(modify, relation, new)?;
+        }
+        row_version::wipe(modify, (*modify.node).resultRelInfo);
+        account::note(binding, INSERT, &[], rows, shown)
+    }
+}
+
+unsafe fn show(
+    modify: &ModifyNode,
+    relation: pg_sys::Relation,
+    tuple: pg_sys::HeapTuple,
+) -> Result<Option<String>, Failure> {
+    // SAFETY: the versions are copies, and their relations open.
+    unsafe { account::show(named(modify), relation, tuple, row_version::per_row(modify)) }
+}
+
+/// Rows of a relation are about to be truncated; `row` is the last of them, in `context`.
+///
+/// # Safety
+/// The relation is open, and `row` NULL or a copy of a row of it.
+///
+/// # Errors
+/// As for [`changed`].
+pub unsafe fn truncated(
+    binding: &Binding,
+    relation: pg_sys::Relation,
+    row: pg_sys::HeapTuple,
+    rows: u64,
+    context: pg_sys::MemoryContext,
+) -> Result<(), Failure> {
+    if !account::is_open() {
+        let (old, new_relation, new) = (row, core::ptr::null_mut(), core::ptr::null_mut());
+        let versions = Versions { relation, old, new_relation, new, moved: false };
+        // SAFETY: the caller's promise.
+        return unsafe {
+            row_capture::row(binding, Operation::Truncate, (!row.is_null()).then_some(&versions), context)
+        };
+    }
+    // SAFETY: the caller's promise.
+    let before = unsafe { account::show((*relation).rd_id, relation, row, context) }?;
+    let operation = Operation::Truncate;
+    account::note(binding, operation.word(), binding.charges(operation), rows, (before, None))
+}
+
+/// Whether all rows that are about to be truncated are kept.
+pub fn keeps_truncated(binding: &Binding) -> bool {
+    !account::is_open() && binding.keeps_any(&[Operation::Truncate]) && row_capture::is_wanted()
+}
+
+/// Whether a row that is about to be truncated would be shown.
+///
+/// # Errors
+/// What looking for policies may raise.
+pub fn shows_truncated(binding: &Binding, relation: pg_sys::Oid) -> Result<bool, Failure> {
+    account::has_room(relation, &binding.relation, Operation::Truncate.word())
+}
+
+/// What an insert is called in a rehearsal's account; no policy limits it.
+const INSERT: &str = "insert";
+
+/// The relation that the command names, whose privileges decide who may see rows.
+unsafe fn named(modify: &ModifyNode) -> pg_sys::Oid {
+    // SAFETY: NULL or a node of a living query.
+    unsafe {
+        if modify.node.is_null() || (*modify.node).rootResultRelInfo.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        (*(*(*modify.node).rootResultRelInfo).ri_RelationDesc).rd_id
+    }
+}

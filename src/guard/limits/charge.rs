@@ -1,0 +1,502 @@
+//! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor
+//! or a membership changes.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use super::binding::{Binding, Charge};
+use super::extra_limits::Further;
+use super::ledger::{Ledger, MeterId, Place, Serial};
+use super::{observe, rate};
+use crate::error::Error;
+use crate::guard::executor::capture;
+use crate::guard::executor::modify_node::ModifyNode;
+use crate::guard::statement;
+use crate::guard::verdict::{overrides, violation};
+use crate::guard::where_clause::scan_filters::Estimate;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::ereport::{Failure, PendingError, guarded};
+use crate::policy::relation::relation_name;
+use crate::policy::steady::{self, Steady};
+use crate::policy::table::Revision;
+use crate::policy::{catalog, size, target};
+use crate::session::actor::Actor;
+use crate::session::settings;
+use crate::stat::counters;
+use crate::words::{Operation, RelationName};
+
+/// Past this many relations the answers are thrown away and found again.
+const MOST_BINDINGS: usize = 20_000;
+
+/// The answers for one relation, by acting role.
+type Answers = Vec<(Actor, Option<Rc<Binding>>)>;
+
+struct Book {
+    /// What [`catalog::changes`] and [`catalog::generation`] gave when the answers were good.
+    changes: u64,
+    generation: u64,
+    bindings: FxHashMap<u32, Answers>,
+    /// The answer that was asked for last: the next question is mostly the same.
+    recent: Option<(u32, Actor, Option<Rc<Binding>>)>,
+    policies: FxHashMap<Revision, MeterId>,
+    /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own. In
+    /// the order in which they are told.
+    relations: BTreeMap<Rc<str>, MeterId>,
+    further: Further,
+    /// Meters may be in use by nobody any more; all are dropped after the transaction.
+    stale: bool,
+}
+
+impl Book {
+    /// A relation's qualified name, and what counts its rows.
+    fn counted(&mut self, relation: &RelationName) -> (Rc<str>, MeterId) {
+        let name: Rc<str> = relation.to_sql().into();
+        match self.relations.get_key_value(&name) {
+            Some((name, meter)) => (Rc::clone(name), *meter),
+            None => {
+                let meter = LEDGER.borrow().add(None, None);
+                self.relations.insert(Rc::clone(&name), meter);
+                (name, meter)
+            }
+        }
+    }
+}
+
+static BOOK: BackendLocal<Book> = BackendLocal::new(Book {
+    changes: 0,
+    generation: 0,
+    bindings: FxHashMap::with_hasher(FxBuildHasher),
+    recent: None,
+    policies: FxHashMap::with_hasher(FxBuildHasher),
+    relations: BTreeMap::new(),
+    further: Further::new(),
+    stale: false,
+});
+
+#[track_caller]
+fn book() -> Borrowed<Book> {
+    BOOK.borrow()
+}
+
+/// Apart from the book, which is borrowed where rows are charged by what stands in it.
+static LEDGER: BackendLocal<Ledger> = BackendLocal::new(Ledger::new());
+
+/// The numbers, with everything that was counted in them.
+#[track_caller]
+pub fn ledger() -> Borrowed<Ledger> {
+    settle();
+    LEDGER.borrow()
+}
+
+/// Rows that one node changes in a row, counted here until somebody wants to know the numbers: as long as it is within
+/// every limit, a row costs an increment and not a visit to each of its meters.
+pub struct Tab {
+    /// Whose tab it is; NULL: nobody's.
+    pub owner: *mut ModifyNode,
+    /// The owner's child, where nothing but the tab is to be kept between two of its rows; else NULL.
+    pub child: *mut pg_sys::PlanState,
+    /// The owner's binding that it is for.
+    index: usize,
+    /// The same as the node has it, where there is a child.
+    pub result: i32,
+    /// Rows that may still be put on it.
+    pub left: u64,
+    pub rows: u64,
+    pub operation: Operation,
+    place: Place,
+    binding: Option<Rc<Binding>>,
+}
+
+static TAB: BackendLocal<Tab> = BackendLocal::new(Tab {
+    owner: core::ptr::null_mut(),
+    child: core::ptr::null_mut(),
+    index: 0,
+    result: 0,
+    left: 0,
+    rows: 0,
+    operation: Operation::Update,
+    place: Place { statement: 0, level: 0 },
+    binding: None,
+});
+
+/// The tab that is open. It is read and written for each row, also in plain old frames, so it is not borrowed: nobody
+/// makes a reference of it that lives across a call.
+#[inline(always)]
+pub const fn tab() -> *mut Tab {
+    TAB.get()
+}
+
+/// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
+pub fn open_tab(modify: &mut ModifyNode, index: usize, binding: &Rc<Binding>, operation: Operation, place: Place) {
+    if overrides::has_say(place.statement) || overrides::is_undoing() || !settings::enabled() {
+        return;
+    }
+    let charges = binding.charges(operation);
+    if charges.iter().any(|charge| charge.more.is_some()) {
+        return;
+    }
+    let ledger = ledger();
+    let left = charges.iter().map(|charge| ledger.left(charge.meter, place.statement)).min().unwrap_or(u64::MAX);
+    drop(ledger);
+    let child = if modify.only_counts() { modify.child } else { core::ptr::null_mut() };
+    let owner = core::ptr::from_mut(modify);
+    let result = i32::try_from(index).unwrap_or(-1);
+    let new = Tab { owner, child, index, result, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
+    // SAFETY: as `tab` says; what the old one held is put down without coming back here.
+    unsafe { *tab() = new };
+}
+
+/// Puts a row on the tab, where that is open for it.
+#[inline]
+pub fn put_on_tab(modify: &ModifyNode, index: usize, operation: Operation) -> bool {
+    // SAFETY: as `tab` says.
+    unsafe {
+        let tab = tab();
+        let is_open = core::ptr::eq((*tab).owner, modify) && (*tab).left > 0;
+        if !is_open || (*tab).index != index || (*tab).operation != operation {
+            return false;
+        }
+        (*tab).left -= 1;
+        (*tab).rows += 1;
+    }
+    true
+}
+
+/// Puts what is on the tab into the meters, and closes it.
+#[inline]
+fn settle() {
+    // SAFETY: as `tab` says.
+    let rows = unsafe {
+        let tab = tab();
+        (*tab).owner = core::ptr::null_mut();
+        (*tab).child = core::ptr::null_mut();
+        (*tab).left = 0;
+        (*tab).rows
+    };
+    if rows > 0 {
+        settle_rows();
+    }
+}
+
+/// The owner of a tab goes; its address may be another's soon.
+pub fn close_tab(owner: *mut ModifyNode) {
+    // SAFETY: as `tab` says.
+    if unsafe { (*tab()).owner } == owner {
+        settle();
+    }
+}
+
+#[cold]
+fn settle_rows() {
+    // SAFETY: as `tab` says.
+    let (rows, operation, place, binding) = unsafe {
+        let tab = tab();
+        let rows = (*tab).rows;
+        (*tab).rows = 0;
+        (rows, (*tab).operation, (*tab).place, (*tab).binding.take())
+    };
+    let Some(binding) = binding else { return };
+    let mut ledger = LEDGER.borrow();
+    ledger.charge(binding.rows, rows, place, goes_on);
+    if !overrides::is_rehearsing() {
+        counters::count(binding.stat, operation, rows, place.statement);
+    }
+    for charge in binding.charges(operation) {
+        ledger.charge(charge.meter, rows, place, goes_on);
+    }
+}
+
+/// Whether a statement may go on later, so that its counts are needed.
+pub fn goes_on(statement: Serial) -> bool {
+    statement::may_resume(statement) || overrides::has_lift(statement) || observe::waits(statement)
+}
+
+/// Forgets answers that may be stale. Invalidations must have been accepted.
+fn refresh(book: &mut Book) {
+    let generation = catalog::generation();
+    let changed = target::take_changed();
+    if book.generation != generation || book.bindings.len() > MOST_BINDINGS {
+        book.bindings.clear();
+        book.recent = None;
+        book.generation = generation;
+        book.stale = true;
+    } else if !changed.is_empty() {
+        book.recent = None;
+        for relation in changed {
+            book.bindings.remove(&relation);
+        }
+    }
+    book.changes = catalog::changes();
+}
+
+/// What a relation's rows are charged to; none where no policy covers it. One hash look-up after the first time.
+///
+/// # Errors
+/// WG008 when a policy cannot be worked with; a foreign error when reading them was interrupted.
+#[inline]
+pub fn binding(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
+    {
+        let book = book();
+        if catalog::answers_hold(book.changes)
+            && let Some((of, by, binding)) = &book.recent
+            && *of == u32::from(relation)
+            && *by == actor
+        {
+            return Ok(binding.clone());
+        }
+    }
+    look_up(relation, actor)
+}
+
+fn look_up(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
+    catalog::settle();
+    let known = {
+        let mut book = book();
+        refresh(&mut book);
+        find(&book, relation, actor).cloned()
+    };
+    let (binding, lasts) = match known {
+        Some(binding) => (binding, true),
+        None => bind(relation, actor)?,
+    };
+    if lasts {
+        book().recent = Some((u32::from(relation), actor, binding.clone()));
+    }
+    Ok(binding)
+}
+
+/// What a relation's rows are charged to, as [`binding`]; while a request is executed also a table that no policy covers
+/// now, if it was reviewed, and in a preview any other: it has nothing but a count.
+///
+/// # Errors
+/// As [`binding`].
+#[inline]
+pub fn binding_to_count(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
+    let binding = binding(relation, actor)?;
+    if binding.is_none() && capture::wants_everything() {
+        return Ok(relation_name(relation).map(counting));
+    }
+    if statement::is_executing() && binding.as_ref().is_none_or(|binding| binding.policies().next().is_none()) {
+        return Ok(reviewed(relation).or(binding));
+    }
+    Ok(binding)
+}
+
+/// Whether rows are counted that one of these operations changes.
+#[inline]
+pub fn is_counted(binding: &Binding, operations: &[Operation]) -> bool {
+    operations.iter().any(|operation| !binding.charges(*operation).is_empty())
+        || capture::wants_everything()
+        || statement::is_executing() && binding.policies().next().is_none() && overrides::is_reviewed(&binding.name)
+}
+
+#[cold]
+fn reviewed(relation: pg_sys::Oid) -> Option<Rc<Binding>> {
+    let name = relation_name(relation)?;
+    if !overrides::is_reviewed(&name.to_sql()) {
+        return None;
+    }
+    Some(counting(name))
+}
+
+/// What only counts the rows of a relation.
+fn counting(name: RelationName) -> Rc<Binding> {
+    let (sql, rows) = book().counted(&name);
+    Rc::new(Binding::new(Rc::new(name), sql, rows, counters::UNCOUNTED, Default::default()))
+}
+
+fn find(book: &Book, relation: pg_sys::Oid, actor: Actor) -> Option<&Option<Rc<Binding>>> {
+    book.bindings.get(&u32::from(relation))?.iter().find(|(of, _)| *of == actor).map(|(_, binding)| binding)
+}
+
+/// What [`binding`] would give, where that is known already. Neither raises nor looks anything up.
+#[inline]
+pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<Option<Rc<Binding>>> {
+    let book = book();
+    if !catalog::answers_hold(book.changes) {
+        return None;
+    }
+    match &book.recent {
+        Some((of, by, binding)) if *of == u32::from(relation) && *by == actor => Some(binding.clone()),
+        _ => find(&book, relation, actor).cloned(),
+    }
+}
+
+/// Finds out what a relation's rows are charged to, and whether that lasts until something is told of.
+#[cold]
+fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<(Option<Rc<Binding>>, bool), Failure> {
+    // Looking it up may process invalidations.
+    let read = steady::read(catalog::changes, || catalog::covering(relation, actor))?;
+    refresh(&mut book());
+    let Some(Steady { value: covering, lasts }) = read else {
+        return Err(Failure::Ours(Error::Undecided {
+            reason: "policies, names or memberships change faster than they can be read".into(),
+            hint: "SELECT pg_catalog.pg_sleep(1);".into(),
+            relation: relation_name(relation),
+        }));
+    };
+    let binding = covering.map(|covering| {
+        let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
+        let tree = size::root_of_tree(relation);
+        let root = if fractions { tree } else { relation };
+        let counted = if tree == relation { None } else { relation_name(tree).map(Rc::new) };
+        let mut book = book();
+        let book = &mut *book;
+        let (name, rows) = book.counted(&covering.relation);
+        let covered = Rc::new(covering.relation);
+        let stat = counters::place_of(counted.as_ref().unwrap_or(&covered), actor.role());
+        let mut ledger = LEDGER.borrow();
+        let charges = covering.applying.map(|policies| {
+            policies
+                .into_iter()
+                .map(|policy| {
+                    let meter = *book
+                        .policies
+                        .entry(policy.revision)
+                        .or_insert_with(|| ledger.add(policy.policy.max_rows, policy.policy.max_rows_per_transaction));
+                    let more = book.further.of(&mut ledger, &policy, root);
+                    Charge { meter, policy, more }
+                })
+                .collect::<Vec<_>>()
+        });
+        Rc::new(Binding::new(covered, name, rows, stat, charges))
+    });
+    // Nearly always there is one role.
+    if lasts {
+        let mut book = book();
+        let answers = book.bindings.entry(u32::from(relation)).or_insert_with(|| Vec::with_capacity(1));
+        answers.push((actor, binding.clone()));
+    }
+    Ok((binding, lasts))
+}
+
+/// How many more rows of a statement a charge takes before a limit is passed.
+pub fn left(charge: &Charge, statement: Serial) -> u64 {
+    if let Some(more) = &charge.more {
+        more.prepare(statement);
+    }
+    let ledger = ledger();
+    let left = ledger.left(charge.meter, statement);
+    charge.more.as_ref().map_or(left, |more| more.left(&ledger, charge.meter, left, statement))
+}
+
+/// Whether a statement went past a limit of a charge's policy, which only looks on.
+pub fn is_noted(charge: &Charge, statement: Serial) -> bool {
+    ledger().is_noted(charge.meter, statement)
+}
+
+/// The policy behind a charge is lifted for a statement: it spends nothing of its rate.
+pub fn lifted(meter: MeterId, statement: Serial) {
+    let bucket = {
+        let book = book();
+        let policy = book.policies.iter().find(|(_, known)| **known == meter).map(|(revision, _)| *revision);
+        policy.and_then(|revision| book.further.rate(revision))
+    };
+    if let Some(bucket) = bucket {
+        rate::lifted(bucket, statement, &mut ledger());
+    }
+}
+
+/// A subtransaction of this level was rolled back.
+pub fn roll_back(level: i32) {
+    let mut ledger = ledger();
+    ledger.roll_back(level);
+    rate::rolled_back(&ledger);
+}
+
+/// Charges rows to a relation's budgets. Null: they may stay; otherwise what to raise.
+///
+/// Runs for each row that is not on a tab: no allocation, no lock, nothing that raises, unless a limit is passed.
+#[inline]
+pub fn charge(
+    binding: &Binding,
+    operation: Operation,
+    rows: u64,
+    place: Place,
+    estimate: Estimate,
+) -> *mut PendingError {
+    let rows = if overrides::is_undoing() { overrides::beyond_undo(&binding.name, rows) } else { rows };
+    if rows == 0 {
+        return core::ptr::null_mut();
+    }
+    if !settings::enabled() {
+        return violation::switched_off(binding, operation, place);
+    }
+    settle();
+    LEDGER.borrow().charge(binding.rows, rows, place, goes_on);
+    if !overrides::is_rehearsing() {
+        counters::count(binding.stat, operation, rows, place.statement);
+    }
+    for charge in binding.charges(operation) {
+        let beyond = LEDGER.borrow().charge(charge.meter, rows, place, goes_on);
+        if (beyond.is_some() || charge.more.is_some()) && !overrides::is_lifted(charge.meter, place.statement) {
+            let raise = violation::limit(binding, operation, charge, beyond, rows, place, estimate);
+            if !raise.is_null() {
+                return raise;
+            }
+        }
+    }
+    if overrides::is_rehearsing() {
+        return violation::rehearsed(binding, operation, rows, place);
+    }
+    if overrides::is_granted(place.statement)
+        && !overrides::within_grant(&ledger(), place.statement, binding.rows, &binding.name)
+    {
+        return violation::review(binding, operation, place, estimate);
+    }
+    core::ptr::null_mut()
+}
+
+/// Runs what may find that nothing can be decided. While the guard is switched off that is no reason to refuse.
+pub fn deciding<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut PendingError {
+    guarded(|| match body() {
+        Err(Failure::Ours(Error::Undecided { .. })) if !settings::enabled() => Ok(()),
+        result => result,
+    })
+}
+
+/// What counts the rows of the table of that name.
+pub fn meter_of(name: &str) -> Option<MeterId> {
+    book().relations.get(name).copied()
+}
+
+/// Rows charged in a statement by qualified table name.
+pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
+    let ledger = ledger();
+    book()
+        .relations
+        .iter()
+        .map(|(name, meter)| (name.to_string(), ledger.in_statement(*meter, statement)))
+        .filter(|(_, rows)| *rows > 0)
+        .collect()
+}
+
+/// The transaction is over. `kept`: it committed, or was prepared for it; what it took of rates stays spent.
+pub fn end_transaction(kept: bool) {
+    rate::end_transaction(kept);
+    // SAFETY: as `tab` says.
+    let binding = unsafe {
+        let tab = tab();
+        (*tab).owner = core::ptr::null_mut();
+        (*tab).child = core::ptr::null_mut();
+        ((*tab).left, (*tab).rows) = (0, 0);
+        (*tab).binding.take()
+    };
+    drop(binding);
+    let mut ledger = LEDGER.borrow();
+    ledger.end_transaction();
+    let mut book = book();
+    if book.stale {
+        book.stale = false;
+        book.bindings.clear();
+        book.recent = None;
+        book.policies.clear();
+        book.relations.clear();
+        book.further.clear();
+        ledger.clear();
+        counters::clear();
+    }
+}

@@ -1,0 +1,254 @@
+//! The limits that not every policy has: a fraction of the table, a rate, and a transaction block for more than one row.
+
+use core::cell::Cell;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use super::gcra::Rate;
+use super::ledger::{Ledger, MeterId, Past, Place, Serial};
+use super::observe::Counted;
+use super::rate::{self, BucketId};
+use super::rate_memory::Owner;
+use super::transaction_block;
+use crate::error::Error;
+use crate::pg::ereport::Failure;
+use crate::pg::ffi;
+use crate::policy::model::Policy;
+use crate::policy::size;
+use crate::policy::table::{Loaded, Revision};
+use crate::session::settings;
+
+/// A policy's further limits, as far as the tables of one tree are concerned.
+pub struct More {
+    /// Of the table, or of the tree of partitions it belongs to.
+    fraction: Option<Fraction>,
+    rate: Option<BucketId>,
+    require_transaction: bool,
+}
+
+/// A fraction of a table's rows.
+struct Fraction {
+    meter: MeterId,
+    root: pg_sys::Oid,
+    part: f64,
+    /// The statement that it was worked out for: its limit, and about how many rows the table holds.
+    known: Cell<(Serial, u64, u64)>,
+}
+
+/// Those that this session has met.
+pub struct Further {
+    /// By policy and root of the tree.
+    known: FxHashMap<(Revision, u32), Rc<More>>,
+    rates: FxHashMap<Revision, BucketId>,
+}
+
+impl Further {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self { known: FxHashMap::with_hasher(FxBuildHasher), rates: FxHashMap::with_hasher(FxBuildHasher) }
+    }
+
+    /// A policy's further limits for the tables of one tree; none where it has none.
+    pub fn of(&mut self, ledger: &mut Ledger, policy: &Loaded, root: pg_sys::Oid) -> Option<Rc<More>> {
+        let Policy { rate, max_fraction, require_transaction, .. } = policy.policy;
+        if rate.is_none() && max_fraction.is_none() && !require_transaction {
+            return None;
+        }
+        let key = (policy.revision, u32::from(root));
+        if let Some(known) = self.known.get(&key) {
+            return Some(Rc::clone(known));
+        }
+        let rate = rate.map(|rate| {
+            *self.rates.entry(policy.revision).or_insert_with(|| {
+                // SAFETY: these read statics.
+                let (database, login) = unsafe { (pg_sys::MyDatabaseId, ffi::GetAuthenticatedUserId()) };
+                let owner = Owner { policy: policy.rate_key(), database, login };
+                let meter = ledger.add(None, None);
+                rate::add(owner, Rate::new(rate.rows, rate.interval.saturating_mul(1_000)), meter)
+            })
+        });
+        let fraction = max_fraction.map(|part| Fraction {
+            meter: ledger.add(None, None),
+            root,
+            part,
+            known: Cell::new((0, 0, 0)),
+        });
+        let more = Rc::new(More { fraction, rate, require_transaction });
+        self.known.insert(key, Rc::clone(&more));
+        Some(more)
+    }
+
+    /// The bucket of a policy's rate.
+    pub fn rate(&self, policy: Revision) -> Option<BucketId> {
+        self.rates.get(&policy).copied()
+    }
+
+    /// Forgets them all. Only between transactions.
+    pub fn clear(&mut self) {
+        self.known.clear();
+        self.rates.clear();
+        rate::clear();
+    }
+}
+
+/// Rows of a table that a fraction always allows.
+const FEWEST_ROWS: u64 = 10;
+
+impl Fraction {
+    /// Works out the limit for a statement when it comes to it first.
+    fn prepare(&self, statement: Serial) {
+        if self.known.get().0 != statement {
+            let held = size::rows(self.root);
+            let limit = ((held as f64 * self.part) as u64).max(FEWEST_ROWS);
+            self.known.set((statement, limit, held));
+        }
+    }
+
+    /// The limit for a statement that it was worked out for, and about how many rows the table held then.
+    fn of_statement(&self, statement: Serial) -> (u64, u64) {
+        let (known, limit, held) = self.known.get();
+        debug_assert_eq!(known, statement, "a fraction that was not prepared");
+        (limit, held)
+    }
+}
+
+/// What a policy's further limits are looked at for.
+pub struct Charged<'a> {
+    /// The policy's own meter, which was charged already.
+    pub meter: MeterId,
+    pub policy: &'a Loaded,
+    pub rows: u64,
+    pub place: Place,
+}
+
+impl More {
+    /// Works out for a statement what the limits below are. Before the ledger is borrowed for them: a table's size is
+    /// looked up.
+    pub fn prepare(&self, statement: Serial) {
+        if let Some(fraction) = &self.fraction {
+            fraction.prepare(statement);
+        }
+    }
+
+    fn wants_block(&self) -> bool {
+        self.require_transaction && !transaction_block::is_explicit()
+    }
+
+    /// Charges rows to these limits, and says which of them that went past. `suspended` tells whether another statement
+    /// may go on later.
+    ///
+    /// # Errors
+    /// WG008 when there is no room for a rate.
+    pub fn charge(
+        &self,
+        ledger: &mut Ledger,
+        charged: &Charged<'_>,
+        suspended: impl Fn(Serial) -> bool + Copy,
+    ) -> Result<Option<Past>, Failure> {
+        let Charged { meter, policy, rows, place } = *charged;
+        if self.wants_block() && ledger.in_statement(meter, place.statement) > 1 {
+            return Ok(Some(Past::Block));
+        }
+        if let Some(fraction) = &self.fraction {
+            let (limit, held) = fraction.of_statement(place.statement);
+            ledger.charge(fraction.meter, rows, place, suspended);
+            if ledger.in_statement(fraction.meter, place.statement) > limit {
+                return Ok(Some(Past::Fraction(limit, held)));
+            }
+        }
+        if let Some(bucket) = self.rate {
+            let taken = rate::take(bucket, rows).map_err(|_| Error::Undecided {
+                reason: format!("there is no room for the rate of policy \"{}\"", policy.policy.name),
+                hint: format!(
+                    "ALTER SYSTEM SET writeguard.rate_slots = {}; (then restart)",
+                    settings::rate_slots() * 2
+                ),
+                relation: None,
+            })?;
+            let meter = rate::meter(bucket);
+            if !taken {
+                let before = ledger.in_statement(meter, place.statement);
+                return Ok(Some(Past::Rate(rate::wait_for_one_more(bucket, before))));
+            }
+            ledger.charge(meter, rows, place, suspended);
+        }
+        Ok(None)
+    }
+
+    /// The limit at which these would refuse rows of a rehearsal, which were charged to the policy's own meter already. Nothing
+    /// is taken of a rate.
+    pub fn would_refuse(
+        &self,
+        ledger: &mut Ledger,
+        charged: &Charged<'_>,
+        suspended: impl Fn(Serial) -> bool + Copy,
+    ) -> Option<u64> {
+        let Charged { meter, rows, place, policy } = *charged;
+        let in_statement = ledger.in_statement(meter, place.statement);
+        if let Some(fraction) = &self.fraction {
+            ledger.charge(fraction.meter, rows, place, suspended);
+            let limit = fraction.of_statement(place.statement).0;
+            if ledger.in_statement(fraction.meter, place.statement) > limit {
+                return Some(limit);
+            }
+        }
+        if self.wants_block() && in_statement > 1 {
+            return Some(1);
+        }
+        let spent = self.rate.is_some_and(|bucket| rate::left(bucket) < in_statement);
+        policy.policy.rate.filter(|_| spent).map(|rate| rate.rows)
+    }
+
+    /// Charges rows to these limits for a policy that only looks on: to all of them, whatever they say. Gives the first
+    /// that went past, and how its rows are counted. What a rate has no more of is not taken.
+    pub fn observe(
+        &self,
+        ledger: &mut Ledger,
+        charged: &Charged<'_>,
+        suspended: impl Fn(Serial) -> bool + Copy,
+    ) -> Option<(Past, Counted)> {
+        let Charged { meter, policy, rows, place } = *charged;
+        let in_statement = ledger.in_statement(meter, place.statement);
+        let mut past = None;
+        if self.wants_block() && in_statement > 1 {
+            past = Some((Past::Block, Counted::Statement));
+        }
+        if let Some(fraction) = &self.fraction {
+            let (limit, held) = fraction.of_statement(place.statement);
+            ledger.charge(fraction.meter, rows, place, suspended);
+            if ledger.in_statement(fraction.meter, place.statement) > limit {
+                past = past.or(Some((Past::Fraction(limit, held), Counted::Table(fraction.meter))));
+            }
+        }
+        if let Some(bucket) = self.rate {
+            // Without room for the rate nothing can be said about it; that is counted where the room is.
+            let taken = rate::take_what_there_is(bucket, rows).unwrap_or(rows);
+            ledger.charge(rate::meter(bucket), taken, place, suspended);
+            if taken < rows {
+                let limit = policy.policy.rate.map_or(0, |rate| rate.rows);
+                let before = in_statement.saturating_sub(rows - taken);
+                past = past.or(Some((Past::Rate(None), Counted::Beyond { limit, before })));
+            }
+        }
+        past
+    }
+
+    /// How many more rows these limits take in a statement, where the policy's own meter takes `left`; a missing block
+    /// counts only where no number does.
+    pub fn left(&self, ledger: &Ledger, meter: MeterId, left: u64, statement: Serial) -> u64 {
+        let mut left = left;
+        if let Some(fraction) = &self.fraction {
+            let (limit, _) = fraction.of_statement(statement);
+            left = left.min(limit.saturating_sub(ledger.in_statement(fraction.meter, statement)));
+        }
+        if let Some(bucket) = self.rate {
+            left = left.min(rate::left(bucket));
+        }
+        if self.wants_block() && left == u64::MAX {
+            left = 1u64.saturating_sub(ledger.in_statement(meter, statement));
+        }
+        left
+    }
+}

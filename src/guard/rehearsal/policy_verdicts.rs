@@ -1,0 +1,87 @@
+//! What the policies say of a statement that is rehearsed: which of them cover rows that it changes, and which would
+//! refuse it here and now. A request is about the latter, for a token has to lift them.
+
+use std::rc::Rc;
+
+use crate::guard::limits::binding::Binding;
+use crate::guard::limits::extra_limits::Charged;
+use crate::guard::limits::ledger::{Ledger, Place, Serial};
+use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::policy::table::Loaded;
+use crate::words::{Operation, RelationName};
+
+/// A policy that covers something which a rehearsal changed.
+#[derive(Debug)]
+pub struct Concern {
+    pub policy: Rc<Loaded>,
+    /// Where the rehearsal met it first; where it would refuse first, if it would.
+    pub relation: RelationName,
+    pub operation: Operation,
+    pub refuses: bool,
+    /// The number of rows that it refuses to let pass, where it is one.
+    pub limit: Option<u64>,
+}
+
+static CONCERNS: BackendLocal<Vec<Concern>> = BackendLocal::new(Vec::new());
+
+#[track_caller]
+fn concerns() -> Borrowed<Vec<Concern>> {
+    CONCERNS.borrow()
+}
+
+/// A rehearsal begins. Gives what [`end`] wants back: one may be inside another.
+pub fn begin() -> Vec<Concern> {
+    core::mem::take(&mut *concerns())
+}
+
+/// The rehearsal is over. Gives each policy once, in the order in which they were met.
+pub fn end(outer: Vec<Concern>) -> Vec<Concern> {
+    core::mem::replace(&mut *concerns(), outer)
+}
+
+/// The transaction is over, and with it every rehearsal.
+pub fn end_transaction() {
+    concerns().clear();
+}
+
+/// Notes what the policies of rows that a rehearsal has just charged say to them. `suspended` tells whether another statement
+/// may go on later.
+pub fn met(
+    ledger: &mut Ledger,
+    binding: &Binding,
+    operation: Operation,
+    rows: u64,
+    place: Place,
+    suspended: impl Fn(Serial) -> bool + Copy,
+) {
+    let past = |limit: Option<u64>, rows: u64| limit.filter(|limit| rows > *limit);
+    for charge in binding.charges(operation).iter().filter(|charge| !refuses(&charge.policy)) {
+        let policy = &charge.policy.policy;
+        let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+        let limit = past(policy.max_rows, ledger.in_statement(charge.meter, place.statement))
+            .or_else(|| past(policy.max_rows_per_transaction, ledger.in_transaction(charge.meter)))
+            .or_else(|| charge.more.as_ref()?.would_refuse(ledger, &charged, suspended));
+        note(&charge.policy, &binding.relation, operation, limit.is_some(), limit);
+    }
+}
+
+/// Whether the rehearsal has met this policy as one that would refuse.
+fn refuses(policy: &Loaded) -> bool {
+    concerns().iter().any(|known| known.refuses && known.policy.revision == policy.revision)
+}
+
+/// Notes a policy that covers, or that would refuse, at that `limit`.
+pub fn note(policy: &Rc<Loaded>, relation: &RelationName, operation: Operation, refuses: bool, limit: Option<u64>) {
+    let mut concerns = concerns();
+    match concerns.iter_mut().find(|known| known.policy.revision == policy.revision) {
+        Some(known) if refuses && !known.refuses => {
+            (known.relation, known.operation, known.refuses) = (relation.clone(), operation, true);
+            known.limit = limit;
+        }
+        Some(_) => {}
+        None => {
+            let (policy, relation) = (Rc::clone(policy), relation.clone());
+            concerns.push(Concern { policy, relation, operation, refuses, limit });
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! What was lifted on purpose, and what bounds it.
+//!
+//! A lift belongs to the statement and to the subtransaction it was made in. When that is rolled back the lift goes with it, as
+//! does the use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same
+//! commit. A rehearsal lifts everything until it is taken back; an undo lifts it for as many rows as it puts back.
+
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use crate::error::Error;
+use crate::event::record::{Event, top_xid};
+use crate::event::store::{at_the_end, insert};
+use crate::guard::limits::ledger::{Ledger, MeterId, Serial};
+use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::ffi;
+use crate::session::actor;
+use crate::token::grant::{Grant, Source};
+use crate::undo::capture::store::{self, Overridden};
+
+struct Lift {
+    meter: MeterId,
+    statement: Serial,
+    level: i32,
+    event: Event,
+}
+
+/// What a grant needs besides to lift a policy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// A token's: the flag.
+    Flag,
+    /// Of a request that is being executed: that was said by executing it.
+    Nothing,
+    /// Of a request that was executed: it lifts nothing any more.
+    Over,
+}
+
+struct Granted {
+    statement: Serial,
+    level: i32,
+    grant: Grant,
+    needs: Needs,
+    /// The meters of the tables that were charged so far, each with its reviewed rows; none for a table that was not
+    /// reviewed.
+    tables: Vec<(MeterId, Option<u64>)>,
+}
+
+/// What an undo may change, whatever limits say.
+struct Undo {
+    level: i32,
+    /// Places in `left`, by qualified table name.
+    tables: FxHashMap<String, usize>,
+    /// Rows that are left.
+    left: Vec<u64>,
+}
+
+struct State {
+    undo: Option<Undo>,
+    lifts: Vec<Lift>,
+    /// The same by statement: one transaction may have tens of thousands of them.
+    lifted: FxHashMap<Serial, Vec<MeterId>>,
+    /// Bytes of the statements that their events tell.
+    told: usize,
+    granted: Vec<Granted>,
+    /// The subtransactions in which a statement is run to be taken back: nothing is refused in them.
+    rehearsals: Vec<i32>,
+    /// The last rehearsal met something that is refused whatever number of rows it changes.
+    refused_without_rows: bool,
+}
+
+static STATE: BackendLocal<State> = BackendLocal::new(State {
+    undo: None,
+    lifts: Vec::new(),
+    lifted: FxHashMap::with_hasher(FxBuildHasher),
+    told: 0,
+    granted: Vec::new(),
+    rehearsals: Vec::new(),
+    refused_without_rows: false,
+});
+
+#[track_caller]
+fn state() -> Borrowed<State> {
+    STATE.borrow()
+}
+
+/// Whether the policy behind `meter` is lifted for this statement, and the flag that lifted it is still armed: a
+/// function's SET clause, say, lifts nothing after the function.
+#[inline]
+pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
+    let lifted = || state().lifted.get(&statement).is_some_and(|meters| meters.contains(&meter));
+    is_rehearsing() || lifted() && (actor::flag() || executed_by(statement).is_some())
+}
+
+/// Whether more than the limits decides about a statement's further rows.
+pub fn has_say(statement: Serial) -> bool {
+    is_rehearsing() || is_granted(statement) || has_lift(statement)
+}
+
+/// Whether a statement lifted anything, so that its count is needed until the transaction ends.
+pub fn has_lift(statement: Serial) -> bool {
+    state().lifted.contains_key(&statement)
+}
+
+/// Whether anything is lifted in this transaction.
+pub fn has_lifts() -> bool {
+    !state().lifts.is_empty()
+}
+
+/// Whether a token was accepted for this statement, so that its rows per table are bounded.
+#[inline]
+pub fn is_granted(statement: Serial) -> bool {
+    state().granted.iter().any(|granted| granted.statement == statement)
+}
+
+/// Whether a statement is run to be taken back.
+pub fn is_rehearsing() -> bool {
+    !state().rehearsals.is_empty()
+}
+
+/// Nothing is refused until the subtransaction that was just begun is rolled back, whichever way that comes about.
+pub fn begin_rehearsal() {
+    state().refused_without_rows = false;
+    // SAFETY: reads a static.
+    state().rehearsals.push(unsafe { ffi::GetCurrentTransactionNestLevel() });
+}
+
+/// What is rehearsed would be refused even if it changed no row.
+pub fn note_refused_without_rows() {
+    state().refused_without_rows = true;
+}
+
+/// Whether the last rehearsal met something that is refused whatever number of rows it changes.
+pub fn is_refused_without_rows() -> bool {
+    state().refused_without_rows
+}
+
+/// Who gave the token that was accepted for this statement, if that still lifts anything.
+pub fn granted_by(statement: Serial) -> Option<Source> {
+    let flag = actor::flag();
+    source(statement, |granted| granted.needs == Needs::Nothing || flag && granted.needs == Needs::Flag)
+}
+
+/// The request that this statement executes now; it needs no flag.
+pub fn executed_by(statement: Serial) -> Option<Source> {
+    source(statement, |granted| granted.needs == Needs::Nothing)
+}
+
+fn source(statement: Serial, lifts: impl Fn(&Granted) -> bool) -> Option<Source> {
+    let state = state();
+    let mut granted = state.granted.iter();
+    granted.find(|granted| granted.statement == statement && lifts(granted)).map(|granted| granted.grant.source.clone())
+}
+
+/// An undo begins: of each of these groups of tables (a table with its partitions) it may change so many rows.
+pub fn begin_undo(bounds: Vec<(Vec<String>, u64)>) {
+    let (mut tables, mut left) = (FxHashMap::default(), Vec::with_capacity(bounds.len()));
+    for (names, rows) in bounds {
+        tables.extend(names.into_iter().map(|name| (name, left.len())));
+        left.push(rows);
+    }
+    // SAFETY: reads a static.
+    state().undo = Some(Undo { level: unsafe { ffi::GetCurrentTransactionNestLevel() }, tables, left });
+}
+
+/// The undo is over.
+pub fn end_undo() {
+    state().undo = None;
+}
+
+/// Whether rows are being put back.
+#[inline]
+pub fn is_undoing() -> bool {
+    state().undo.is_some()
+}
+
+/// Whether rows of the table of that name are being put back.
+pub fn is_undoing_table(name: &str) -> bool {
+    state().undo.as_ref().is_some_and(|undo| undo.tables.contains_key(name))
+}
+
+/// How many of the rows that were just changed are not the undo's own: triggers and cascades may have changed others.
+pub fn beyond_undo(name: &str, rows: u64) -> u64 {
+    let mut state = state();
+    let Some(undo) = &mut state.undo else { return rows };
+    let Some(left) = undo.tables.get(name).and_then(|place| undo.left.get_mut(*place)) else { return rows };
+    let own = rows.min(*left);
+    *left -= own;
+    rows - own
+}
+
+/// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
+pub fn lift(meter: MeterId, statement: Serial, level: i32, mut event: Event) {
+    let state = &mut *state();
+    let meters = state.lifted.entry(statement).or_default();
+    if meters.contains(&meter) {
+        return;
+    }
+    meters.push(meter);
+    if state.told > MOST_TOLD {
+        event = event.shortened(TOLD_AFTER_THAT);
+    }
+    state.told += event.statement.as_ref().map_or(0, String::len);
+    state.lifts.push(Lift { meter, statement, level, event });
+}
+
+/// Bytes that the statements of a transaction's overrides have in all until it commits, and what each further one has
+/// then.
+const MOST_TOLD: usize = 4 * 1024 * 1024;
+const TOLD_AFTER_THAT: usize = 512;
+
+/// A token was accepted for a statement and spent in this subtransaction.
+pub fn accept(grant: Grant, statement: Serial, level: i32) {
+    state().granted.push(Granted { statement, level, grant, needs: Needs::Flag, tables: Vec::new() });
+}
+
+/// An approved request is executed as this statement, and spent in this subtransaction.
+pub fn begin_execution(grant: Grant, statement: Serial, level: i32) {
+    state().granted.push(Granted { statement, level, grant, needs: Needs::Nothing, tables: Vec::new() });
+}
+
+/// The execution is over: what it lifted stays lifted, and nothing more is.
+pub fn end_execution(statement: Serial) {
+    state().granted.iter_mut().filter(|granted| granted.statement == statement).for_each(|granted| {
+        granted.needs = Needs::Over;
+    });
+}
+
+/// Whether the rows of a table are to be counted although no policy covers it now: they were reviewed, and the request
+/// is being executed.
+pub fn is_reviewed(name: &str) -> bool {
+    let state = state();
+    let mut granted = state.granted.iter();
+    granted.any(|granted| granted.needs == Needs::Nothing && granted.grant.reviewed(name).is_some())
+}
+
+/// Counts tables that were charged before the token was accepted.
+pub fn count_in<'a>(statement: Serial, charged: impl Iterator<Item = (&'a str, MeterId)>) {
+    let mut state = state();
+    let Some(granted) = state.granted.iter_mut().find(|granted| granted.statement == statement) else { return };
+    for (name, table) in charged {
+        if !granted.tables.iter().any(|(meter, _)| *meter == table) {
+            granted.tables.push((table, granted.grant.reviewed(name)));
+        }
+    }
+}
+
+/// Whether a statement under an accepted token is still within what was reviewed, after rows of this table were
+/// charged.
+pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &str) -> bool {
+    let mut state = state();
+    let Some(granted) = state.granted.iter_mut().find(|granted| granted.statement == statement) else {
+        return true;
+    };
+    let reviewed = match granted.tables.iter().find(|(meter, _)| *meter == table) {
+        Some((_, reviewed)) => *reviewed,
+        None => {
+            let reviewed = granted.grant.reviewed(name);
+            granted.tables.push((table, reviewed));
+            reviewed
+        }
+    };
+    match (reviewed, granted.grant.max_rows) {
+        (None, _) => ledger.in_statement(table, statement) == 0,
+        (Some(reviewed), None) => ledger.in_statement(table, statement) <= reviewed,
+        (Some(_), Some(max_rows)) => {
+            let total: u64 = granted.tables.iter().map(|(meter, _)| ledger.in_statement(*meter, statement)).sum();
+            total <= max_rows
+        }
+    }
+}
+
+/// Where a statement went past what was reviewed: who gave the token, the table or tables, and the rows that were reviewed.
+/// `rows` are those charged so far by qualified table name.
+pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(Source, String, u64)> {
+    let state = state();
+    let granted = state.granted.iter().find(|granted| granted.statement == statement)?;
+    let (name, allowed) = granted.grant.exceeded(rows)?;
+    Some((granted.grant.source.clone(), name, allowed))
+}
+
+/// A subtransaction of this level was rolled back.
+pub fn roll_back(level: i32) {
+    let state = &mut *state();
+    let lifted = &mut state.lifted;
+    state.lifts.retain(|lift| {
+        let stays = lift.level < level;
+        if !stays && let Some(meters) = lifted.get_mut(&lift.statement) {
+            meters.retain(|meter| *meter != lift.meter);
+            if meters.is_empty() {
+                lifted.remove(&lift.statement);
+            }
+        }
+        stays
+    });
+    state.granted.retain(|granted| granted.level < level);
+    state.rehearsals.retain(|begun| *begun < level);
+    if state.undo.as_ref().is_some_and(|undo| undo.level >= level) {
+        state.undo = None;
+    }
+}
+
+/// A subtransaction of this level was released.
+pub fn release(level: i32) {
+    let mut state = state();
+    for lift in state.lifts.iter_mut().filter(|lift| lift.level >= level) {
+        lift.level = level - 1;
+    }
+    for granted in state.granted.iter_mut().filter(|granted| granted.level >= level) {
+        granted.level = level - 1;
+    }
+}
+
+/// Before the commit: every lift that is left becomes an event of this transaction.
+///
+/// # Errors
+/// WG008 when the event cannot be written; the transaction then does not commit.
+pub fn before_commit(ledger: Borrowed<Ledger>) -> Result<(), Error> {
+    let mut lifts = {
+        let mut state = state();
+        state.lifted.clear();
+        core::mem::take(&mut state.lifts)
+    };
+    for lift in &mut lifts {
+        lift.event.rows = Some(ledger.in_statement(lift.meter, lift.statement));
+    }
+    // What is written may have triggers of its own.
+    drop(ledger);
+    let overridden: Vec<Overridden> =
+        lifts.iter().map(|lift| Overridden { statement: lift.statement, approval: lift.event.approval }).collect();
+    at_the_end(|| {
+        let changes = store::before_commit(&overridden)?;
+        for lift in lifts {
+            let mut event = lift.event;
+            event.xid = top_xid();
+            if let Some((_, change)) = changes.iter().find(|(statement, _)| *statement == lift.statement) {
+                let change = format!("change {change}");
+                event.reason = Some(event.reason.map_or(change.clone(), |reason| format!("{reason}; {change}")));
+            }
+            insert(&event)?;
+        }
+        Ok(())
+    })
+}
+
+/// The transaction is over.
+pub fn end_transaction() {
+    let mut state = state();
+    if state.lifts.is_empty() && state.granted.is_empty() && state.rehearsals.is_empty() && state.undo.is_none() {
+        return;
+    }
+    state.lifts.clear();
+    state.lifted.clear();
+    state.told = 0;
+    state.granted.clear();
+    state.rehearsals.clear();
+    state.undo = None;
+}

@@ -1,0 +1,381 @@
+//! From Rust's errors to PostgreSQL's: what a plain old frame raises, and lines for the server log.
+
+use core::ffi::{CStr, c_char, c_int};
+use core::ptr;
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
+
+use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
+use pgrx::{PgLogLevel, pg_sys};
+
+use super::backend_local::BackendLocal;
+use super::ffi::{self, PgError};
+use super::stray::OutOfMemory;
+use super::{client, encoding};
+use crate::error::{Error, LetPass};
+use crate::event::line::Line;
+use crate::session::actor;
+use crate::words::shortened;
+
+/// What is told to the client or the server log: plain data in palloc'ed memory, so that the frame which tells it has
+/// nothing to destroy. NULL and 0: not said.
+#[repr(C)]
+struct Report {
+    sqlstate: c_int,
+    message: *const c_char,
+    detail: *const c_char,
+    hint: *const c_char,
+    schema: *const c_char,
+    table: *const c_char,
+    /// The server log leaves out the statement and its context.
+    hides_statement: bool,
+}
+
+impl Report {
+    const NOTHING: Self = Self {
+        sqlstate: 0,
+        message: c"".as_ptr(),
+        detail: ptr::null(),
+        hint: ptr::null(),
+        schema: ptr::null(),
+        table: ptr::null(),
+        hides_statement: false,
+    };
+
+    /// How much there is to tell.
+    ///
+    /// # Safety
+    /// None of it is gone yet.
+    unsafe fn bytes(&self) -> usize {
+        let texts = [self.message, self.detail, self.hint, self.schema, self.table];
+        // SAFETY: every pointer is NULL or a C string.
+        texts.iter().filter(|text| !text.is_null()).map(|text| unsafe { CStr::from_ptr(*text) }.count_bytes()).sum()
+    }
+
+    /// Tells it. Below ERROR this returns, unless the session is interrupted meanwhile: while a client reads nothing a
+    /// termination ends the session here, and once it has read, what it cancelled is an ERROR.
+    ///
+    /// # Safety
+    /// Only from a plain old frame or inside [`ffi::protect`].
+    #[expect(ffi_unwind_calls, reason = "plain old frame")]
+    unsafe fn tell(&self, level: c_int) {
+        // SAFETY: every pointer is NULL or a C string, and elog.c copies them.
+        unsafe {
+            if !ffi::errstart(level, ptr::null()) {
+                return;
+            }
+            if self.sqlstate != 0 {
+                ffi::errcode(self.sqlstate);
+            }
+            ffi::errhidestmt(self.hides_statement);
+            ffi::errhidecontext(self.hides_statement);
+            ffi::errmsg_internal(c"%s".as_ptr(), self.message);
+            if !self.detail.is_null() {
+                ffi::errdetail_internal(c"%s".as_ptr(), self.detail);
+            }
+            if !self.hint.is_null() {
+                ffi::errhint(c"%s".as_ptr(), self.hint);
+            }
+            if !self.schema.is_null() {
+                ffi::err_generic_string(pg_sys::PG_DIAG_SCHEMA_NAME as c_int, self.schema);
+            }
+            if !self.table.is_null() {
+                ffi::err_generic_string(pg_sys::PG_DIAG_TABLE_NAME as c_int, self.table);
+            }
+            ffi::errfinish(c"pg_writeguard".as_ptr(), 0, ptr::null());
+        }
+    }
+}
+
+/// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
+#[repr(C)]
+pub struct PendingError {
+    foreign: *mut pg_sys::ErrorData,
+    report: Report,
+}
+
+/// Bytes of a message, a detail or a hint: what a caller gave is not repeated whole where it is longer.
+const MOST_SAID: usize = 64 * 1024;
+
+/// A message for whoever reads it, in letters that can be shown to the client and in the server log.
+fn encode(text: &str) -> *const c_char {
+    encoding::to_palloc(&encoding::shown_to_client(&shortened(text, MOST_SAID)))
+}
+
+fn palloc_opt(text: Option<&str>) -> *const c_char {
+    text.map_or(ptr::null(), encode)
+}
+
+impl PendingError {
+    /// An error of ours, ready to be raised.
+    pub fn error(error: &Error) -> *mut PendingError {
+        let (schema, table) = error.table().unzip();
+        let report = Report {
+            sqlstate: pack_sqlstate(error.sqlstate()),
+            message: encode(&error.to_string()),
+            detail: palloc_opt(error.detail().as_deref()),
+            hint: palloc_opt(error.hint().as_deref()),
+            schema: palloc_opt(schema),
+            table: palloc_opt(table),
+            hides_statement: error.hides_statement() || actor::query_shows_token(),
+        };
+        Self::alloc(PendingError { foreign: ptr::null_mut(), report })
+    }
+
+    /// An error about no table.
+    fn plain(sqlstate: c_int, message: &str, detail: Option<&str>, hint: Option<&str>) -> *mut PendingError {
+        let report = Report {
+            sqlstate,
+            message: encode(message),
+            detail: palloc_opt(detail),
+            hint: palloc_opt(hint),
+            hides_statement: actor::query_shows_token(),
+            ..Report::NOTHING
+        };
+        Self::alloc(PendingError { foreign: ptr::null_mut(), report })
+    }
+
+    /// That there is no memory to tell what went wrong.
+    fn out_of_memory() -> *mut PendingError {
+        const REPORT: Report = Report {
+            sqlstate: pack_sqlstate("53200"),
+            message: c"out of memory".as_ptr(),
+            hides_statement: true,
+            ..Report::NOTHING
+        };
+        const ERROR: PendingError = PendingError { foreign: ptr::null_mut(), report: REPORT };
+        static PLACE: BackendLocal<PendingError> = BackendLocal::new(ERROR);
+        // SAFETY: whoever had it has raised it; what was added to it is gone with its memory.
+        unsafe { *PLACE.get() = ERROR };
+        PLACE.get()
+    }
+
+    /// Somebody else's error, caught by [`protect`](ffi::protect), to be raised again as it was.
+    pub fn foreign(error: PgError) -> *mut PendingError {
+        Self::alloc(PendingError { foreign: error.into_data(), report: Report::NOTHING })
+    }
+
+    /// Adds a sentence to the DETAIL of an error of ours.
+    pub fn explain(&mut self, sentence: &str) {
+        if self.foreign.is_null() {
+            // SAFETY: NULL or what `encode` made.
+            let detail = unsafe { encoding::from_c(self.report.detail) };
+            let detail = detail.map_or_else(|| sentence.to_owned(), |detail| format!("{detail} {sentence}"));
+            self.report.detail = encode(&detail);
+        }
+    }
+
+    fn alloc(raise: PendingError) -> *mut PendingError {
+        // SAFETY: palloc gives maximally aligned memory of the size asked for.
+        unsafe {
+            let copy = pg_sys::palloc(size_of::<PendingError>()).cast::<PendingError>();
+            copy.write(raise);
+            copy
+        }
+    }
+}
+
+/// Why a function of ours does not return normally.
+pub enum Failure {
+    /// An error of ours.
+    Ours(Error),
+    /// An error of somebody else, untouched.
+    Foreign(PgError),
+    /// Either, as a deeper guard left it.
+    Ready(*mut PendingError),
+}
+
+impl Failure {
+    /// The same with a sentence more in the DETAIL, where it is an error of ours.
+    pub fn explained(self, sentence: &str) -> Self {
+        let raise = self.into_raise();
+        if !sentence.is_empty() {
+            // SAFETY: just made, and nobody else's yet.
+            unsafe { (*raise).explain(sentence) };
+        }
+        Failure::Ready(raise)
+    }
+
+    /// Makes it ready for the frame that raises it.
+    pub fn into_raise(self) -> *mut PendingError {
+        match self {
+            Failure::Ours(error) => PendingError::error(&error),
+            Failure::Foreign(error) => PendingError::foreign(error),
+            Failure::Ready(raise) => raise,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Ours(error)
+    }
+}
+
+impl From<PgError> for Failure {
+    fn from(error: PgError) -> Self {
+        Failure::Foreign(error)
+    }
+}
+
+/// What `MAKE_SQLSTATE` of core does.
+const fn pack_sqlstate(code: &str) -> c_int {
+    let (code, mut packed, mut place) = (code.as_bytes(), 0, 0);
+    while place < code.len() && place < 5 {
+        packed |= ((code[place].wrapping_sub(b'0') & 0x3f) as c_int) << (6 * place);
+        place += 1;
+    }
+    packed
+}
+
+/// Raises `raise` when there is one.
+///
+/// # Safety
+/// Only from a plain old frame: an ERROR jumps over the caller.
+#[inline(always)]
+pub unsafe fn raise(raise: *mut PendingError) {
+    if !raise.is_null() {
+        // SAFETY: the caller's promise; `raise` was made by `PendingError::alloc`.
+        unsafe { raise_now(raise) }
+    }
+}
+
+#[cold]
+#[expect(ffi_unwind_calls, reason = "plain old frame")]
+unsafe fn raise_now(raise: *mut PendingError) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !(*raise).foreign.is_null() {
+            ffi::ReThrowError((*raise).foreign);
+        }
+        client::wait_for_room((*raise).report.bytes());
+        (*raise).report.tell(PgLogLevel::ERROR as c_int);
+    }
+}
+
+/// Tells the client something that is no error: a NOTICE, or a WARNING, which the server log has as well.
+///
+/// Interrupts are served meanwhile, as while core sends anything: a client that does not read keeps its session waiting
+/// here, and that must end when the session is terminated or the server shut down. So never under a lock that an error
+/// does not release, and never once a transaction has committed or is being rolled back.
+///
+/// # Errors
+/// What interrupts the session meanwhile, which goes on to abort the transaction.
+pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option<&str>) -> Result<(), PgError> {
+    let report = Report {
+        message: encode(message),
+        detail: palloc_opt(detail),
+        hint: palloc_opt(hint),
+        hides_statement: true,
+        ..Report::NOTHING
+    };
+    // SAFETY: nothing but the plain old frame inside.
+    unsafe { ffi::protect(|| report.tell(level as c_int)) }
+}
+
+/// Tells the client of something that was let pass. Statement and context are left out of the log's line, as by
+/// [`log_line`].
+///
+/// # Errors
+/// As for [`tell`].
+pub fn warn(passed: &LetPass, rows: Option<u64>, in_block: bool) -> Result<(), PgError> {
+    let report = Report {
+        sqlstate: pack_sqlstate(passed.sqlstate()),
+        message: encode(&passed.message(rows)),
+        detail: encode(&passed.detail()),
+        hint: encode(LetPass::hint(in_block)),
+        schema: encode(&passed.relation.schema),
+        table: encode(&passed.relation.name),
+        hides_statement: true,
+    };
+    // SAFETY: nothing but the plain old frame inside.
+    unsafe { ffi::protect(|| report.tell(PgLogLevel::WARNING as c_int)) }
+}
+
+/// Writes one line to the server log and to nobody else. Called at any moment, also when a transaction has committed; see
+/// [`Line`].
+pub fn log_line(message: &str, detail: Option<&str>) {
+    Line::new(message, detail).write();
+}
+
+/// Runs Rust proper, and gives what is to be raised; NULL: nothing.
+///
+/// It raises nothing itself, whatever `body` does: a panic, and an ERROR that pgrx made a panic of, end here and are given
+/// back like any failure. So it may be called from frames with destructors as well, and only [`raise`] at the plain old
+/// frame on the outside ever jumps.
+pub fn guarded<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut PendingError {
+    unwound(|| match body() {
+        Ok(()) => ptr::null_mut(),
+        Err(failure) => failure.into_raise(),
+    })
+}
+
+/// The same for what gives by itself what is to be raised, and of which no panic is known.
+#[inline]
+pub fn unwound(body: impl FnOnce() -> *mut PendingError) -> *mut PendingError {
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(told)
+}
+
+/// For want of memory what was caught may not even be told.
+#[cold]
+#[inline(never)]
+fn told(thrown: Box<dyn Any + Send>) -> *mut PendingError {
+    panic::catch_unwind(AssertUnwindSafe(|| caught(thrown))).unwrap_or_else(|_| PendingError::out_of_memory())
+}
+
+/// What a body threw.
+fn caught(thrown: Box<dyn Any + Send>) -> *mut PendingError {
+    if thrown.is::<OutOfMemory>() {
+        return PendingError::out_of_memory();
+    }
+    let thrown = match thrown.downcast::<Thrown>() {
+        Ok(foreign) => return PendingError::foreign(foreign.0),
+        Err(thrown) => thrown,
+    };
+    let report = match thrown.downcast::<CaughtError>() {
+        Ok(caught) => match *caught {
+            CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic { ereport: report, .. } => report,
+        },
+        Err(thrown) => match thrown.downcast::<ErrorReportWithLevel>() {
+            Ok(report) => *report,
+            Err(panic) => return fault(&*panic),
+        },
+    };
+    PendingError::plain(report.sql_error_code() as c_int, report.message(), report.detail(), report.hint())
+}
+
+/// Somebody else's error on its way to the frame on the outside.
+struct Thrown(PgError);
+
+// SAFETY: a backend is one thread; the error goes from one frame of it to another.
+unsafe impl Send for Thrown {}
+
+/// Gives somebody else's error, which is in memory that outlives the frames around us, to the nearest [`guarded`]: they are
+/// left as after a panic.
+pub fn throw(error: PgError) -> ! {
+    panic::resume_unwind(Box::new(Thrown(error)))
+}
+
+/// A panic of our own.
+fn fault(panic: &(dyn Any + Send)) -> *mut PendingError {
+    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let place = PLACE.borrow().take();
+    let place = place.map_or_else(|| "an unknown place".to_owned(), |(file, line)| format!("{file}:{line}"));
+    let detail = format!("This is a fault of pg_writeguard, at {place}.");
+    PendingError::plain(pack_sqlstate("XX000"), message.unwrap_or("unexpected panic"), Some(&detail), None)
+}
+
+/// Where the last panic began.
+static PLACE: BackendLocal<Option<(String, u32)>> = BackendLocal::new(None);
+
+/// Has panics and errors of this library carry no backtrace, whatever RUST_BACKTRACE says: pgrx would put it into the DETAIL of
+/// every error that passes one of its guards, and that is read by people who have nothing to do with us. Called when the
+/// library is loaded, after pgrx has set its own hook.
+pub fn keep_backtraces_out() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| (place.file().to_owned(), place.line()));
+        *PLACE.borrow() = place;
+    }));
+}

@@ -1,0 +1,218 @@
+//! `undo`: puts back what a change took, under the caller's rights and in the caller's transaction.
+
+use core::ptr;
+
+use pgrx::{IntoDatum, pg_sys};
+
+use super::current_state::{Purpose, Standing, compare};
+use super::write::write;
+use crate::error::Error;
+use crate::event::record::{Event, Kind};
+use crate::event::store;
+use crate::guard::statement;
+use crate::guard::verdict::overrides;
+use crate::pg::ereport::{Failure, PendingError, guarded};
+use crate::pg::function::{Arguments, Returns, sql_function, text};
+use crate::pg::{ffi, owner};
+use crate::policy::model::Keep;
+use crate::policy::relation::{relation_name, with_descendants};
+use crate::session::actor::{Actor, shown_role};
+use crate::undo::capture::row_capture;
+use crate::undo::change_record::Change;
+use crate::words::RelationName;
+
+sql_function!(
+    /// `undo(change bigint, on_conflict text, dry_run boolean) → setof …`: a row for each table.
+    writeguard_undo, pg_finfo_writeguard_undo, undo
+);
+
+/// What becomes of rows that are not as the change left them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnConflict {
+    /// Nothing is undone.
+    Error,
+    /// They stay as they are.
+    Skip,
+}
+
+/// What was done, or would be, with one table.
+struct Outcome {
+    name: RelationName,
+    restored: u64,
+    conflicts: u64,
+}
+
+/// The number of a change, as the first argument of a function.
+///
+/// # Errors
+/// WG007 for NULL.
+pub fn number(arguments: &Arguments) -> Result<i64, Error> {
+    arguments.get(0).ok_or_else(|| {
+        Error::invalid("change must not be NULL", "SELECT id, changed_at, statement FROM writeguard.change;")
+    })
+}
+
+fn undo(arguments: &Arguments) -> Returns {
+    let id = number(arguments)?;
+    let word: Option<String> = arguments.get(1);
+    let on_conflict = match word.as_deref() {
+        Some("error") => OnConflict::Error,
+        Some("skip") => OnConflict::Skip,
+        _ => {
+            let hint = format!("SELECT * FROM writeguard.undo({id}, on_conflict => 'skip');");
+            return Err(Error::invalid("on_conflict must be error or skip", hint).into());
+        }
+    };
+    let dry_run: bool = arguments.get(2).ok_or_else(|| {
+        Error::invalid("dry_run must not be NULL", format!("SELECT * FROM writeguard.undo({id}, dry_run => true);"))
+    })?;
+    let outcomes = match dry_run {
+        true => taken_back(|| take_back(id, OnConflict::Skip))?,
+        false => {
+            let outcomes = take_back(id, on_conflict)?;
+            record(id, &outcomes)?;
+            outcomes
+        }
+    };
+    let number = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX).into_datum();
+    arguments.give_rows(
+        outcomes
+            .into_iter()
+            .map(|Outcome { name, restored, conflicts }| [text(&name.to_sql()), number(restored), number(conflicts)]),
+    )
+}
+
+fn take_back(id: i64, on_conflict: OnConflict) -> Result<Vec<Outcome>, Failure> {
+    let change = Change::find(id, true)?;
+    check_not_undone(&change)?;
+    let mut opened = Vec::with_capacity(change.relations.len());
+    for kept in &change.relations {
+        opened.push(change.open(kept, pg_sys::RowExclusiveLock)?);
+    }
+    let mut tables = Vec::with_capacity(opened.len());
+    for table in opened {
+        tables.push(compare(id, table, Purpose::Write)?);
+    }
+    let conflicts = tables.iter().map(|table| table.conflicts).sum();
+    if on_conflict == OnConflict::Error && conflicts > 0 {
+        let first = tables.iter().find_map(|table| Some((table.shape.name(), table.first.clone()?)));
+        return Err(Error::ChangedSince { change: id, rows: conflicts, first }.into());
+    }
+    overrides::begin_undo(tables.iter().map(bounds).collect());
+    row_capture::begin_undo(id, Keep { microseconds: change.keep_microseconds, text: change.keep.clone() });
+    let written = write(&tables)?;
+    overrides::end_undo();
+    for table in &tables {
+        // What was written went by the columns' names; triggers and checks may have given them others meanwhile.
+        if !table.shape.holds()? {
+            return Err(table.shape.changes(id).into());
+        }
+    }
+    let mut outcomes = Vec::with_capacity(tables.len());
+    for (table, written) in tables.into_iter().zip(written) {
+        // What a trigger or a rule kept from being written, or another session's row that came in between.
+        let missed = table.planned.iter().sum::<u64>().saturating_sub(written);
+        if missed > 0 && on_conflict == OnConflict::Error {
+            return Err(Error::NotWritten { change: id, rows: missed, relation: table.shape.name() }.into());
+        }
+        outcomes.push(Outcome {
+            name: table.shape.name(),
+            restored: table.settled + written,
+            conflicts: table.conflicts + missed,
+        });
+        table.rows.end();
+    }
+    Ok(outcomes)
+}
+
+fn check_not_undone(change: &Change) -> Result<(), Error> {
+    let Some(at) = &change.undone_at else { return Ok(()) };
+    let by = change.undone_by.as_deref().unwrap_or_default();
+    Err(Error::Invalid {
+        message: format!("change {} is undone already", change.id),
+        detail: Some(format!("Login \"{by}\" undid it at {at}.")),
+        hint: match change.undone_with {
+            Some(with) => format!("To take that back: SELECT * FROM writeguard.undo({with});"),
+            None => "SELECT id, undone_at, undone_by, undoes FROM writeguard.change;".into(),
+        },
+    })
+}
+
+/// How many rows of which tables an undo may change, whatever limits say: a table with its partitions.
+fn bounds(table: &Standing) -> (Vec<String>, u64) {
+    let names = with_descendants(table.shape.oid()).into_iter().filter_map(relation_name);
+    (names.map(|name| name.to_sql()).collect(), table.planned.iter().sum())
+}
+
+/// Marks the change as undone; where it was an undo itself, what it took back is in force again, and so on.
+const MARK: &str = "WITH RECURSIVE chain (id, undoes, depth) AS ( \
+       SELECT id, undoes, 0 FROM writeguard.change_statement WHERE id = $1 \
+       UNION ALL \
+       SELECT s.id, s.undoes, c.depth + 1 FROM chain AS c \
+       JOIN writeguard.change_statement AS s ON s.id = c.undoes) \
+     UPDATE writeguard.change_statement AS s \
+     SET undone_at = CASE WHEN c.depth % 2 = 0 THEN clock_timestamp() END, \
+         undone_by = CASE WHEN c.depth % 2 = 0 THEN $2 END \
+     FROM chain AS c WHERE s.id = c.id RETURNING s.id::text";
+
+/// Notes that the change was undone, if any of it was.
+fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
+    let restored: u64 = outcomes.iter().map(|outcome| outcome.restored).sum();
+    if restored == 0 {
+        return Ok(());
+    }
+    let login = shown_role(Actor::current().login);
+    owner::connect(|client| owner::rows(client, MARK, &[id.into(), login.as_str().into()]))?;
+    if overrides::is_rehearsing() {
+        return Ok(());
+    }
+    statement::current();
+    let mut event = Event::new(Kind::Undone);
+    event.rows = Some(restored);
+    let excerpt = statement::excerpt();
+    if !excerpt.is_empty() {
+        event.tell_statement(&excerpt);
+    }
+    event.reason = Some(format!("change {id}"));
+    if let [only] = outcomes {
+        event.relation = Some(only.name.to_sql());
+    }
+    store::insert(&event)?;
+    Ok(())
+}
+
+/// Runs `body` and takes back all that it did in the database. Deferred constraints have their say before.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
+fn taken_back<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let mut result = None;
+    let mut raised: *mut PendingError = ptr::null_mut();
+    // SAFETY: what was begun is taken back here, whichever way it went; errors are copied to memory that outlives it.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        ffi::protect(|| ffi::BeginInternalSubTransaction(ptr::null()))?;
+        pg_sys::CurrentMemoryContext = context;
+        let mut outcome = ffi::protect(|| {
+            ffi::SPI_connect();
+            ffi::SPI_execute(c"SET CONSTRAINTS ALL IMMEDIATE".as_ptr(), false, 0);
+            ffi::SPI_finish();
+        });
+        if outcome.is_ok() {
+            pg_sys::CurrentMemoryContext = context;
+            outcome = ffi::protect(|| {
+                raised = guarded(|| {
+                    result = Some(body()?);
+                    Ok(())
+                });
+            });
+        }
+        let taken_back = ffi::protect(|| ffi::RollbackAndReleaseCurrentSubTransaction());
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+        taken_back?;
+        outcome?;
+    }
+    match result {
+        Some(result) => Ok(result),
+        None => Err(Failure::Ready(raised)),
+    }
+}
