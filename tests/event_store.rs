@@ -1,6 +1,8 @@
 //! Nothing from outside stops the store of events: notifications that cannot be sent, triggers and constraints on its table
 //! that raise, and others that have taken all background workers.
 
+#[path = "common/c.rs"]
+mod c;
 mod common;
 #[path = "common/limits.rs"]
 mod limits;
@@ -146,37 +148,64 @@ fn a_commit_that_does_not_notify_keeps_no_event() {
     unsent(&server, &db, "DROP TRIGGER late ON writeguard.outbox");
 }
 
-/// PostgreSQL's own queue is really full. Up to 16 that takes 8 GB: only where PGWG_FULL_NOTIFY_QUEUE asks for it.
+/// PostgreSQL's own queue is full: nobody can notify until a listener that reads nothing is gone.
 #[test]
 fn a_full_queue_of_notifications_keeps_no_event() {
     let server = server(&[]);
-    let version = number(&mut server.postgres(), "SELECT current_setting('server_version_num')::int8");
-    if version >= 170_000 {
+    let is_small = number(&mut server.postgres(), "SELECT current_setting('server_version_num')::int8") >= 170_000;
+    if is_small {
         pass(&mut server.postgres(), "ALTER SYSTEM SET max_notify_queue_pages = 64");
         server.restart();
-    } else if std::env::var_os("PGWG_FULL_NOTIFY_QUEUE").is_none() {
-        return;
     }
     let db = guarded(&server);
-    let mut admin = db.admin();
+    let (mut client, mut admin, mut listener) = (db.admin(), db.admin(), db.admin());
     quiet(&mut admin);
+    pass(&mut listener, "LISTEN writeguard");
     // Its position in the queue stays where it is, and the queue's end with it.
-    let mut listener = db.admin();
-    pass(&mut listener, "LISTEN flood; BEGIN; SELECT 1");
-    let flood = "SELECT pg_notify('flood', repeat('x', 7900) || n) FROM generate_series(1, 5000) AS n";
-    wait_until(600, || {
-        admin.batch_execute(flood).is_err_and(|error| Refusal::of(&error).sqlstate == "54000")
-            || admin.batch_execute("SELECT pg_notify('flood', repeat('x', 7900))").is_err()
-    });
-    wait_until(600, || admin.batch_execute("SELECT pg_notify('flood', repeat('x', 7900))").is_err());
-    let mut client = db.admin();
+    let mut deaf = db.admin();
+    pass(&mut deaf, "LISTEN flood");
+    pass(&mut deaf, "BEGIN; SELECT 1");
+    if is_small {
+        flood(&mut admin);
+    } else {
+        fall_behind(&server, &mut admin, &mut deaf);
+    }
+    let notified = admin.batch_execute("NOTIFY flood, 'one more'").expect_err("the queue is not full");
+    assert_eq!(Refusal::of(&notified).sqlstate, "54000");
     for place in 0..5 {
         refuse_on_record(&mut client, &mut admin, &format!("full {place}"));
     }
-    assert_eq!(told(&mut admin, "notifications").len(), 1);
-    pass(&mut listener, "COMMIT; UNLISTEN *; LISTEN writeguard");
+    wait_until(30, || told(&mut admin, "notifications").len() == 1);
+    assert!(server.log().contains("their notifications cannot be sent now: too many notifications"));
+    assert_eq!((counter(&mut admin, "late"), counter(&mut admin, "in_log_only")), (0, 0));
+    assert_eq!(heard(&mut listener, 1, 1), Vec::<String>::new());
+    drop(deaf);
     let heard = heard(&mut listener, 5, 90);
     assert!(heard.len() == 5 && heard.iter().all(|payload| is_of(payload, "blocked")), "{heard:?}");
+    wait_until(10, || told(&mut admin, "notifications").is_empty());
+}
+
+/// Notifies until the queue has no room; from 17 on it can be made that small.
+fn flood(admin: &mut Client) {
+    for many in ["generate_series(1, 5000) AS n", "(VALUES (1)) AS v (n)"] {
+        let sql = format!("SELECT pg_notify('flood', repeat('x', 7900) || n) FROM {many}");
+        wait_until(60, || admin.batch_execute(&sql).is_err());
+    }
+}
+
+/// Up to 16 the queue takes 8 GB. It is as full as that where a listener is so far behind.
+fn fall_behind(server: &Server, admin: &mut Client, deaf: &mut Client) {
+    let library = c::library("behind", &server.socket_dir());
+    pass(
+        admin,
+        &format!(
+            "CREATE FUNCTION fall_behind(int, bigint) RETURNS bool LANGUAGE c AS '{library}'",
+            library = library.display()
+        ),
+    );
+    let pid: i32 = deaf.query_one("SELECT pg_backend_pid()", &[]).expect("its process").get(0);
+    let sql = "SELECT fall_behind($1, size) FROM pg_shmem_allocations WHERE name = 'Async Queue Control'";
+    assert!(admin.query_one(sql, &[&pid]).expect("fall_behind").get::<_, bool>(0));
 }
 
 #[test]
