@@ -1,4 +1,4 @@
-CREATE FUNCTION writeguard.preview(statement text, sample integer DEFAULT 5)
+CREATE OR REPLACE FUNCTION writeguard.preview(statement text, sample integer DEFAULT 5)
     RETURNS TABLE (
         relation  text,
         operation text,

@@ -1,16 +1,16 @@
-CREATE FUNCTION writeguard.setup_facts() RETURNS jsonb
+CREATE OR REPLACE FUNCTION writeguard._setup_facts() RETURNS jsonb
     LANGUAGE c STABLE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'writeguard_setup_facts';
-COMMENT ON FUNCTION writeguard.setup_facts IS 'what only the library knows of its setup, as JSON; works without the preload too';
+COMMENT ON FUNCTION writeguard._setup_facts IS 'internal: what only the library knows of its setup, as JSON; works without the preload too';
 
-CREATE FUNCTION writeguard.check_setup()
+CREATE OR REPLACE FUNCTION writeguard.check_setup()
     RETURNS TABLE (severity text, subject text, problem text, fix text)
     LANGUAGE sql STABLE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
         WITH facts AS MATERIALIZED (
             SELECT f.*, pg_catalog.pg_is_in_recovery() AS standby
-            FROM pg_catalog.jsonb_to_record(writeguard.setup_facts())
+            FROM pg_catalog.jsonb_to_record(writeguard._setup_facts())
                  AS f (preloaded boolean, library text, late bigint, in_log_only bigint, waiting_since timestamptz,
                        policies jsonb, looking_on jsonb, stat_evicted bigint, stat_behind bigint, set_aside bigint,
                        unsent_since timestamptz, kept_worker boolean, starved bigint, unattached boolean)

@@ -13,11 +13,11 @@ use crate::policy::catalog;
 use crate::session::actor::shown_role;
 
 sql_function!(
-    /// `event_numbers() → setof record`: the rows of the view `event_totals`.
+    /// `_event_numbers() → setof record`: the rows of the view `event_totals`.
     writeguard_event_numbers, pg_finfo_writeguard_event_numbers, event_numbers
 );
 sql_function!(
-    /// `rate_numbers() → setof record`: the rows of the view `rate_budgets`.
+    /// `_rate_numbers() → setof record`: the rows of the view `rate_budgets`.
     writeguard_rate_numbers, pg_finfo_writeguard_rate_numbers, rate_numbers
 );
 

@@ -380,7 +380,7 @@ fn two_databases_of_a_server_are_told_apart() {
 fn the_numbers_are_for_pg_monitor_and_nobody_else() {
     let stage = Stage::new(&[]);
     let mut owner = stage.db.connect(&stage.owner);
-    let objects = ["event_totals", "rate_budgets", "event_numbers()", "rate_numbers()"];
+    let objects = ["event_totals", "rate_budgets", "_event_numbers()", "_rate_numbers()"];
     for object in objects {
         let refusal = expect_refusal(owner.batch_execute(&format!("SELECT * FROM writeguard.{object}")));
         assert_eq!(refusal.sqlstate, "42501", "{object}");

@@ -330,7 +330,7 @@ fn only_the_owner_may_until_it_is_granted() {
     let db = Server::shared().database();
     let role = db.role("looker");
     let mut looker = db.connect(&role);
-    for function in ["check_setup()", "setup_facts()"] {
+    for function in ["check_setup()", "_setup_facts()"] {
         let refusal = expect_refusal(looker.batch_execute(&format!("SELECT writeguard.{function}")));
         assert_eq!(refusal.sqlstate, "42501", "{function}: {refusal:?}");
     }

@@ -313,7 +313,7 @@ fn only_the_owner_resets_and_only_who_monitors_reads() {
         "SELECT * FROM writeguard.stat",
         "SELECT * FROM writeguard.stat_slots",
         "SELECT writeguard.stat_reset()",
-        "SELECT writeguard.stat_numbers()",
+        "SELECT writeguard._stat_numbers()",
         "SELECT * FROM writeguard.suggest_policies()",
     ] {
         assert_eq!(expect_refusal(stage.writer.batch_execute(sql)).sqlstate, "42501", "{sql}");

@@ -176,7 +176,7 @@ fn assert_same(upgraded: &BTreeSet<String>, fresh: &BTreeSet<String>) {
     let (lost, left) = (only(fresh, upgraded), only(upgraded, fresh));
     assert!(
         lost.is_empty() && left.is_empty(),
-        "only in a new installation (what sql/pg_writeguard--{LAST}--{}.sql lacks):{lost}\nonly after the upgrade:{left}",
+        "only in a new installation (what sql/upgrade/{LAST}--{}.sql lacks):{lost}\nonly after the upgrade:{left}",
         env!("CARGO_PKG_VERSION")
     );
 }
@@ -193,6 +193,53 @@ fn upgraded_extension_is_as_a_new_one() {
         pass(&mut admin, UPDATE);
         assert_same(&catalog(&mut admin), &fresh);
     }
+}
+
+/// Functions, views and tables of the extension's schema, as `ALTER EXTENSION ... DROP` and `CREATE` name them.
+const MADE: &str = "SELECT i.type || ' ' || i.identity
+    FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+         CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) AS i
+    WHERE e.extname = 'pg_writeguard' AND d.deptype = 'e' AND i.type IN ('function', 'view', 'table')";
+
+fn made(client: &mut Client) -> BTreeSet<String> {
+    client.query(MADE, &[]).unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// Whoever may create in the schema could otherwise have what is theirs run as a part of the extension (CVE-2022-2625).
+#[test]
+fn upgrade_takes_over_nothing_that_is_somebody_elses() {
+    let server = Server::shared();
+    let db = release(server, LAST);
+    let mut admin = db.admin();
+    let stranger = db.role("stranger");
+    pass(&mut admin, &format!("GRANT CREATE ON SCHEMA writeguard TO {stranger}"));
+    let mut refused = |before: &str, sqlstates: &[&str]| {
+        pass(&mut admin, &format!("BEGIN; {before}"));
+        let refusal = expect_refusal(admin.batch_execute(UPDATE));
+        assert!(sqlstates.contains(&refusal.sqlstate.as_str()), "{before}: {refusal:?}");
+        pass(&mut admin, "ROLLBACK");
+    };
+    let (old, new) = (made(&mut db.admin()), made(&mut server.database().admin()));
+    // What the script makes anew, and is no member any more.
+    let replaced: Vec<_> = old.iter().filter(|object| object.starts_with("function ")).collect();
+    assert!(replaced.len() > 30, "{replaced:?}");
+    for object in replaced {
+        refused(&format!("ALTER EXTENSION pg_writeguard DROP {object}"), &["55000"]);
+    }
+    // What the script brings, and is there already.
+    let brought: Vec<_> = new.difference(&old).collect();
+    assert!(!brought.is_empty());
+    for object in brought {
+        let body = match object.split_once(' ').expect("a type").0 {
+            "function" => "RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+            "view" => "AS SELECT 1 AS one",
+            _ => "(one integer)",
+        };
+        let theirs = format!("SET LOCAL ROLE {stranger}; CREATE {object} {body}; RESET ROLE");
+        refused(&theirs, &["55000", "42723", "42P07"]);
+    }
+    pass(&mut admin, &format!("REVOKE CREATE ON SCHEMA writeguard FROM {stranger}; {UPDATE}"));
+    assert_same(&catalog(&mut admin), &catalog(&mut server.database().admin()));
 }
 
 #[test]
@@ -463,6 +510,15 @@ fn upgrade_under_fire_lets_nothing_through_and_loses_no_event() {
                 fire(&|| {
                     let id = number(&mut db.connect(&login), "SELECT writeguard.request('DELETE FROM v', 'a test')");
                     text(&mut db.connect(&person), &format!("SELECT writeguard.approve({id})"));
+                });
+            }),
+            // Views take their locks before those of their tables.
+            scope.spawn(|| {
+                let client = std::cell::RefCell::new(db.admin());
+                fire(&|| {
+                    for view in ["pending", "my_requests", "my_events", "event_queue"] {
+                        pass(&mut client.borrow_mut(), &format!("TABLE writeguard.{view}"));
+                    }
                 });
             }),
         ];

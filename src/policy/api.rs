@@ -25,7 +25,7 @@ sql_function!(
     writeguard_drop_policy, pg_finfo_writeguard_drop_policy, drop_policy
 );
 sql_function!(
-    /// `explain(relation oid, role oid, operation text) → json`: the rows of `effective`.
+    /// `_explain(relation oid, role oid, operation text) → json`: the rows of `effective`.
     writeguard_explain, pg_finfo_writeguard_explain, explain
 );
 sql_function!(
@@ -52,7 +52,7 @@ fn upsert() -> String {
     )
 }
 
-/// The arguments in the order of `sql/functions.sql`, which is that of the table's columns.
+/// The arguments in the order of `sql/policy.sql`, which is that of the table's columns.
 fn set_policy(arguments: &Arguments) -> Returns {
     let texts = |index| arguments.get::<Vec<Option<String>>>(index).unwrap_or_default();
     // SAFETY: these arguments are declared as intervals.

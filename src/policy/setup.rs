@@ -22,7 +22,7 @@ use crate::stat;
 use crate::words::{Operation, RelationName};
 
 sql_function!(
-    /// `setup_facts() → jsonb`: the first row of `check_setup`'s query.
+    /// `_setup_facts() → jsonb`: the first row of `check_setup`'s query.
     writeguard_setup_facts, pg_finfo_writeguard_setup_facts, setup_facts, not_preloaded_too
 );
 

@@ -39,7 +39,7 @@ sql_function!(
     writeguard_login, pg_finfo_writeguard_login, login
 );
 sql_function!(
-    /// `queue_counters() → bigint[]`.
+    /// `_queue_counters() → bigint[]`.
     writeguard_queue_counters, pg_finfo_writeguard_queue_counters, queue_counters
 );
 

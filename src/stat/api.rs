@@ -15,11 +15,11 @@ use crate::session::actor::{role_name, shown_role};
 use crate::words::{RelationName, count};
 
 sql_function!(
-    /// `stat_numbers() → setof record`: the rows of the view `stat`.
+    /// `_stat_numbers() → setof record`: the rows of the view `stat`.
     writeguard_stat_numbers, pg_finfo_writeguard_stat_numbers, stat_numbers
 );
 sql_function!(
-    /// `stat_counters() → record`: the row of the view `stat_slots`.
+    /// `_stat_counters() → record`: the row of the view `stat_slots`.
     writeguard_stat_counters, pg_finfo_writeguard_stat_counters, stat_counters
 );
 sql_function!(

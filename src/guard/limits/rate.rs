@@ -12,7 +12,7 @@ use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 
 sql_function!(
-    /// `rate_counters() → bigint[]`: the numbers of the view `rate_slots`.
+    /// `_rate_counters() → bigint[]`: the numbers of the view `rate_slots`.
     writeguard_rate_counters, pg_finfo_writeguard_rate_counters, rate_counters
 );
 

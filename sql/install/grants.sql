@@ -14,7 +14,7 @@ GRANT EXECUTE ON FUNCTION
     writeguard.request(bigint, text),
     writeguard.execute(bigint),
     writeguard.effective(regclass, name, text),
-    writeguard.explain(oid, text, text),
+    writeguard._explain(oid, text, text),
     writeguard.statement_hash(text, text[]),
     writeguard.is_approver(oid, text),
     writeguard.login()
@@ -22,9 +22,9 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT ON writeguard.my_events, writeguard.my_requests TO PUBLIC;
 GRANT SELECT ON writeguard.event, writeguard.event_queue, writeguard.rate_slots TO pg_monitor;
 GRANT SELECT ON writeguard.stat, writeguard.stat_slots TO pg_monitor;
-GRANT EXECUTE ON FUNCTION writeguard.stat_numbers(), writeguard.stat_counters() TO pg_monitor;
-GRANT EXECUTE ON FUNCTION writeguard.queue_counters(), writeguard.rate_counters() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION writeguard._stat_numbers(), writeguard._stat_counters() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION writeguard._queue_counters(), writeguard._rate_counters() TO pg_monitor;
 GRANT SELECT ON writeguard.event_totals, writeguard.rate_budgets TO pg_monitor;
-GRANT EXECUTE ON FUNCTION writeguard.event_numbers(), writeguard.rate_numbers() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION writeguard._event_numbers(), writeguard._rate_numbers() TO pg_monitor;
 -- Last, because it tells sessions that found no extension here to look again.
 GRANT USAGE ON SCHEMA writeguard TO PUBLIC;

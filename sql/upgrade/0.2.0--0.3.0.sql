@@ -1,0 +1,21 @@
+-- From 0.2.0 to 0.3.0. What people stored stays: policies, requests, events, kept rows, keys and grants.
+
+ALTER TABLE writeguard.change_relation
+    DROP CONSTRAINT change_relation_change_fkey,
+    ADD COLUMN key smallint[],
+    ADD COLUMN forms jsonb,
+    ADD COLUMN hindrance text;
+
+-- With the grants on them.
+ALTER FUNCTION writeguard.owner_only() RENAME TO _owner_only;
+ALTER FUNCTION writeguard.policy_changed() RENAME TO _policy_changed;
+ALTER FUNCTION writeguard.explain(oid, text, text) RENAME TO _explain;
+ALTER FUNCTION writeguard.queue_counters() RENAME TO _queue_counters;
+ALTER FUNCTION writeguard.event_numbers() RENAME TO _event_numbers;
+ALTER FUNCTION writeguard.rate_counters() RENAME TO _rate_counters;
+ALTER FUNCTION writeguard.rate_numbers() RENAME TO _rate_numbers;
+ALTER FUNCTION writeguard.stat_counters() RENAME TO _stat_counters;
+ALTER FUNCTION writeguard.stat_numbers() RENAME TO _stat_numbers;
+ALTER FUNCTION writeguard.setup_facts() RENAME TO _setup_facts;
+
+-- include *.sql
