@@ -1,25 +1,25 @@
 COMMENT ON TABLE writeguard.event IS 'Everything that was not simply allowed';
-COMMENT ON COLUMN writeguard.event.id IS 'as in errors and notifications';
+COMMENT ON COLUMN writeguard.event.id IS 'in the order in which events were stored';
 COMMENT ON COLUMN writeguard.event.occurred_at IS 'when it happened, not when it was stored';
 COMMENT ON COLUMN writeguard.event.kind IS 'blocked, warned, observed, overridden, expectation_failed, requested, approved, rejected, revoked, token_refused, break_glass, undone, policy_changed, uncovered, disabled';
-COMMENT ON COLUMN writeguard.event.policy IS 'whose limit was passed or that was changed; NULL: no single one';
-COMMENT ON COLUMN writeguard.event.mode IS 'of the policy, then';
+COMMENT ON COLUMN writeguard.event.policy IS 'the policy that it is about; NULL: no single one';
+COMMENT ON COLUMN writeguard.event.mode IS 'of the policy, where one of its limits is what it is about';
 COMMENT ON COLUMN writeguard.event.login IS 'who authenticated; SET ROLE and SET SESSION AUTHORIZATION do not change it';
 COMMENT ON COLUMN writeguard.event.role IS 'the role that is SET, else session_user';
 COMMENT ON COLUMN writeguard.event.application IS 'application_name of the session';
 COMMENT ON COLUMN writeguard.event.client IS 'address of the client; NULL: a local socket';
 COMMENT ON COLUMN writeguard.event.pid IS 'of the session''s server process';
-COMMENT ON COLUMN writeguard.event.xid IS 'transaction that wrote; NULL: it had no number yet';
-COMMENT ON COLUMN writeguard.event.operation IS 'update, delete, truncate, drop';
-COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table whose row went past the limit';
+COMMENT ON COLUMN writeguard.event.xid IS 'transaction, where it had a number by then';
+COMMENT ON COLUMN writeguard.event.operation IS 'update, delete, truncate, drop; of a failed expectation also merge';
+COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table; past a limit, of the one whose row went past it';
 COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement, transaction, rate, fraction; block or where: that was missing; expectation';
-COMMENT ON COLUMN writeguard.event.row_limit IS 'of a failed expectation: the number that was expected';
+COMMENT ON COLUMN writeguard.event.row_limit IS 'the limit; of a failed expectation the number that was expected';
 COMMENT ON COLUMN writeguard.event.rows IS 'of a refusal: limit + 1, NULL where no number was refused; of an override or a failed expectation: all rows of the statement; observed or warned: all rows in the scope';
 COMMENT ON COLUMN writeguard.event.rows_estimated IS 'what the planner expected; it decides nothing';
-COMMENT ON COLUMN writeguard.event.statement IS 'the client''s own text, as writeguard.log_statement has it';
+COMMENT ON COLUMN writeguard.event.statement IS 'the statement''s text, as writeguard.log_statement says';
 COMMENT ON COLUMN writeguard.event.query_id IS 'as in pg_stat_activity and pg_stat_statements; NULL where compute_query_id is off';
-COMMENT ON COLUMN writeguard.event.approval IS 'the request whose token was used';
-COMMENT ON COLUMN writeguard.event.reason IS 'what a person or the library says of it';
+COMMENT ON COLUMN writeguard.event.approval IS 'the request that it is about, or whose token was used';
+COMMENT ON COLUMN writeguard.event.reason IS 'what the person said, or what else is to be said of it';
 COMMENT ON SEQUENCE writeguard.event_id_seq IS 'internal: the ids of events';
 
 COMMENT ON TABLE writeguard.outbox IS 'internal: events whose notification the worker has still to send';
@@ -35,27 +35,27 @@ CREATE OR REPLACE VIEW writeguard.my_events WITH (security_barrier) AS
            e.relation, e.scope, e.row_limit, e.rows, e.rows_estimated, e.statement, e.query_id, e.approval, e.reason
     FROM writeguard.event AS e WHERE e.login = writeguard.login();
 COMMENT ON VIEW writeguard.my_events IS 'the events of one''s own login';
-COMMENT ON COLUMN writeguard.my_events.id IS 'as in errors and notifications';
+COMMENT ON COLUMN writeguard.my_events.id IS 'in the order in which events were stored';
 COMMENT ON COLUMN writeguard.my_events.occurred_at IS 'when it happened, not when it was stored';
 COMMENT ON COLUMN writeguard.my_events.kind IS 'as in writeguard.event';
-COMMENT ON COLUMN writeguard.my_events.policy IS 'whose limit was passed or that was changed; NULL: no single one';
-COMMENT ON COLUMN writeguard.my_events.mode IS 'of the policy, then';
+COMMENT ON COLUMN writeguard.my_events.policy IS 'the policy that it is about; NULL: no single one';
+COMMENT ON COLUMN writeguard.my_events.mode IS 'of the policy, where one of its limits is what it is about';
 COMMENT ON COLUMN writeguard.my_events.login IS 'one''s own';
 COMMENT ON COLUMN writeguard.my_events.role IS 'the role that was SET, else session_user';
 COMMENT ON COLUMN writeguard.my_events.application IS 'application_name of the session';
 COMMENT ON COLUMN writeguard.my_events.client IS 'address of the client; NULL: a local socket';
 COMMENT ON COLUMN writeguard.my_events.pid IS 'of the session''s server process';
-COMMENT ON COLUMN writeguard.my_events.xid IS 'transaction that wrote; NULL: it had no number yet';
-COMMENT ON COLUMN writeguard.my_events.operation IS 'update, delete, truncate, drop';
-COMMENT ON COLUMN writeguard.my_events.relation IS 'qualified name of the table whose row went past the limit';
+COMMENT ON COLUMN writeguard.my_events.xid IS 'transaction, where it had a number by then';
+COMMENT ON COLUMN writeguard.my_events.operation IS 'update, delete, truncate, drop; of a failed expectation also merge';
+COMMENT ON COLUMN writeguard.my_events.relation IS 'qualified name of the table; past a limit, of the one whose row went past it';
 COMMENT ON COLUMN writeguard.my_events.scope IS 'what the limit is counted over, as in writeguard.event';
-COMMENT ON COLUMN writeguard.my_events.row_limit IS 'of a failed expectation: the number that was expected';
+COMMENT ON COLUMN writeguard.my_events.row_limit IS 'the limit; of a failed expectation the number that was expected';
 COMMENT ON COLUMN writeguard.my_events.rows IS 'of a refusal: limit + 1; else all rows, as in writeguard.event';
 COMMENT ON COLUMN writeguard.my_events.rows_estimated IS 'what the planner expected; it decides nothing';
-COMMENT ON COLUMN writeguard.my_events.statement IS 'the client''s own text, as writeguard.log_statement has it';
+COMMENT ON COLUMN writeguard.my_events.statement IS 'the statement''s text, as writeguard.log_statement says';
 COMMENT ON COLUMN writeguard.my_events.query_id IS 'as in pg_stat_activity and pg_stat_statements; NULL where compute_query_id is off';
-COMMENT ON COLUMN writeguard.my_events.approval IS 'the request whose token was used';
-COMMENT ON COLUMN writeguard.my_events.reason IS 'what a person or the library says of it';
+COMMENT ON COLUMN writeguard.my_events.approval IS 'the request that it is about, or whose token was used';
+COMMENT ON COLUMN writeguard.my_events.reason IS 'what the person said, or what else is to be said of it';
 
 CREATE OR REPLACE FUNCTION writeguard._queue_counters() RETURNS bigint[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE

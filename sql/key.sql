@@ -6,7 +6,7 @@ COMMENT ON COLUMN writeguard.trusted_key.trusted_by IS 'the login that called tr
 
 COMMENT ON TABLE writeguard.used_jti IS 'internal: tokens from outside that were used';
 COMMENT ON COLUMN writeguard.used_jti.key IS 'the name of the key that signed it, also when that is not trusted any more';
-COMMENT ON COLUMN writeguard.used_jti.jti IS 'the token''s own name';
+COMMENT ON COLUMN writeguard.used_jti.jti IS 'the name that its signer gave the token: good once';
 COMMENT ON COLUMN writeguard.used_jti.used_at IS 'when it was used';
 COMMENT ON COLUMN writeguard.used_jti.expires_at IS 'the token''s exp; after it and a margin the row serves no more';
 
