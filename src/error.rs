@@ -5,8 +5,16 @@
 
 use thiserror::Error as ThisError;
 
-use crate::pg::preload;
 use crate::words::{Operation, RelationName, count, literal};
+
+/// What is to be said where the library's shared memory is missing.
+pub const NO_SHARED_MEMORY: &str = "pg_writeguard has no shared memory";
+/// Why that is.
+pub const WHY_NO_SHARED_MEMORY: &str =
+    "A library that is loaded after it has set shmem_startup_hook and does not call the one before.";
+/// What helps.
+pub const LOAD_IT_LAST: &str =
+    "Put pg_writeguard behind all others in shared_preload_libraries, and restart the server.";
 
 /// How somebody gets past a limit on purpose, as far as the policy and the session allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +161,7 @@ pub enum Error {
     #[error("pg_writeguard must be loaded via \"shared_preload_libraries\"")]
     NotPreloaded { hint: String },
     /// 55000: it is, and its shared memory was not set up.
-    #[error("{}", preload::MISSING)]
+    #[error("{}", NO_SHARED_MEMORY)]
     Unattached,
 }
 
@@ -301,7 +309,7 @@ impl Error {
                 count(*rows)
             )),
             Error::NotAllowed { detail, .. } => Some(detail.clone()),
-            Error::Unattached => Some(preload::WHY.to_owned()),
+            Error::Unattached => Some(WHY_NO_SHARED_MEMORY.to_owned()),
             Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
         }
     }
@@ -336,7 +344,7 @@ impl Error {
             | Error::UnfitKey { hint, .. }
             | Error::Undecided { hint, .. }
             | Error::NotPreloaded { hint } => hint.clone(),
-            Error::Unattached => preload::WAY_OUT.to_owned(),
+            Error::Unattached => LOAD_IT_LAST.to_owned(),
             Error::Unrecorded => "SELECT * FROM writeguard.check_setup();".to_owned(),
         })
     }

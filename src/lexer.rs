@@ -197,6 +197,26 @@ fn number(text: &[u8]) -> usize {
     at
 }
 
+/// Where a text is without surrounding blanks and final semicolons.
+pub fn bounds(text: &[u8]) -> Range<usize> {
+    let start = text.iter().position(|byte| !is_blank(*byte)).unwrap_or(text.len());
+    let is_of_end = |byte: &u8| is_blank(*byte) || *byte == b';';
+    let end = text.iter().rposition(|byte| !is_of_end(byte)).map_or(start, |last| last + 1);
+    start..end.max(start)
+}
+
+/// Where the text of a statement begins in the client's string, whose first word is at `at`: the blanks and comments
+/// before it are its own. PostgreSQL's parser says so itself up to 17, and leaves them out since 18; a token is good for
+/// the text on all. `backslashes`: they escape in every string constant, as without `standard_conforming_strings`.
+pub fn start_of(string: &[u8], at: usize, backslashes: bool) -> usize {
+    let before = &string[..at.min(string.len())];
+    if !before.windows(2).any(|two| two == b"--" || two == b"/*") {
+        return before.len();
+    }
+    let is_its_own = |piece| matches!(piece, Piece::Blank | Piece::Comment);
+    pieces(before, backslashes).filter(|(piece, _)| !is_its_own(*piece)).last().map_or(0, |(_, range)| range.end)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

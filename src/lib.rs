@@ -54,13 +54,18 @@ mod worker;
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::ereport::keep_backtraces_out();
+    pg::ereport::keep_secret(session::actor::query_shows_token);
     // SAFETY: statics of this process; PostgreSQL calls this once, where the library is loaded.
     unsafe {
         if !pg_sys::process_shared_preload_libraries_in_progress {
             return;
         }
         pg::preload::note();
-        session::settings::register(session::actor::arming(), session::expectation::hooks());
+        session::settings::register(
+            session::actor::arming(),
+            session::expectation::hooks(),
+            Some(session::pooled::assign),
+        );
         guard::hooks::install();
     }
     worker::store_worker::register();

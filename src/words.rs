@@ -226,6 +226,17 @@ pub fn shortened(text: &str, bytes: usize) -> Cow<'_, str> {
     if kept.len() <= bytes { Cow::Borrowed(text) } else { Cow::Owned(marked(beginning(kept, bytes), of)) }
 }
 
+/// Serial number of a statement or a transaction; 0 is none.
+pub type Serial = u64;
+
+/// Where rows are charged: the running statement and the subtransaction it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub statement: Serial,
+    /// Nesting level as PostgreSQL counts it: 1 is the transaction itself.
+    pub level: i32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ use core::sync::atomic::AtomicU64;
 
 use pgrx::pg_sys;
 
+use crate::pg::preload;
 use crate::pg::shmem::{self, Plain, Region};
 use crate::session::settings;
 
@@ -167,6 +168,9 @@ pub unsafe fn request() {
 pub unsafe fn startup() -> bool {
     // SAFETY: a plain old frame, called from shmem_startup_hook.
     let is_new = unsafe { QUEUE.startup(bytes_of_places()) };
+    if QUEUE.open().is_some() {
+        preload::note_attached();
+    }
     if is_new && let Some(mut queue) = Locked::lock() {
         queue.header_mut().entries = entry_count() as u32;
         queue.header_mut().blocks = block_count() as u32;
@@ -179,9 +183,9 @@ pub unsafe fn startup() -> bool {
     is_new
 }
 
-/// Whether the library was preloaded, so that there is a queue.
-pub fn is_there() -> bool {
-    QUEUE.open().is_some()
+/// Largest statement text that goes through the queue, in bytes.
+pub fn statement_bytes() -> usize {
+    (settings::event_queue_bytes() / 8).min(64 * 1024)
 }
 
 /// The queue under its lock.

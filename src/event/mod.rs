@@ -1,6 +1,6 @@
 //! The record of everything that was not simply allowed.
 //!
-//! `record` is the event as a document, `line` as a line of the server log, and `statement` says how much of a statement is
+//! `record` is the event as a document, and `statement` says how much of a statement is
 //! told. What belongs to a refusal must survive the rollback that follows: it goes through `queue`, in shared memory
 //! (`memory`), to a background worker, and the refused client waits until it is on disk. What belongs to a write that happens
 //! goes through `store` into the write's own transaction; what is worth knowing of a transaction, but must not hinder it,
@@ -13,7 +13,6 @@
 
 pub mod at_commit;
 pub mod counters;
-pub mod line;
 pub mod memory;
 pub mod outbox;
 pub mod queue;

@@ -6,9 +6,7 @@ use pgrx::pg_sys;
 
 use super::counters;
 use super::memory::{self, Entry, Locked, Phase, set_latch};
-use super::rate_limit::{self, Class};
 use super::record::Event;
-use crate::pg::ereport::log_line;
 use crate::pg::ffi;
 use crate::session::settings;
 
@@ -17,11 +15,6 @@ use crate::session::settings;
 pub struct Ticket {
     entry: usize,
     number: u64,
-}
-
-/// Largest statement text that goes through the queue, in bytes.
-pub fn statement_bytes() -> usize {
-    (settings::event_queue_bytes() / 8).min(64 * 1024)
 }
 
 /// Puts an event (or nothing, to have the database's outbox served) into the queue; none when there is no room.
@@ -199,27 +192,6 @@ pub fn record_counted(event: &Event) {
     }
 }
 
-/// Logs and queues a refusal, whose event must survive the rollback, and waits for it; gives its id when it is stored in
-/// time. One of very many is only counted, see `rate_limit`.
-pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::PgError> {
-    if !rate_limit::admits(Class::Refused, event) {
-        return Ok(None);
-    }
-    event.log();
-    counters::count_event(event);
-    // SAFETY: a static. Without a postmaster nobody would ever store it.
-    if !unsafe { pg_sys::IsUnderPostmaster } {
-        return Ok(None);
-    }
-    match enqueue(event)? {
-        Some(ticket) => Ok(wait(ticket)?.filter(|id| *id > 0)),
-        None => {
-            log_line("pg_writeguard: the event queue is full; the event before this line is in this log only", None);
-            Ok(None)
-        }
-    }
-}
-
 /// What became of an event that had to be stored at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record {
@@ -258,7 +230,7 @@ pub fn record_or_withdraw(event: &Event) -> Result<Record, ffi::PgError> {
 
 /// Queues an event; where there is no room, waits for some as long as a refused write may wait at all. An event that is
 /// not queued is counted.
-fn enqueue(event: &Event) -> Result<Option<Ticket>, ffi::PgError> {
+pub fn enqueue(event: &Event) -> Result<Option<Ticket>, ffi::PgError> {
     const PAUSE: i64 = 10;
     let json = event.queued_json();
     let mut ticket = push(json.as_bytes(), true);

@@ -7,18 +7,18 @@
 //! shut down. What is stored in a minute is bounded by the places there are: those that find none share one for each
 //! database. Not promised: what a crash finds here is lost, a minute's worth at most.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-use std::hash::{DefaultHasher, Hash, Hasher};
-
-use pgrx::pg_sys;
-
-use super::memory::{self, Locked};
+use super::memory::Locked;
 use super::record::Event;
 use super::{counters, queue};
 use crate::pg::ereport::log_line;
 use crate::pg::shmem::{Plain, Region};
+use crate::pg::{ffi, preload};
 use crate::session::settings;
 use crate::words::beginning;
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use pgrx::pg_sys;
 
 /// What is told apart at the same time.
 const OWN_PLACES: usize = 256;
@@ -130,6 +130,27 @@ fn this_minute() -> i64 {
 pub fn record(class: Class, event: &Event) {
     if admits(class, event) {
         queue::record(event);
+    }
+}
+
+/// Logs and queues a refusal, whose event must survive the rollback, and waits for it; gives its id when it is stored in
+/// time. One of very many is only counted.
+pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::PgError> {
+    if !admits(Class::Refused, event) {
+        return Ok(None);
+    }
+    event.log();
+    counters::count_event(event);
+    // SAFETY: a static. Without a postmaster nobody would ever store it.
+    if !unsafe { pg_sys::IsUnderPostmaster } {
+        return Ok(None);
+    }
+    match queue::enqueue(event)? {
+        Some(ticket) => Ok(queue::wait(ticket)?.filter(|id| *id > 0)),
+        None => {
+            log_line("pg_writeguard: the event queue is full; the event before this line is in this log only", None);
+            Ok(None)
+        }
     }
 }
 
@@ -307,7 +328,7 @@ pub fn flush_minutes_that_are_over() {
 pub fn flush_all() {
     // A process that was killed may still hold a lock.
     let is_free = TABLE.try_lock().is_some();
-    if is_free && memory::is_there() && Locked::try_lock().is_some() {
+    if is_free && preload::is_attached() && Locked::try_lock().is_some() {
         flush(|_| true, true);
     }
 }

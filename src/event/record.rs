@@ -1,19 +1,18 @@
 //! One event: the columns of `writeguard.event`, which are also the keys of its JSON in the server log. That one
 //! names the database as well.
 
+use super::memory;
+use crate::pg::encoding;
+use crate::pg::log_line::Line;
+use crate::session::actor::{self, Actor};
+use crate::session::excerpt::MOST_BYTES;
+use crate::session::settings;
+use crate::words::shortened;
 use core::ptr;
 use std::borrow::Cow;
 
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
-
-use super::line::Line;
-use super::queue;
-use super::statement::MOST_BYTES;
-use crate::pg::encoding;
-use crate::session::actor::{self, Actor};
-use crate::session::settings;
-use crate::words::shortened;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,7 +191,7 @@ impl Event {
     /// The event as JSON that the queue has room for beside others: the longer its texts are, the less of them is left.
     pub fn queued_json(&self) -> String {
         let most = settings::event_queue_bytes() / 2;
-        let mut bytes = queue::statement_bytes();
+        let mut bytes = memory::statement_bytes();
         loop {
             let json = self.shortened(bytes).json();
             if json.len() <= most || bytes == 0 {

@@ -4,28 +4,27 @@
 //! hook is called, and calls the next hook in the open, so that other people's errors pass through here as if we were
 //! not there.
 
+use super::commit;
+use super::ddl::command;
+use super::executor::{count, modify_node, plan_writes};
+use super::limits::{charge, observe, rate_memory};
+use super::rehearsal::account;
+use super::verdict::expect;
+use crate::event::{counters, memory, queue, queue_file, rate_limit};
+use crate::pg::contained::contained;
+use crate::pg::ereport::{PendingError, raise, unwound};
+use crate::pg::{ffi, process};
+use crate::policy::catalog;
+use crate::session::actor::Actor;
+use crate::session::portal::{self, Frame};
+use crate::session::{expectation, settings, statement, transaction_block};
+use crate::stat;
+
 use core::ffi::{c_char, c_int, c_void};
 use core::ptr;
 use std::sync::OnceLock;
 
 use pgrx::pg_sys;
-
-use super::ddl::command;
-use super::executor::{capture, count, modify_node, plan_writes};
-use super::limits::{charge, observe, rate_memory, transaction_block};
-use super::rehearsal::{account, policy_verdicts};
-use super::statement::{self, Frame};
-use super::verdict::{decide, expect, overrides};
-use crate::event::{at_commit, counters, memory, queue, queue_file, rate_limit, store};
-use crate::pg::backend_local::BackendCell;
-use crate::pg::contained::contained;
-use crate::pg::ereport::{PendingError, guarded, raise, unwound};
-use crate::pg::ffi;
-use crate::policy::catalog;
-use crate::session::actor::{self, Actor};
-use crate::session::{expectation, pooled};
-use crate::stat::{self, counters as stat_counters};
-use crate::undo::capture::row_capture;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
 #[cfg(not(feature = "pg18"))]
@@ -80,8 +79,8 @@ pub unsafe fn install() {
         pg_sys::object_access_hook = Some(object_access);
         pg_sys::shmem_request_hook = Some(shmem_request);
         pg_sys::shmem_startup_hook = Some(shmem_startup);
-        pg_sys::RegisterXactCallback(Some(transaction_ends), ptr::null_mut());
-        pg_sys::RegisterSubXactCallback(Some(subtransaction_ends), ptr::null_mut());
+        pg_sys::RegisterXactCallback(Some(commit::transaction_ends), ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(commit::subtransaction_ends), ptr::null_mut());
     }
 }
 
@@ -92,9 +91,6 @@ fn next() -> &'static Next {
     unsafe { NEXT.get().unwrap_unchecked() }
 }
 
-/// What kind of process this is, once it has been looked at; that never changes.
-static STAYS_OUT: BackendCell<Option<bool>> = BackendCell::new(None);
-
 /// Whether the guard has no say here at all: because of what the process is, or because it applies what was written
 /// elsewhere, as core's own workers do. Whoever has set up a replication origin says so of the session, until it is reset.
 #[inline(always)]
@@ -104,24 +100,7 @@ fn stays_out() -> bool {
         let origin = unsafe { pg_sys::replorigin_session_origin };
         u32::from(origin) != pg_sys::InvalidRepOriginId
     };
-    stays_out_for_good() || is_applied()
-}
-
-#[inline(always)]
-fn stays_out_for_good() -> bool {
-    STAYS_OUT.get().unwrap_or_else(|| {
-        // SAFETY: these read statics of this process.
-        let stays_out =
-            unsafe { pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || ffi::IsLogicalWorker() };
-        STAYS_OUT.set(Some(stays_out));
-        stays_out
-    })
-}
-
-/// This process is one of the library's own, which write its tables only: to look for policies it would have to wait for
-/// their table while it holds locks that others wait for.
-pub fn stay_out() {
-    STAYS_OUT.set(Some(true));
+    process::stays_out() || is_applied()
 }
 
 /// Whether a plan may update or delete at all; a SELECT or a plain INSERT does not.
@@ -137,7 +116,7 @@ unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg
                 (*plan).type_ != pg_sys::NodeTag::T_ModifyTable
                     || (*plan.cast::<pg_sys::ModifyTable>()).onConflictAction
                         == pg_sys::OnConflictAction::ONCONFLICT_UPDATE
-                    || capture::wants_everything()
+                    || account::counts_everything()
             }
             _ => true,
         }
@@ -178,7 +157,7 @@ unsafe extern "C-unwind" fn executor_run(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        let frame = statement::enter();
+        let frame = portal::enter();
         (next().run)(query_desc, direction, count, execute_once);
         after_run(query_desc, frame, count);
     }
@@ -193,7 +172,7 @@ unsafe extern "C-unwind" fn executor_run(
 ) {
     // SAFETY: plain old frame.
     unsafe {
-        let frame = statement::enter();
+        let frame = portal::enter();
         (next().run)(query_desc, direction, count);
         after_run(query_desc, frame, count);
     }
@@ -203,7 +182,7 @@ unsafe extern "C-unwind" fn executor_run(
 unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) {
     // SAFETY: plain old frame. WITH branches may run here, to their end, and count themselves.
     unsafe {
-        let frame = statement::enter();
+        let frame = portal::enter();
         (next().finish)(query_desc);
         if frame == Frame::Outermost {
             leave((*query_desc).plannedstmt, false);
@@ -211,7 +190,7 @@ unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) 
     }
 }
 
-/// The outermost frame returns; `returns` and `ran_out` as for [`statement::is_over`].
+/// The outermost frame returns; `returns` and `ran_out` as for [`portal::is_over`].
 #[inline(always)]
 unsafe fn leave(returns: *const pg_sys::PlannedStmt, ran_out: bool) {
     // SAFETY: plain old frame.
@@ -220,14 +199,14 @@ unsafe fn leave(returns: *const pg_sys::PlannedStmt, ran_out: bool) {
             raise(look_back(returns, ran_out));
         }
     }
-    statement::leave();
+    portal::leave();
 }
 
 #[cold]
 #[inline(never)]
 unsafe fn look_back(returns: *const pg_sys::PlannedStmt, ran_out: bool) -> *mut PendingError {
     // SAFETY: called from the outermost frame.
-    observe::left(charge::ledger(), unsafe { statement::is_over(returns, ran_out) })
+    observe::left(charge::ledger(), unsafe { portal::is_over(returns, ran_out) })
 }
 
 #[inline(always)]
@@ -269,10 +248,10 @@ unsafe extern "C-unwind" fn process_utility(
             statement::between_commands();
             Frame::Inner
         } else {
-            statement::enter()
+            portal::enter()
         };
         let defines = command::concerns(tag) && !stays_out();
-        let mut expected = expectation::NOTHING;
+        let mut expected = settings::NO_EXPECTATION;
         if expectation::is_armed() && frame == Frame::Outermost {
             expected = expect::utility_starting((*pstmt).utilityStmt);
         }
@@ -368,145 +347,5 @@ unsafe extern "C-unwind" fn shmem_startup() {
         if memory::startup() && !pg_sys::IsUnderPostmaster {
             queue_file::startup();
         }
-    }
-}
-
-unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
-    match event {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
-            let prepares = event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE;
-            if observe::any()
-                || overrides::has_lifts()
-                || row_capture::any()
-                || at_commit::any()
-                || pooled::ends_unused()
-            {
-                before_commit(prepares);
-            }
-            at_commit::closes(prepares);
-        }
-        // The commit record is written: an ERROR would be a PANIC from here on.
-        pg_sys::XactEvent::XACT_EVENT_COMMIT => {
-            if at_commit::any_ready() {
-                contained("recording what a commit did", at_commit::committed);
-            }
-            end_transaction(Ending::Committed);
-        }
-        pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(Ending::Prepared),
-        pg_sys::XactEvent::XACT_EVENT_ABORT => {
-            statement::rolled_back();
-            contained("forgetting what a command had noted", || command::roll_back(0));
-            if observe::any() {
-                observe::died(charge::ledger());
-            }
-            end_transaction(Ending::RolledBack);
-        }
-        _ => {}
-    }
-}
-
-/// A transaction of which something is to be stored or told commits or is prepared.
-#[cold]
-fn before_commit(prepares: bool) {
-    // SAFETY: plain old frame; an error here still aborts the transaction.
-    unsafe {
-        if observe::any() {
-            raise(observe::before_commit(charge::ledger()));
-        }
-        if overrides::has_lifts() || row_capture::any() {
-            raise(guarded(|| Ok(overrides::before_commit(charge::ledger())?)));
-        }
-        if row_capture::any() {
-            raise(guarded(|| {
-                row_capture::close();
-                Ok(())
-            }));
-        }
-        if at_commit::any() {
-            raise(guarded(|| {
-                if prepares {
-                    at_commit::write()?;
-                } else {
-                    at_commit::make_ready();
-                }
-                Ok(())
-            }));
-        }
-        if pooled::ends_unused() {
-            raise(guarded(|| Ok(pooled::before_commit()?)));
-        }
-    }
-}
-
-/// How a transaction ended here; a prepared one may still go either way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    Committed,
-    Prepared,
-    RolledBack,
-}
-
-#[inline]
-fn end_transaction(ending: Ending) {
-    let committed = ending == Ending::Committed;
-    transaction_block::end_transaction(committed);
-    at_commit::end_transaction();
-    if statement::take_touched() {
-        contained("forgetting a transaction", || end_touched_transaction(ending));
-    }
-    store::end_transaction(committed);
-}
-
-/// Something was charged in it. Apart, for most transactions only read.
-#[inline(never)]
-fn end_touched_transaction(ending: Ending) {
-    decide::end_transaction();
-    overrides::end_transaction();
-    row_capture::end_transaction();
-    account::end_transaction();
-    policy_verdicts::end_transaction();
-    charge::end_transaction(ending != Ending::RolledBack);
-    if statement::end_transaction() {
-        stat_counters::forget_statements();
-    }
-    expect::roll_back(0);
-    actor::end_transaction();
-    // SAFETY: reads the transaction's state, which is still that of what committed.
-    expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
-}
-
-unsafe extern "C-unwind" fn subtransaction_ends(
-    event: pg_sys::SubXactEvent::Type,
-    _mine: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
-    _argument: *mut c_void,
-) {
-    // SAFETY: reads a static.
-    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-    match event {
-        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => contained("rolling a subtransaction's counts back", || {
-            statement::rolled_back();
-            command::roll_back(level);
-            expect::roll_back(level);
-            at_commit::roll_back(level);
-            if observe::any() {
-                observe::rolling_back(&charge::ledger());
-            }
-            charge::roll_back(level);
-            if observe::any() && statement::nothing_runs() {
-                observe::died(charge::ledger());
-            }
-            overrides::roll_back(level);
-            account::roll_back(level);
-            row_capture::roll_back(level);
-        }),
-        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => contained("keeping a subtransaction's counts", || {
-            charge::ledger().release(level, statement::may_resume);
-            overrides::release(level);
-            account::release(level);
-            row_capture::release(level);
-            at_commit::release(level);
-        }),
-        _ => {}
     }
 }

@@ -4,17 +4,17 @@ use core::ffi::{CStr, c_char, c_int};
 use core::ptr;
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::OnceLock;
 
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, pg_sys};
 
 use super::backend_local::BackendLocal;
 use super::ffi::{self, PgError};
+use super::log_line::Line;
 use super::stray::OutOfMemory;
 use super::{client, encoding};
 use crate::error::{Error, LetPass};
-use crate::event::line::Line;
-use crate::session::actor;
 use crate::words::shortened;
 
 /// What is told to the client or the server log: plain data in palloc'ed memory, so that the frame which tells it has
@@ -87,6 +87,17 @@ impl Report {
     }
 }
 
+static SECRET: OnceLock<fn() -> bool> = OnceLock::new();
+
+/// From now on the server log leaves out the client's query where `is_secret` says so; once, in the postmaster.
+pub fn keep_secret(is_secret: fn() -> bool) {
+    SECRET.get_or_init(|| is_secret);
+}
+
+fn query_is_secret() -> bool {
+    SECRET.get().is_some_and(|is_secret| is_secret())
+}
+
 /// Something that a plain old frame is to raise: an error of ours, or a foreign one that was caught on the way.
 #[repr(C)]
 pub struct PendingError {
@@ -117,7 +128,7 @@ impl PendingError {
             hint: palloc_opt(error.hint().as_deref()),
             schema: palloc_opt(schema),
             table: palloc_opt(table),
-            hides_statement: error.hides_statement() || actor::query_shows_token(),
+            hides_statement: error.hides_statement() || query_is_secret(),
         };
         Self::alloc(PendingError { foreign: ptr::null_mut(), report })
     }
@@ -129,7 +140,7 @@ impl PendingError {
             message: encode(message),
             detail: palloc_opt(detail),
             hint: palloc_opt(hint),
-            hides_statement: actor::query_shows_token(),
+            hides_statement: query_is_secret(),
             ..Report::NOTHING
         };
         Self::alloc(PendingError { foreign: ptr::null_mut(), report })

@@ -17,7 +17,6 @@ use cee_scape::call_with_sigsetjmp;
 use pgrx::pg_sys;
 
 use super::backend_local::BackendLocal;
-use super::encoding;
 
 // None of these raises an ERROR, so they may be called from anywhere.
 unsafe extern "C" {
@@ -316,14 +315,14 @@ impl PgError {
         self
     }
 
-    /// The message, where the error is about a value alone (class 22, data exception).
-    pub fn about_a_value(&self) -> Option<String> {
+    /// The message in the server's encoding, where the error is about a value alone (class 22, data exception).
+    pub fn about_a_value(&self) -> Option<&CStr> {
         // Two characters of six bits each, as MAKE_SQLSTATE packs them.
         const DATA_EXCEPTION: c_int = 2 | 2 << 6;
-        // SAFETY: a copy that is ours.
+        // SAFETY: a copy that is ours, and ends with it; an error has a message.
         unsafe {
             let error = &*self.0;
-            (error.sqlerrcode & 0xfff == DATA_EXCEPTION).then(|| encoding::from_c(error.message)).flatten()
+            (error.sqlerrcode & 0xfff == DATA_EXCEPTION).then(|| CStr::from_ptr(error.message))
         }
     }
 }

@@ -6,7 +6,6 @@ use pgrx::{FromDatum, IntoDatum, direct_function_call_as_datum, pg_sys};
 use super::ereport::Failure;
 use super::{encoding, preload};
 use crate::error::Error;
-use crate::event::memory;
 
 /// The arguments of a call.
 pub struct Arguments(pg_sys::FunctionCallInfo);
@@ -272,7 +271,7 @@ pub fn jsonb(json: &str) -> Option<pg_sys::Datum> {
 /// # Errors
 /// 55000 without the preload, otherwise those of the body.
 pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
-    if !memory::is_there() {
+    if !preload::is_attached() {
         if preload::was() {
             return Err(Failure::Ours(Error::Unattached));
         }
@@ -291,7 +290,7 @@ pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
 /// # Errors
 /// As for [`call`].
 pub fn call_any_length(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
-    if !memory::is_there() {
+    if !preload::is_attached() {
         return call(arguments, body);
     }
     body(arguments)

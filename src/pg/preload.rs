@@ -16,9 +16,14 @@ pub fn was() -> bool {
     PRELOADED.get()
 }
 
-/// What is to be said where the shared memory is missing.
-pub const MISSING: &str = "pg_writeguard has no shared memory";
-/// Why that is.
-pub const WHY: &str = "A library that is loaded after it has set shmem_startup_hook and does not call the one before.";
-/// What helps.
-pub const WAY_OUT: &str = "Put pg_writeguard behind all others in shared_preload_libraries, and restart the server.";
+static ATTACHED: BackendCell<bool> = BackendCell::new(false);
+
+/// The shared memory is there; called where it is attached.
+pub fn note_attached() {
+    ATTACHED.set(true);
+}
+
+/// Whether it is: the library was preloaded, and no other one kept its shared memory from being set up.
+pub fn is_attached() -> bool {
+    ATTACHED.get()
+}

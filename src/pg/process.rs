@@ -8,8 +8,8 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, ereport};
 
+use super::backend_local::BackendCell;
 use super::ffi;
-use crate::guard::hooks;
 
 const LIBRARY: &CStr = c"pg_writeguard";
 
@@ -174,7 +174,7 @@ pub fn must<T>(result: Result<T, pgrx::spi::Error>) -> T {
 /// The first thing that a worker does: connects to the database that [`start`] gave it as its argument.
 pub fn connect(argument: pg_sys::Datum) -> pg_sys::Oid {
     handle_signals();
-    hooks::stay_out();
+    stay_out();
     let database = pg_sys::Oid::from_u32(argument.value() as u32);
     // SAFETY: in a background process that is not connected yet.
     unsafe {
@@ -213,4 +213,25 @@ fn ignore_database_settings() {
             );
         }
     }
+}
+
+/// What kind of process this is, once it has been looked at; that never changes.
+static STAYS_OUT: BackendCell<Option<bool>> = BackendCell::new(None);
+
+/// Whether the guard stays out of this process for good: it is no client's.
+#[inline(always)]
+pub fn stays_out() -> bool {
+    STAYS_OUT.get().unwrap_or_else(|| {
+        // SAFETY: these read statics of this process.
+        let stays_out =
+            unsafe { pg_sys::IsBinaryUpgrade || pg_sys::ParallelWorkerNumber >= 0 || ffi::IsLogicalWorker() };
+        STAYS_OUT.set(Some(stays_out));
+        stays_out
+    })
+}
+
+/// This process is one of the library's own, which write its tables only: to look for policies it would have to wait for
+/// their table while it holds locks that others wait for.
+pub fn stay_out() {
+    STAYS_OUT.set(Some(true));
 }

@@ -11,7 +11,6 @@ use core::ptr;
 use pgrx::pg_sys;
 
 use super::ffi::{self, PgError, pointers};
-use crate::guard::executor::modify_node::ModifyNode;
 
 /// A row before and after, copied to the query's per-row memory: good until its next row.
 #[derive(Clone, Copy)]
@@ -26,6 +25,21 @@ pub struct Versions {
     pub moved: bool,
 }
 
+/// A node that writes, and the row that its plan gave it last.
+#[derive(Clone, Copy)]
+pub struct Node {
+    pub estate: *mut pg_sys::EState,
+    /// NULL where it is not known.
+    pub node: *mut pg_sys::ModifyTableState,
+    /// The row; NULL where it is not remembered.
+    pub last: *mut pg_sys::TupleTableSlot,
+}
+
+impl Node {
+    /// No node.
+    pub const NONE: Self = Self { estate: ptr::null_mut(), node: ptr::null_mut(), last: ptr::null_mut() };
+}
+
 /// The versions of the row that the node was given last and changed. None where the table keeps no versions that can be read:
 /// a foreign table, another access method than heap.
 ///
@@ -34,10 +48,10 @@ pub struct Versions {
 ///
 /// # Errors
 /// What reading the table may raise.
-pub unsafe fn of_last_row(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo) -> Result<Option<Versions>, PgError> {
+pub unsafe fn of_last_row(of: Node, info: *mut pg_sys::ResultRelInfo) -> Result<Option<Versions>, PgError> {
     // SAFETY: node, relation and slot of a living query.
     unsafe {
-        let last = modify.last;
+        let last = of.last;
         let Some(column) = usize::try_from((*info).ri_RowIdAttNo).ok().and_then(|number| number.checked_sub(1)) else {
             return Ok(None);
         };
@@ -46,7 +60,7 @@ pub unsafe fn of_last_row(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo)
             return Ok(None);
         }
         let at: pg_sys::ItemPointer = (*(*last).tts_values.add(column)).cast_mut_ptr();
-        from(modify, info, *at)
+        from(of, info, *at)
     }
 }
 
@@ -86,14 +100,14 @@ pub unsafe fn keep_conflicts(node: *mut pg_sys::ModifyTableState) -> Result<(), 
 ///
 /// # Errors
 /// What reading the table may raise.
-pub unsafe fn of_conflict(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo) -> Result<Option<Versions>, PgError> {
+pub unsafe fn of_conflict(of: Node, info: *mut pg_sys::ResultRelInfo) -> Result<Option<Versions>, PgError> {
     // SAFETY: as above.
     unsafe {
         let old = (*info).ri_TrigOldSlot;
         if old.is_null() || !is_heap((*info).ri_RelationDesc) {
             return Ok(None);
         }
-        from(modify, info, (*old).tts_tid)
+        from(of, info, (*old).tts_tid)
     }
 }
 
@@ -104,18 +118,18 @@ pub unsafe fn of_conflict(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo)
 ///
 /// # Errors
 /// What reading the table may raise.
-pub unsafe fn inserted(modify: &ModifyNode) -> Result<Option<(pg_sys::Relation, pg_sys::HeapTuple)>, PgError> {
+pub unsafe fn inserted(of: Node) -> Result<Option<(pg_sys::Relation, pg_sys::HeapTuple)>, PgError> {
     // SAFETY: as above.
-    unsafe { newly_made(modify, (*modify.node).resultRelInfo, pg_sys::InvalidOid) }
+    unsafe { newly_made(of, (*of.node).resultRelInfo, pg_sys::InvalidOid) }
 }
 
 /// Wipes the marks that tell where a row was inserted, so that the next one's are its own.
 ///
 /// # Safety
 /// As for [`of_last_row`].
-pub unsafe fn wipe(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo) {
+pub unsafe fn wipe(of: Node, info: *mut pg_sys::ResultRelInfo) {
     // SAFETY: between two rows nobody reads these marks.
-    unsafe { for_each_slot(modify, info, |slot| (*slot).tts_tableOid = pg_sys::InvalidOid) };
+    unsafe { for_each_slot(of, info, |slot| (*slot).tts_tableOid = pg_sys::InvalidOid) };
 }
 
 unsafe fn is_heap(relation: pg_sys::Relation) -> bool {
@@ -124,7 +138,7 @@ unsafe fn is_heap(relation: pg_sys::Relation) -> bool {
 }
 
 unsafe fn from(
-    modify: &ModifyNode,
+    of: Node,
     info: *mut pg_sys::ResultRelInfo,
     start: pg_sys::ItemPointerData,
 ) -> Result<Option<Versions>, PgError> {
@@ -133,7 +147,7 @@ unsafe fn from(
         let relation = (*info).ri_RelationDesc;
         let mut at = start;
         loop {
-            let old = fetch(modify, relation, at)?;
+            let old = fetch(of, relation, at)?;
             if old.is_null() {
                 return Ok(None);
             }
@@ -148,13 +162,13 @@ unsafe fn from(
                     moved: is_moved_mark(&next),
                 };
                 if versions.moved {
-                    if let Some((to, new)) = newly_made(modify, info, (*relation).rd_id)? {
+                    if let Some((to, new)) = newly_made(of, info, (*relation).rd_id)? {
                         versions.new_relation = to;
                         versions.new = new;
                     }
                 } else if !is_same(&next, &at) {
                     versions.new_relation = relation;
-                    versions.new = fetch(modify, relation, next)?;
+                    versions.new = fetch(of, relation, next)?;
                 }
                 return Ok(Some(versions));
             }
@@ -203,13 +217,13 @@ fn is_same(one: &pg_sys::ItemPointerData, other: &pg_sys::ItemPointerData) -> bo
 /// A version as it is stored, copied to the query's per-row memory; NULL where there is none.
 #[expect(ffi_unwind_calls, reason = "inside protect")]
 unsafe fn fetch(
-    modify: &ModifyNode,
+    of: Node,
     relation: pg_sys::Relation,
     at: pg_sys::ItemPointerData,
 ) -> Result<pg_sys::HeapTuple, PgError> {
     // SAFETY: the relation is open; nothing but raw calls inside.
     unsafe {
-        let context = per_row(modify);
+        let context = per_row(of);
         let mut tuple = pg_sys::HeapTupleData { t_self: at, ..Default::default() };
         let mut copy = ptr::null_mut();
         ffi::protect(|| {
@@ -230,12 +244,12 @@ unsafe fn fetch(
 ///
 /// # Safety
 /// The node's query is alive.
-pub unsafe fn per_row(modify: &ModifyNode) -> pg_sys::MemoryContext {
+pub unsafe fn per_row(of: Node) -> pg_sys::MemoryContext {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut context = (*modify.estate).es_per_tuple_exprcontext;
+        let mut context = (*of.estate).es_per_tuple_exprcontext;
         if context.is_null() {
-            context = pg_sys::MakePerTupleExprContext(modify.estate);
+            context = pg_sys::MakePerTupleExprContext(of.estate);
         }
         (*context).ecxt_per_tuple_memory
     }
@@ -243,14 +257,14 @@ pub unsafe fn per_row(modify: &ModifyNode) -> pg_sys::MemoryContext {
 
 /// The row that was just inserted into another relation than `not_in`: the slot it came from carries its place.
 unsafe fn newly_made(
-    modify: &ModifyNode,
+    of: Node,
     info: *mut pg_sys::ResultRelInfo,
     not_in: pg_sys::Oid,
 ) -> Result<Option<(pg_sys::Relation, pg_sys::HeapTuple)>, PgError> {
     // SAFETY: as for `of_last_row`.
     unsafe {
         let mut found = None;
-        for_each_slot(modify, info, |slot| {
+        for_each_slot(of, info, |slot| {
             let table = (*slot).tts_tableOid;
             if table != pg_sys::InvalidOid && table != not_in {
                 found = Some((table, (*slot).tts_tid));
@@ -258,7 +272,7 @@ unsafe fn newly_made(
         });
         let Some((table, at)) = found else { return Ok(None) };
         let mut relation = ptr::null_mut();
-        for_each_relation(modify, |info| {
+        for_each_relation(of, |info| {
             if (*(*info).ri_RelationDesc).rd_id == table {
                 relation = (*info).ri_RelationDesc;
             }
@@ -266,7 +280,7 @@ unsafe fn newly_made(
         if relation.is_null() || !is_heap(relation) {
             return Ok(None);
         }
-        let new = fetch(modify, relation, at)?;
+        let new = fetch(of, relation, at)?;
         let ours =
             !new.is_null() && pg_sys::TransactionIdIsCurrentTransactionId((*(*new).t_data).t_choice.t_heap.t_xmin);
         Ok(ours.then_some((relation, new)))
@@ -275,13 +289,13 @@ unsafe fn newly_made(
 
 /// The slots that a row may have been inserted from.
 unsafe fn for_each_slot(
-    modify: &ModifyNode,
+    of: Node,
     info: *mut pg_sys::ResultRelInfo,
     mut visit: impl FnMut(*mut pg_sys::TupleTableSlot),
 ) {
     // SAFETY: as for `of_last_row`.
     unsafe {
-        let node = modify.node;
+        let node = of.node;
         let mut visit = |slot: *mut pg_sys::TupleTableSlot| {
             if !slot.is_null() {
                 visit(slot);
@@ -291,7 +305,7 @@ unsafe fn for_each_slot(
         visit((*node).mt_root_tuple_slot);
         if (*node).operation == pg_sys::CmdType::CMD_INSERT {
             // Where nothing has to be projected, the plan's own row is what is inserted.
-            visit(modify.last);
+            visit(of.last);
         }
         for_each_merge_action(info, |action| {
             let projection = (*action).mas_proj;
@@ -299,7 +313,7 @@ unsafe fn for_each_slot(
                 visit((*projection).pi_state.resultslot);
             }
         });
-        for_each_relation(modify, |info| visit((*info).ri_PartitionTupleSlot));
+        for_each_relation(of, |info| visit((*info).ri_PartitionTupleSlot));
     }
 }
 
@@ -320,15 +334,15 @@ unsafe fn for_each_merge_action(
 }
 
 /// The node's result relations, and the partitions that rows were routed to.
-unsafe fn for_each_relation(modify: &ModifyNode, mut visit: impl FnMut(*mut pg_sys::ResultRelInfo)) {
+unsafe fn for_each_relation(of: Node, mut visit: impl FnMut(*mut pg_sys::ResultRelInfo)) {
     // SAFETY: as for `of_last_row`.
     unsafe {
-        let node = modify.node;
+        let node = of.node;
         for index in 0..usize::try_from((*node).mt_nrels).unwrap_or(0) {
             visit((*node).resultRelInfo.add(index));
         }
         let root = (*node).rootResultRelInfo;
-        pointers::<pg_sys::ResultRelInfo>((*modify.estate).es_tuple_routing_result_relations)
+        pointers::<pg_sys::ResultRelInfo>((*of.estate).es_tuple_routing_result_relations)
             // The list is the query's; other nodes have their partitions in it too.
             .filter(|leaf| (**leaf).ri_RootResultRelInfo == root)
             .for_each(visit);

@@ -17,14 +17,12 @@ use super::relation::{never_covered, role_oid};
 use super::resolve::{self, Candidate, Target};
 use super::table::{self, Loaded, Place, Policies};
 use super::target::{self, Change};
-use crate::error::Error;
-use crate::event::memory;
+use crate::error::{Error, LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::PgError;
 use crate::pg::{encoding, preload};
 use crate::session::actor::{Actor, role_name};
-use crate::undo::capture::kept_table as kept_tables;
 use crate::words::{Operation, RelationName};
 
 // What invalidations read and change, apart from the rest: they come at any moment, whoever has that.
@@ -96,7 +94,6 @@ fn state() -> Borrowed<State> {
 }
 
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    kept_tables::relation_changed(relation);
     // Where the table is not there, any may have become it.
     let place = PLACE.get();
     if relation == pg_sys::InvalidOid || place == Place::Table(relation) || place == Place::Missing {
@@ -456,10 +453,10 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<(From, Option
             .collect::<Vec<_>>()
     });
     let covered = applying.iter().any(|policies| !policies.is_empty());
-    if covered && !memory::is_there() {
+    if covered && !preload::is_attached() {
         // No event could be stored and no rate kept.
-        let reason = format!("{}. {}", preload::MISSING, preload::WHY.trim_end_matches('.'));
-        return Err(Error::Undecided { reason, hint: preload::WAY_OUT.into(), relation: Some(target.name) }.into());
+        let reason = format!("{}. {}", NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY.trim_end_matches('.'));
+        return Err(Error::Undecided { reason, hint: LOAD_IT_LAST.into(), relation: Some(target.name) }.into());
     }
     from.acting = Some(acting);
     let covering = covered.then(|| Covering { relation: target.name.clone(), applying });

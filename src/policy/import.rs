@@ -3,6 +3,15 @@
 //! Each policy is checked as `set_policy` checks it, then compared and written in one statement each, so that ten
 //! thousand take seconds and every session reads its policies once more, not ten thousand times.
 
+use super::document::{self, Given, KEYS, Key, Kind};
+use super::{api, model, schema_compat};
+use crate::error::Error;
+use crate::event::record::{Event, Kind as EventKind};
+use crate::event::store;
+use crate::pg::encoding::{self, from_server};
+use crate::pg::ereport::Failure;
+use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
+use crate::pg::{ffi, owner};
 use core::ffi::c_char;
 use core::ptr;
 use std::collections::HashMap;
@@ -11,15 +20,6 @@ use pgrx::spi::SpiClient;
 use pgrx::{direct_function_call, pg_sys};
 use serde::Deserialize;
 use serde_json::Value;
-
-use super::document::{self, Given, KEYS, Key, Kind};
-use super::{api, model, schema_compat};
-use crate::error::Error;
-use crate::event::record::{Event, Kind as EventKind};
-use crate::event::store;
-use crate::pg::ereport::Failure;
-use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
-use crate::pg::{encoding, ffi, owner};
 
 sql_function!(
     /// `import_policies(document jsonb, prune boolean, dry_run boolean)`: a row for each policy: name, action,
@@ -160,7 +160,7 @@ fn printed(text: &str, key: &Key, title: &str) -> Result<String, Failure> {
         })
     };
     if let Err(error) = result {
-        return Err(match error.about_a_value() {
+        return Err(match error.about_a_value().map(|message| from_server(message.to_bytes())) {
             Some(reason) => {
                 let name = key.name;
                 let message = format!("{title}, key \"{name}\": \"{text}\" is not {word}");

@@ -14,7 +14,7 @@ use super::relation::{coverable_tables, never_covered, relation_name, relation_o
 use super::resolve::{self, Actor, Target};
 use super::table::{self, Place, Policies};
 use crate::event::record::in_utc;
-use crate::event::{memory, outbox, queue, serve};
+use crate::event::{outbox, queue, serve};
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function};
 use crate::pg::preload;
@@ -31,8 +31,8 @@ fn setup_facts(_arguments: &Arguments) -> Returns {
     let statistics = stat::memory::slots();
     Ok(jsonb(
         &json!({
-            "preloaded": memory::is_there(),
-            "unattached": preload::was() && !memory::is_there(),
+            "preloaded": preload::is_attached(),
+            "unattached": preload::was() && !preload::is_attached(),
             "library": env!("CARGO_PKG_VERSION"),
             "late": counters.late,
             "in_log_only": counters.in_log_only,

@@ -3,22 +3,19 @@
 //! The request is a row of the caller's transaction; its event is not. It is on disk before the token is handed out, and
 //! stays whatever becomes of the transaction.
 
-use pgrx::PgLogLevel;
-
 use super::decision::fresh_token;
 use super::request::rehearse_and_store;
 use crate::error::Error;
 use crate::event::queue::{self, Record};
 use crate::event::record::{Event, Kind};
-use crate::guard::statement;
-use crate::guard::verdict::overrides;
 use crate::pg::ereport::{log_line, tell};
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::owner;
 use crate::session::actor::{Actor, shown_role};
-use crate::session::settings;
+use crate::session::{rehearsing, settings, statement};
 use crate::token::statement::sha256;
 use crate::words::{duration, shortened};
+use pgrx::PgLogLevel;
 
 sql_function!(
     /// `break_glass(statement text, reason text, parameters text[]) → text`.
@@ -34,7 +31,7 @@ const APPROVE: &str = "UPDATE writeguard.request SET state = 'approved', break_g
      WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 RETURNING id::pg_catalog.text";
 
 fn break_glass(arguments: &Arguments) -> Returns {
-    if overrides::is_rehearsing() || statement::is_executing() {
+    if rehearsing::is_on() || statement::is_executing() {
         // What is rehearsed is taken back, but this event would stay.
         return Err(Error::ApprovalRefused {
             message: "the glass is not broken by what is reviewed".into(),

@@ -5,27 +5,24 @@
 //! needs no flag, lifts nothing but this run, and ends with it. The names in the text are looked up in the search_path of
 //! the rehearsal. Spending the request, the run and its events are part of the caller's transaction.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use pgrx::{PgLogLevel, pg_sys};
-
 use super::run::{Rows, Run, all_given, values};
 use crate::error::Error;
-use crate::event::queue;
+use crate::event::rate_limit;
 use crate::event::record::{Event, Kind};
-use crate::event::statement::Excerpt;
 use crate::guard::limits::charge;
-use crate::guard::limits::ledger::Serial;
-use crate::guard::statement;
 use crate::guard::verdict::{decide, overrides};
 use crate::pg::encoding::to_c;
 use crate::pg::ereport::{Failure, tell};
 use crate::pg::ffi;
 use crate::pg::function::{Arguments, Returns, sql_function};
-use crate::session::settings;
+use crate::session::excerpt::Excerpt;
+use crate::session::{rehearsing, settings, statement};
 use crate::token::check::{self, Reviewed};
 use crate::token::grant::Grant;
-use crate::words::count;
+use crate::words::{Serial, count};
+use std::collections::{BTreeMap, BTreeSet};
+
+use pgrx::{PgLogLevel, pg_sys};
 
 sql_function!(
     /// `execute(request bigint) → setof jsonb`.
@@ -66,7 +63,7 @@ fn may_run(id: i64) -> Result<(), Failure> {
         hint: format!("SELECT * FROM writeguard.execute({id});"),
         relation: None,
     };
-    if overrides::is_rehearsing() {
+    if rehearsing::is_on() {
         // It is taken back, and nothing of it is an event.
         return Err(refused("it cannot be a part of what is reviewed").into());
     }
@@ -152,7 +149,7 @@ fn refuse<T>(error: Error, excerpt: Excerpt) -> Result<T, Failure> {
         Some(detail) => format!("{error}. {detail}"),
         None => error.to_string(),
     });
-    queue::record_and_wait(&event)?;
+    rate_limit::record_and_wait(&event)?;
     Err(error.into())
 }
 

@@ -4,20 +4,18 @@
 //! errors come out as they are. What cannot be taken back is what a rolled-back statement never gives back: sequence
 //! numbers, and what functions did outside the database.
 
+use super::run::{Run, values};
+use crate::guard::limits::charge;
+use crate::guard::rehearsal::account::{self, Account, Wanted};
+use crate::guard::rehearsal::policy_verdicts::{self, Concern};
+use crate::pg::ereport::Failure;
+use crate::pg::{encoding, ffi};
+use crate::session::{rehearsing, statement};
 use core::ptr;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use pgrx::pg_sys;
-
-use super::run::{Run, values};
-use crate::guard::limits::charge;
-use crate::guard::rehearsal::account::{self, Account, Wanted};
-use crate::guard::rehearsal::policy_verdicts::{self, Concern};
-use crate::guard::statement;
-use crate::guard::verdict::overrides;
-use crate::pg::ereport::Failure;
-use crate::pg::{encoding, ffi};
 
 /// What a rehearsal found.
 pub struct Rehearsed {
@@ -53,7 +51,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         let mut run = Run::new(text, &values, &mut printed, context);
         let mut outcome = ffi::protect(|| run.begin());
         if outcome.is_ok() {
-            overrides::begin_rehearsal();
+            rehearsing::begin();
             before = charge::rows_by_table(serial);
             // The statement's own error must outlive what is taken back.
             let inside = pg_sys::CurrentMemoryContext;
@@ -92,5 +90,11 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         .collect();
     // SAFETY: NULL or C strings in our own memory context.
     let parameters = printed.into_iter().map(|text| unsafe { encoding::from_c(text) }).collect();
-    Ok(Rehearsed { rows, account, refused_without_rows: overrides::is_refused_without_rows(), concerns, parameters })
+    Ok(Rehearsed {
+        rows,
+        account,
+        refused_without_rows: policy_verdicts::is_refused_without_rows(),
+        concerns,
+        parameters,
+    })
 }

@@ -1,26 +1,27 @@
 //! Requests: a statement that somebody wants approved is rehearsed and stored with what that found.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-
 use super::preview::tell_what_is_missing;
 use super::{rehearse, run};
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
-use crate::event::statement::{Excerpt, MOST_BYTES, hinted, lacks_values};
-use crate::event::{queue, rate_limit, store};
+use crate::event::statement::{hinted, lacks_values};
+use crate::event::{memory, queue, rate_limit, store};
 use crate::guard::rehearsal::account::{Line, Wanted};
 use crate::guard::rehearsal::policy_verdicts::Concern;
+use crate::lexer::bounds;
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::{encoding, owner};
 use crate::session::actor::{self, Actor, shown_role};
+use crate::session::excerpt::{Excerpt, MOST_BYTES};
 use crate::session::settings;
 use crate::token::check::Bound;
-use crate::token::statement::{StatementHash, bounds, normalize};
+use crate::token::statement::{StatementHash, normalize};
 use crate::words::{Override, cut_from, literal, shortened};
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.
@@ -90,7 +91,7 @@ const REFUSED: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
 fn request_event(arguments: &Arguments) -> Returns {
     let mine = "SELECT id, statement FROM writeguard.my_events WHERE kind = 'blocked' ORDER BY id DESC;";
     let event: i64 = arguments.get(0).ok_or_else(|| Error::invalid("event must not be NULL", mine))?;
-    let most = i32::try_from(queue::statement_bytes()).unwrap_or(i32::MAX);
+    let most = i32::try_from(memory::statement_bytes()).unwrap_or(i32::MAX);
     let found = owner::connect(|client| owner::rows(client, REFUSED, &[event.into(), most.into()]))?;
     let refused = found.first().and_then(|json| serde_json::from_str::<Refused>(json).ok());
     // Somebody else's event and none at all look alike: who may not read events learns nothing here.

@@ -9,10 +9,10 @@ use std::ffi::CString;
 use pgrx::pg_sys;
 
 use crate::error::Error;
+use crate::lexer::start_of;
 use crate::pg::ereport::Failure;
 use crate::pg::function::MOST_BYTES;
 use crate::pg::{encoding, ffi};
-use crate::token::statement::start_of;
 
 /// A statement's text as PostgreSQL takes it.
 ///

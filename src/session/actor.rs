@@ -13,8 +13,7 @@ use core::ffi::{c_char, c_void};
 use pgrx::datum::Inet;
 use pgrx::pg_sys;
 
-use super::{pooled, settings};
-use crate::guard::statement;
+use super::{settings, xact};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::{encoding, ffi};
 
@@ -204,7 +203,7 @@ const HIDDEN: &str = "********";
 #[inline]
 pub fn use_armed() {
     state().used = true;
-    statement::touch();
+    xact::touch();
 }
 
 /// Whether something is armed that no covered write of this transaction has used.
@@ -290,7 +289,6 @@ pub fn arming() -> settings::Arming {
         check_token: Some(check_token),
         assign_token: Some(assign_token),
         show_token: Some(show_token),
-        assign_pooled: Some(pooled::assign),
     }
 }
 
@@ -310,7 +308,7 @@ unsafe extern "C-unwind" fn assign_override(new: bool, extra: *mut c_void) {
     let number = unsafe { number_of(extra) };
     let state = &mut *state();
     state.flag.assign(new, number, state.last_number);
-    statement::touch();
+    xact::touch();
 }
 
 /// Show hook of `writeguard.override`: what is armed, not what was once assigned.
@@ -334,7 +332,7 @@ unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void)
     let (says, number) = unsafe { (!new.is_null() && *new != 0, number_of(extra)) };
     let state = &mut *state();
     state.token.assign(says, number, state.last_number);
-    statement::touch();
+    xact::touch();
 }
 
 /// Show hook of `writeguard.token`: whether one is armed, never which.

@@ -10,12 +10,9 @@ use core::ffi::{c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
-use super::{actor, settings};
-use crate::guard::statement;
+use super::settings::{self, NO_EXPECTATION};
+use super::{actor, xact};
 use crate::pg::backend_local::{BackendCell, BackendLocal};
-
-/// The setting's value where nothing is expected.
-pub const NOTHING: i32 = -1;
 
 /// The assignments of the setting, as far as they can still matter.
 struct Assignments {
@@ -33,16 +30,16 @@ struct Assignments {
 
 impl Assignments {
     const NONE: Self =
-        Self { last_number: 0, number: 0, value: NOTHING, dead: 0, before_transaction: 0, lapsed: (0, 0) };
+        Self { last_number: 0, number: 0, value: NO_EXPECTATION, dead: 0, before_transaction: 0, lapsed: (0, 0) };
 
     fn in_force(&self) -> i32 {
         let lapsed = self.number > self.lapsed.0 && self.number <= self.lapsed.1;
-        if self.number > self.dead && !lapsed { self.value } else { NOTHING }
+        if self.number > self.dead && !lapsed { self.value } else { NO_EXPECTATION }
     }
 
     /// The number of a new assignment.
     fn next_number(&mut self) -> u64 {
-        if self.in_force() == NOTHING {
+        if self.in_force() == NO_EXPECTATION {
             // It lapsed, and must not come back when the new one is over.
             self.dead = self.dead.max(self.number);
         }
@@ -78,7 +75,7 @@ impl Assignments {
 
 static ASSIGNMENTS: BackendLocal<Assignments> = BackendLocal::new(Assignments::NONE);
 /// What is in force, for one compare on every statement.
-static IN_FORCE: BackendCell<i32> = BackendCell::new(NOTHING);
+static IN_FORCE: BackendCell<i32> = BackendCell::new(NO_EXPECTATION);
 
 /// Changes the assignments, and what is in force with them.
 fn change<T>(body: impl FnOnce(&mut Assignments) -> T) -> T {
@@ -88,7 +85,7 @@ fn change<T>(body: impl FnOnce(&mut Assignments) -> T) -> T {
     result
 }
 
-/// The number of rows that is expected of the client's next write; [`NOTHING`] where none is.
+/// The number of rows that is expected of the client's next write; [`NO_EXPECTATION`] where none is.
 #[inline(always)]
 pub fn in_force() -> i32 {
     IN_FORCE.get()
@@ -128,7 +125,7 @@ unsafe extern "C-unwind" fn assign(new: c_int, extra: *mut c_void) {
     change(|assignments| assignments.assign(new, number));
     if number != 0 {
         // It may end with the transaction.
-        statement::touch();
+        xact::touch();
     }
 }
 
@@ -182,10 +179,10 @@ mod tests {
     #[test]
     fn nothing_is_expected_before_a_set() {
         let mut assignments = Assignments::NONE;
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
         // From PGOPTIONS, say.
         assignments.assign(3, 0);
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
     }
 
     #[test]
@@ -195,9 +192,9 @@ mod tests {
         assignments.end_transaction(false, false);
         set(&mut assignments, 5);
         assert_eq!(assignments.use_up(), 5);
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
         assignments.assign(3, first);
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
         set(&mut assignments, 7);
         assert_eq!(assignments.in_force(), 7);
     }
@@ -215,9 +212,9 @@ mod tests {
     fn a_switch_off_is_final() {
         let mut assignments = Assignments::NONE;
         let first = set(&mut assignments, 3);
-        set(&mut assignments, NOTHING);
+        set(&mut assignments, NO_EXPECTATION);
         assignments.assign(3, first);
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
     }
 
     #[test]
@@ -234,14 +231,14 @@ mod tests {
         // SET in a block.
         let inside = set(&mut assignments, 3);
         assignments.end_transaction(true, false);
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
         // Another block does not bring it back, nor does one without any assignment.
         assignments.end_transaction(true, false);
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
         set(&mut assignments, 4);
         assignments.end_transaction(true, false);
         assignments.assign(3, inside);
-        assert_eq!(assignments.in_force(), NOTHING);
+        assert_eq!(assignments.in_force(), NO_EXPECTATION);
     }
 
     #[test]
@@ -250,13 +247,13 @@ mod tests {
             let mut assignments = Assignments::NONE;
             let first = set(&mut assignments, 1);
             assignments.end_transaction(block_committed, true);
-            assert_eq!(assignments.in_force(), NOTHING);
+            assert_eq!(assignments.in_force(), NO_EXPECTATION);
             set(&mut assignments, 2);
             assert_eq!(assignments.in_force(), 2);
             assignments.end_transaction(block_committed, true);
             // A rollback, or the end of a SET LOCAL.
             assignments.assign(1, first);
-            assert_eq!(assignments.in_force(), NOTHING);
+            assert_eq!(assignments.in_force(), NO_EXPECTATION);
         }
     }
 

@@ -7,8 +7,7 @@ use core::ffi::c_void;
 
 use pgrx::PgLogLevel;
 
-use super::{actor, expectation, settings};
-use crate::guard::limits::transaction_block;
+use super::{actor, expectation, settings, transaction_block};
 use crate::pg::ereport;
 use crate::pg::ffi::PgError;
 

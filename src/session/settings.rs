@@ -11,7 +11,9 @@ use crate::pg::encoding;
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static OVERRIDE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
-static EXPECT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(crate::session::expectation::NOTHING);
+/// `writeguard.expect_rows` where nothing is expected.
+pub const NO_EXPECTATION: i32 = -1;
+static EXPECT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(NO_EXPECTATION);
 static EVENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static APPROVAL_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(15 * 60);
 static APPROVAL_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(24 * 60 * 60);
@@ -168,7 +170,6 @@ pub struct Arming {
     pub check_token: pg_sys::GucStringCheckHook,
     pub assign_token: pg_sys::GucStringAssignHook,
     pub show_token: pg_sys::GucShowHook,
-    pub assign_pooled: pg_sys::GucBoolAssignHook,
 }
 
 /// The hooks of `writeguard.expect_rows`.
@@ -179,7 +180,7 @@ pub struct Expecting {
 }
 
 /// Defines the settings. Runs once, in `_PG_init`.
-pub fn register(arming: Arming, expecting: Expecting) {
+pub fn register(arming: Arming, expecting: Expecting, assign_pooled: pg_sys::GucBoolAssignHook) {
     GucRegistry::define_bool_guc(
         c"writeguard.enabled",
         c"Enables the refusal of writes past the limits of policies.",
@@ -378,7 +379,7 @@ pub fn register(arming: Arming, expecting: Expecting) {
             GucContext::Suset,
             GucFlags::default(),
             None,
-            arming.assign_pooled,
+            assign_pooled,
             None,
         );
         GucRegistry::define_int_guc_with_hooks(
@@ -386,7 +387,7 @@ pub fn register(arming: Arming, expecting: Expecting) {
             c"Sets how many rows the next UPDATE, DELETE or MERGE of the client must change; -1 is any number.",
             c"With another number it fails and changes nothing. Lasts for that one command, whether it is met or not.",
             &EXPECT_ROWS,
-            crate::session::expectation::NOTHING,
+            NO_EXPECTATION,
             i32::MAX,
             GucContext::Userset,
             armed,

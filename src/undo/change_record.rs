@@ -7,6 +7,7 @@ use super::restore::column_names::{Known, Naming};
 use super::restore::table_definition::{self, Shape};
 use crate::error::Error;
 use crate::pg::ereport::Failure;
+use crate::pg::function::Arguments;
 use crate::pg::owner;
 
 /// A statement whose rows are kept.
@@ -64,6 +65,16 @@ const FIND: &str = "SELECT jsonb_build_object( \
 
 /// Waits for whoever undoes it now.
 const LOCK: &str = "SELECT id::text FROM writeguard.change_statement WHERE id = $1 FOR UPDATE";
+
+/// The number of a change, as the first argument of a function.
+///
+/// # Errors
+/// WG007 for NULL.
+pub fn number(arguments: &Arguments) -> Result<i64, Error> {
+    arguments.get(0).ok_or_else(|| {
+        Error::invalid("change must not be NULL", "SELECT id, changed_at, statement FROM writeguard.change;")
+    })
+}
 
 impl Change {
     /// The change of that number, locked against being undone by somebody else where `lock` says so.

@@ -17,8 +17,9 @@ use pgrx::prelude::*;
 
 use super::pruner::Sender;
 use super::{batch, prune};
+use crate::error::{LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 use crate::event::serve::{self, Taken};
-use crate::event::{memory, outbox, queue_file, rate_limit};
+use crate::event::{outbox, queue_file, rate_limit};
 use crate::pg::contained::contained;
 use crate::pg::ereport::{log_line, tell};
 use crate::pg::process::{connect, exists, handle_signals, start};
@@ -82,8 +83,8 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     handle_signals();
     // SAFETY: without a database only shared catalogs can be read.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(core::ptr::null(), core::ptr::null(), 0) };
-    if !memory::is_there() {
-        let _told = tell(PgLogLevel::WARNING, preload::MISSING, Some(preload::WHY), Some(preload::WAY_OUT));
+    if !preload::is_attached() {
+        let _told = tell(PgLogLevel::WARNING, NO_SHARED_MEMORY, Some(WHY_NO_SHARED_MEMORY), Some(LOAD_IT_LAST));
         return;
     }
     serve::become_launcher();
@@ -184,7 +185,7 @@ pub extern "C-unwind" fn writeguard_worker_main(database: pg_sys::Datum) {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn writeguard_kept_main(_argument: pg_sys::Datum) {
     handle_signals();
-    if !memory::is_there() {
+    if !preload::is_attached() {
         // The launcher says why.
         return;
     }

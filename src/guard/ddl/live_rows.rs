@@ -1,22 +1,19 @@
 //! Charging the live rows of a table: committed ones and the transaction's own, counted by scanning no further than one
 //! past the smallest budget that is not lifted.
 
-use pgrx::pg_sys;
-
 use crate::error::Error;
 use crate::guard::executor::capture;
 use crate::guard::limits::binding::Binding;
-use crate::guard::limits::ledger::Place;
 use crate::guard::limits::{charge, observe};
-use crate::guard::statement;
 use crate::guard::verdict::{overrides, violation};
 use crate::guard::where_clause::scan_filters::Estimate;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi;
 use crate::policy::size;
-use crate::session::{actor, settings};
+use crate::session::{actor, rehearsing, settings, statement};
 use crate::stat::counters;
-use crate::words::{Operation, RelationName};
+use crate::words::{Operation, Place, RelationName};
+use pgrx::pg_sys;
 
 /// Charges the rows of a table to the budgets of an operation, and the table alone: partitions and children have rows of
 /// their own.
@@ -115,7 +112,7 @@ unsafe fn charge_rows(
         let (mut result, mut ended) = (Ok(()), false);
         let mut counted = 0;
         let keeps = operation == Operation::Truncate && capture::keeps_truncated(binding);
-        let captures = keeps || operation == Operation::Truncate && overrides::is_rehearsing();
+        let captures = keeps || operation == Operation::Truncate && rehearsing::is_on();
         if !captures && operation == Operation::Truncate {
             capture::missed(binding, operation, place.statement);
         }
@@ -143,7 +140,7 @@ unsafe fn charge_rows(
                 }
             };
             counted += rows;
-            let raise = charge::charge(binding, operation, rows, place, estimate);
+            let raise = violation::charge(binding, operation, rows, place, estimate);
             if !raise.is_null() {
                 result = Err(Failure::Ready(raise));
                 break;
@@ -158,7 +155,7 @@ unsafe fn charge_rows(
             }
         }
         scan.end();
-        if counted == 0 && !ended && !overrides::is_rehearsing() && settings::enabled() {
+        if counted == 0 && !ended && !rehearsing::is_on() && settings::enabled() {
             // No policy limits it: about how many rows there are is good enough.
             counters::count(binding.stat, operation, size::rows((*table).rd_id), place.statement);
         }
@@ -214,7 +211,7 @@ fn worth_counting(binding: &Binding, operation: Operation, place: Place, counted
     if !settings::enabled() {
         return Some(1);
     }
-    if overrides::is_granted(place.statement) || overrides::is_rehearsing() {
+    if overrides::is_granted(place.statement) || rehearsing::is_on() {
         return Some(CHUNK);
     }
     binding

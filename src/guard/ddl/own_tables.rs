@@ -8,9 +8,9 @@ use super::live_rows;
 use crate::error::Error;
 use crate::event::at_commit::record_at_commit;
 use crate::event::record::{Event, Kind};
-use crate::guard::statement;
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
+use crate::session::statement;
 use crate::words::Operation;
 
 /// Those whose rows people miss, and what these are.

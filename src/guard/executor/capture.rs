@@ -3,35 +3,27 @@
 //! Nobody, mostly: then a row costs nothing here. A rehearsal does, for its account; and what keeps rows for undo, in a
 //! statement that may be overridden.
 
-use pgrx::pg_sys;
-
 use super::modify_node::{Kind, ModifyNode};
 use crate::guard::limits::binding::Binding;
-use crate::guard::limits::ledger::Serial;
 use crate::guard::rehearsal::account;
-use crate::guard::verdict::overrides;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::PgError;
-use crate::pg::row_version::{self, Versions};
-use crate::undo::capture::row_capture::{self, Reason};
-use crate::words::Operation;
-
-/// Whether rows of every table are to be seen, covered or not.
-#[inline]
-pub fn wants_everything() -> bool {
-    account::wants_everything() || overrides::is_undoing()
-}
+use crate::pg::row_version::{self, Node, Versions};
+use crate::undo::capture::row_capture::{self, Reason, Relation};
+use crate::undo::in_progress;
+use crate::words::{Operation, Serial};
+use pgrx::pg_sys;
 
 /// Whether changed rows of a covered relation are to be seen.
 #[inline]
 pub fn wants(binding: &Binding, operations: &[Operation]) -> bool {
-    account::is_open() || (binding.keeps_any(operations) || overrides::is_undoing()) && wants_kept(binding, operations)
+    account::is_open() || (binding.keeps_any(operations) || in_progress::is_on()) && wants_kept(binding, operations)
 }
 
 #[cold]
 fn wants_kept(binding: &Binding, operations: &[Operation]) -> bool {
     binding.keeps_any(operations) && row_capture::is_wanted()
-        || overrides::is_undoing() && overrides::is_undoing_table(&binding.name)
+        || in_progress::is_on() && in_progress::covers(&binding.name)
 }
 
 /// Whether those of some covered relation may be.
@@ -39,9 +31,14 @@ pub fn may_want() -> bool {
     account::is_open() || row_capture::is_wanted()
 }
 
+/// The relation as keeping its rows has to know it.
+fn kept(binding: &Binding, operation: Option<Operation>) -> Relation<'_> {
+    Relation { name: &binding.relation, sql: &binding.name, keep: operation.and_then(|one| binding.kept(one)) }
+}
+
 /// Rows of a relation are about to be changed unseen.
 pub fn missed(binding: &Binding, operation: Operation, statement: Serial) {
-    if binding.keeps_any(&[operation]) && !account::is_open() && !overrides::is_undoing() {
+    if binding.keeps_any(&[operation]) && !account::is_open() && !in_progress::is_on() {
         row_capture::lose(statement, &binding.relation, Reason::Late);
     }
 }
@@ -53,16 +50,28 @@ pub fn missed(binding: &Binding, operation: Operation, statement: Serial) {
 ///
 /// # Errors
 /// What reading or printing a row may raise, and the end of a rehearsal that has seen enough.
-pub unsafe fn changed(modify: &ModifyNode, binding: &Binding, operation: Operation, rows: u64) -> Result<(), Failure> {
-    let (name, info) = (&binding.relation, modify.changed);
-    let known = !info.is_null() && !modify.node.is_null() && rows == 1;
+pub unsafe fn changed(
+    modify: *const ModifyNode,
+    binding: &Binding,
+    operation: Operation,
+    rows: u64,
+) -> Result<(), Failure> {
+    let name = &binding.relation;
+    // SAFETY: the caller's promise.
+    let (kind, rows_of, info) = unsafe { ((*modify).kind, (*modify).source, (*modify).changed) };
+    let known = !info.is_null() && !rows_of.node.is_null() && rows == 1;
     if !account::is_open() {
         // SAFETY: the caller's promise.
         return unsafe {
-            let versions = if known { versions_of(modify, info)? } else { None };
-            let kept = row_capture::row(binding, operation, versions.as_ref(), row_version::per_row(modify));
+            let versions = if known { versions_of(kind, rows_of, info)? } else { None };
+            let kept = row_capture::row(
+                kept(binding, Some(operation)),
+                operation,
+                versions.as_ref(),
+                row_version::per_row(rows_of),
+            );
             if known {
-                row_version::wipe(modify, info);
+                row_version::wipe(rows_of, info);
             }
             kept
         };
@@ -74,22 +83,26 @@ pub unsafe fn changed(modify: &ModifyNode, binding: &Binding, operation: Operati
     unsafe {
         let mut shown = (None, None);
         if account::has_room((*(*info).ri_RelationDesc).rd_id, name, operation.word())?
-            && let Some(versions) = versions_of(modify, info)?
+            && let Some(versions) = versions_of(kind, rows_of, info)?
         {
-            shown.0 = show(modify, versions.relation, versions.old)?;
-            shown.1 = show(modify, versions.new_relation, versions.new)?;
+            shown.0 = show(rows_of, versions.relation, versions.old)?;
+            shown.1 = show(rows_of, versions.new_relation, versions.new)?;
         }
-        row_version::wipe(modify, info);
+        row_version::wipe(rows_of, info);
         account::note(binding, operation.word(), binding.charges(operation), rows, shown)
     }
 }
 
-unsafe fn versions_of(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo) -> Result<Option<Versions>, PgError> {
+unsafe fn versions_of(
+    kind: Kind,
+    rows_of: Node,
+    info: *mut pg_sys::ResultRelInfo,
+) -> Result<Option<Versions>, PgError> {
     // SAFETY: as for `changed`.
     unsafe {
-        match modify.kind {
-            Kind::Conflict => row_version::of_conflict(modify, info),
-            _ => row_version::of_last_row(modify, info),
+        match kind {
+            Kind::Conflict => row_version::of_conflict(rows_of, info),
+            _ => row_version::of_last_row(rows_of, info),
         }
     }
 }
@@ -98,17 +111,23 @@ unsafe fn versions_of(modify: &ModifyNode, info: *mut pg_sys::ResultRelInfo) -> 
 ///
 /// # Errors
 /// As for [`changed`].
-pub fn inserted(modify: &ModifyNode, rows: u64) -> Result<(), Failure> {
-    let Some(Some(binding)) = modify.bindings.first() else { return Ok(()) };
+///
+/// # Safety
+/// Called between two rows of the node.
+pub unsafe fn inserted(modify: *const ModifyNode, rows: u64) -> Result<(), Failure> {
     if rows == 0 {
         return Ok(());
     }
-    if !account::is_open() && overrides::is_undoing() {
+    // SAFETY: the caller's promise; a copy, because what is called here may look the node up again.
+    let (binding, rows_of) = unsafe { ((*modify).bindings.first().cloned().flatten(), (*modify).source) };
+    let Some(binding) = binding else { return Ok(()) };
+    let binding = &*binding;
+    if !account::is_open() && in_progress::is_on() {
         // SAFETY: called between two rows of the node.
         return unsafe {
-            let new = if rows == 1 { row_version::inserted(modify)? } else { None };
-            row_version::wipe(modify, (*modify.node).resultRelInfo);
-            new.map_or(Ok(()), |new| row_capture::inserted(binding, new, row_version::per_row(modify)))
+            let new = if rows == 1 { row_version::inserted(rows_of)? } else { None };
+            row_version::wipe(rows_of, (*rows_of.node).resultRelInfo);
+            new.map_or(Ok(()), |new| row_capture::inserted(kept(binding, None), new, row_version::per_row(rows_of)))
         };
     }
     if !account::wants_everything() {
@@ -119,23 +138,19 @@ pub fn inserted(modify: &ModifyNode, rows: u64) -> Result<(), Failure> {
     unsafe {
         let mut shown = (None, None);
         if rows == 1
-            && account::has_room(named(modify), name, INSERT)?
-            && let Some((relation, new)) = row_version::inserted(modify)?
+            && account::has_room(named(rows_of), name, INSERT)?
+            && let Some((relation, new)) = row_version::inserted(rows_of)?
         {
-            shown.1 = show(modify, relation, new)?;
+            shown.1 = show(rows_of, relation, new)?;
         }
-        row_version::wipe(modify, (*modify.node).resultRelInfo);
+        row_version::wipe(rows_of, (*rows_of.node).resultRelInfo);
         account::note(binding, INSERT, &[], rows, shown)
     }
 }
 
-unsafe fn show(
-    modify: &ModifyNode,
-    relation: pg_sys::Relation,
-    tuple: pg_sys::HeapTuple,
-) -> Result<Option<String>, Failure> {
+unsafe fn show(rows_of: Node, relation: pg_sys::Relation, tuple: pg_sys::HeapTuple) -> Result<Option<String>, Failure> {
     // SAFETY: the versions are copies, and their relations open.
-    unsafe { account::show(named(modify), relation, tuple, row_version::per_row(modify)) }
+    unsafe { account::show(named(rows_of), relation, tuple, row_version::per_row(rows_of)) }
 }
 
 /// Rows of a relation are about to be truncated; `row` is the last of them, in `context`.
@@ -157,7 +172,12 @@ pub unsafe fn truncated(
         let versions = Versions { relation, old, new_relation, new, moved: false };
         // SAFETY: the caller's promise.
         return unsafe {
-            row_capture::row(binding, Operation::Truncate, (!row.is_null()).then_some(&versions), context)
+            row_capture::row(
+                kept(binding, Some(Operation::Truncate)),
+                Operation::Truncate,
+                (!row.is_null()).then_some(&versions),
+                context,
+            )
         };
     }
     // SAFETY: the caller's promise.
@@ -183,12 +203,12 @@ pub fn shows_truncated(binding: &Binding, relation: pg_sys::Oid) -> Result<bool,
 const INSERT: &str = "insert";
 
 /// The relation that the command names, whose privileges decide who may see rows.
-unsafe fn named(modify: &ModifyNode) -> pg_sys::Oid {
+unsafe fn named(rows_of: Node) -> pg_sys::Oid {
     // SAFETY: NULL or a node of a living query.
     unsafe {
-        if modify.node.is_null() || (*modify.node).rootResultRelInfo.is_null() {
+        if rows_of.node.is_null() || (*rows_of.node).rootResultRelInfo.is_null() {
             return pg_sys::InvalidOid;
         }
-        (*(*(*modify.node).rootResultRelInfo).ri_RelationDesc).rd_id
+        (*(*(*rows_of.node).rootResultRelInfo).ri_RelationDesc).rd_id
     }
 }

@@ -4,48 +4,45 @@
 //! whether the row before was really changed; that is charged before the next one is fetched, so at most one row past
 //! a limit is touched and nothing is fetched for it. What follows the last fetch is counted by [`after_run`].
 
-use core::ptr;
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-
 use super::capture;
 use super::modify_node::{self, Kind, ModifyNode};
-use crate::guard::limits::charge;
-use crate::guard::limits::ledger::Place;
-use crate::guard::statement;
+use crate::guard::limits::{charge, uncharged};
+use crate::guard::verdict::violation;
 use crate::pg::ereport::{Failure, PendingError, guarded, raise, unwound};
 use crate::pg::ffi::{self, PgError};
 use crate::pg::row_version;
-use crate::session::actor;
-use crate::words::Operation;
+use crate::session::{actor, statement};
+use crate::words::{Operation, Place};
+use core::ptr;
+
+use pgrx::pg_sys;
 
 unsafe fn is_empty(slot: *mut pg_sys::TupleTableSlot) -> bool {
     // SAFETY: NULL or a slot of the executor's.
     unsafe { slot.is_null() || (u32::from((*slot).tts_flags) & pg_sys::TTS_FLAG_EMPTY) != 0 }
 }
 
-/// Stands in for the child of a ModifyTable. What is asked here is asked for each row of a bulk write: while the tab is
-/// open, a row costs a few compares and a jump.
+/// Stands in for the child of a ModifyTable. What is asked here is asked for each row of a bulk write: while a run
+/// is open, a row costs a few compares and a jump.
 ///
 /// # Safety
 /// Called by the executor for a node that `modify_node` prepared.
 #[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
-    // SAFETY: the tab's owner is alive while it is open, and so are its node and its query.
+    // SAFETY: the run's owner is alive while it is open, and so are its node and its query.
     unsafe {
-        let tab = charge::tab();
-        if (*tab).child == node
-            && let Some(left) = (*tab).left.checked_sub(1)
+        let run = uncharged::run();
+        if (*run).child == node
+            && let Some(left) = (*run).left.checked_sub(1)
         {
-            let modify = (*tab).owner;
-            let processed = (*(*modify).estate).es_processed;
+            let modify: *mut ModifyNode = (*run).owner.cast();
+            let processed = (*(*modify).source.estate).es_processed;
             if processed == (*modify).seen + 1
-                && (*tab).result == (*(*modify).node).mt_lastResultIndex
+                && (*run).result == (*(*modify).source.node).mt_lastResultIndex
                 && let Some(exec) = (*modify).child_exec
             {
-                (*tab).left = left;
-                (*tab).rows += 1;
+                (*run).left = left;
+                (*run).rows += 1;
                 (*modify).seen = processed;
                 return exec(node);
             }
@@ -62,21 +59,21 @@ pub unsafe extern "C-unwind" fn child(node: *mut pg_sys::PlanState) -> *mut pg_s
 pub unsafe extern "C-unwind" fn child_of_merge(node: *mut pg_sys::PlanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: as for `child`.
     unsafe {
-        let tab = charge::tab();
-        if (*tab).child == node
-            && (*tab).operation == Operation::Update
-            && let Some(left) = (*tab).left.checked_sub(1)
+        let run = uncharged::run();
+        if (*run).child == node
+            && (*run).operation == Operation::Update
+            && let Some(left) = (*run).left.checked_sub(1)
         {
-            let modify = (*tab).owner;
-            let (processed, merge) = ((*(*modify).estate).es_processed, (*modify).node);
+            let modify: *mut ModifyNode = (*run).owner.cast();
+            let (processed, merge) = ((*(*modify).source.estate).es_processed, (*modify).source.node);
             let updated = (*merge).mt_merge_updated;
             if processed == (*modify).seen + 1
                 && updated == (*modify).seen_updated + 1.0
-                && (*tab).result == (*merge).mt_lastResultIndex
+                && (*run).result == (*merge).mt_lastResultIndex
                 && let Some(exec) = (*modify).child_exec
             {
-                (*tab).left = left;
-                (*tab).rows += 1;
+                (*run).left = left;
+                (*run).rows += 1;
                 (*modify).seen = processed;
                 (*modify).seen_updated = updated;
                 return exec(node);
@@ -92,19 +89,19 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
     // SAFETY: it lives as long as the executor's node.
     unsafe {
         let modify = modify_node::of_child(node);
-        raise(unwound(|| changed(modify, (*(*modify).estate).es_processed)));
+        raise(unwound(|| changed(modify, (*(*modify).source.estate).es_processed)));
         let slot = match (*modify).child_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
         };
         if (*modify).moves && !is_empty(slot) {
-            (*modify).deleted = deleted(relation_of_row((*modify).node, slot));
+            (*modify).deleted = deleted(relation_of_row((*modify).source.node, slot));
         }
         if !(*modify).remote.is_empty() {
             raise(unwound(|| changed_remotely(modify, u64::from(!is_empty(slot)))));
         }
         if (*modify).remembers {
-            (*modify).last = slot;
+            (*modify).source.last = slot;
         }
         slot
     }
@@ -119,7 +116,7 @@ pub unsafe extern "C-unwind" fn outer(node: *mut pg_sys::PlanState) -> *mut pg_s
     // SAFETY: it lives as long as the executor's node. After an error the query, and with it the counter, is gone.
     unsafe {
         let modify = modify_node::of_outer(node);
-        let estate = (*modify).estate;
+        let estate = (*modify).source.estate;
         let outside = (*estate).es_processed;
         (*estate).es_processed = (*modify).processed;
         let slot = match (*modify).outer_exec {
@@ -140,20 +137,19 @@ pub unsafe extern "C-unwind" fn outer(node: *mut pg_sys::PlanState) -> *mut pg_s
 unsafe fn changed(modify: *mut ModifyNode, processed: u64) -> *mut PendingError {
     // SAFETY: the caller's promise.
     unsafe {
-        let modify = &mut *modify;
-        if processed < modify.seen {
+        if processed < (*modify).seen {
             // A new run of the query starts counting again.
-            modify.seen = 0;
+            (*modify).seen = 0;
         }
-        let rows = processed - modify.seen;
-        modify.seen = processed;
-        match modify.kind {
-            Kind::Update if rows == 0 && modify.moves => vanished(modify),
+        let rows = processed - (*modify).seen;
+        (*modify).seen = processed;
+        match (*modify).kind {
+            Kind::Update if rows == 0 && (*modify).moves => vanished(modify),
             Kind::Update => charge_last(modify, Operation::Update, rows),
             Kind::Delete => charge_last(modify, Operation::Delete, rows),
             Kind::Merge => merged(modify, rows),
             Kind::Conflict => conflicted(modify, rows),
-            Kind::Insert => captured(modify, |modify| capture::inserted(modify, rows)),
+            Kind::Insert => captured(|| capture::inserted(modify, rows)),
             Kind::Whole(operation) => charge(modify, 0, operation, rows),
         }
     }
@@ -185,26 +181,27 @@ pub unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc) -> *mut PendingError
 }
 
 #[inline]
-unsafe fn charge_last(modify: &mut ModifyNode, operation: Operation, rows: u64) -> *mut PendingError {
+unsafe fn charge_last(modify: *mut ModifyNode, operation: Operation, rows: u64) -> *mut PendingError {
     if rows == 0 {
         return ptr::null_mut();
     }
     // SAFETY: the node is alive.
-    let index = unsafe { (*modify.node).mt_lastResultIndex };
-    let place = usize::try_from(index).unwrap_or(0);
-    // SAFETY: as above.
-    modify.changed = unsafe { (*modify.node).resultRelInfo.add(place) };
-    charge(modify, place, operation, rows)
+    unsafe {
+        let node = (*modify).source.node;
+        let place = usize::try_from((*node).mt_lastResultIndex).unwrap_or(0);
+        (*modify).changed = (*node).resultRelInfo.add(place);
+        charge(modify, place, operation, rows)
+    }
 }
 
 /// A MERGE's counters tell of updates and deletes apart; an update that turned out to move a row and was suppressed is
 /// in them too, but not in `rows`, which has inserts besides.
-unsafe fn merged(modify: &mut ModifyNode, rows: u64) -> *mut PendingError {
+unsafe fn merged(modify: *mut ModifyNode, rows: u64) -> *mut PendingError {
     // SAFETY: the node is alive.
     unsafe {
-        let (updated, deleted) = ((*modify.node).mt_merge_updated, (*modify.node).mt_merge_deleted);
-        let (updates, deletes) = (updated - modify.seen_updated, deleted - modify.seen_deleted);
-        (modify.seen_updated, modify.seen_deleted) = (updated, deleted);
+        let (updated, deleted) = ((*(*modify).source.node).mt_merge_updated, (*(*modify).source.node).mt_merge_deleted);
+        let (updates, deletes) = (updated - (*modify).seen_updated, deleted - (*modify).seen_deleted);
+        ((*modify).seen_updated, (*modify).seen_deleted) = (updated, deleted);
         if rows == 0 {
             return if updates > 0.0 { vanished(modify) } else { ptr::null_mut() };
         }
@@ -214,7 +211,7 @@ unsafe fn merged(modify: &mut ModifyNode, rows: u64) -> *mut PendingError {
         if deletes > 0.0 {
             return charge_last(modify, Operation::Delete, rows.min(deletes as u64));
         }
-        if modify.captures { captured(modify, |modify| capture::inserted(modify, rows)) } else { ptr::null_mut() }
+        if (*modify).captures { captured(|| capture::inserted(modify, rows)) } else { ptr::null_mut() }
     }
 }
 
@@ -256,31 +253,34 @@ unsafe fn relation_of_row(node: *mut pg_sys::ModifyTableState, slot: *mut pg_sys
 /// The row that was given last did not count as processed. Charges it all the same when it was taken out of one
 /// partition and kept out of another by that one's trigger: it is gone.
 #[cold]
-unsafe fn vanished(modify: &mut ModifyNode) -> *mut PendingError {
-    if !modify.moves || modify.last.is_null() {
-        return ptr::null_mut();
+unsafe fn vanished(modify: *mut ModifyNode) -> *mut PendingError {
+    // SAFETY: the node is alive, and between two rows the slot still holds the last one.
+    unsafe {
+        if !(*modify).moves || (*modify).source.last.is_null() {
+            return ptr::null_mut();
+        }
+        let mut gone = false;
+        let mut raise = guarded(|| {
+            gone = was_moved_away(modify)?;
+            Ok(())
+        });
+        if raise.is_null() && gone {
+            raise = charge_last(modify, Operation::Update, 1);
+        }
+        (*modify).source.last = ptr::null_mut();
+        raise
     }
-    let mut gone = false;
-    let raise = guarded(|| {
-        // SAFETY: between two rows the slot still holds the last one.
-        gone = unsafe { was_moved_away(modify) }?;
-        Ok(())
-    });
-    // SAFETY: the node is alive.
-    let raise = if raise.is_null() && gone { unsafe { charge_last(modify, Operation::Update, 1) } } else { raise };
-    modify.last = ptr::null_mut();
-    raise
 }
 
 /// Whether this transaction deleted the row that the node was given last in order to move it to another partition.
 #[expect(ffi_unwind_calls, reason = "inside protect")]
-unsafe fn was_moved_away(modify: &ModifyNode) -> Result<bool, PgError> {
+unsafe fn was_moved_away(modify: *const ModifyNode) -> Result<bool, PgError> {
     // SAFETY: node, relation and slot of a living query; the row's version is read as it is stored.
     unsafe {
-        let index = usize::try_from((*modify.node).mt_lastResultIndex).unwrap_or(0);
-        let from = (*modify.node).resultRelInfo.add(index);
-        let (relation, last) = ((*from).ri_RelationDesc, modify.last);
-        if modify.deleted == deleted(relation) {
+        let index = usize::try_from((*(*modify).source.node).mt_lastResultIndex).unwrap_or(0);
+        let from = (*(*modify).source.node).resultRelInfo.add(index);
+        let (relation, last) = ((*from).ri_RelationDesc, (*modify).source.last);
+        if (*modify).deleted == deleted(relation) {
             // It was moved before: a join gives a row several times, and other branches of the command have had it.
             return Ok(false);
         }
@@ -303,7 +303,7 @@ unsafe fn was_moved_away(modify: &ModifyNode) -> Result<bool, PgError> {
             // What a trigger's command moved meanwhile is charged to that.
             moved = row_version::is_moved_mark(&(*header).t_ctid)
                 && row_version::is_ended_by_us(header)
-                && pg_sys::HeapTupleHeaderGetCmax(header) == (*modify.estate).es_output_cid;
+                && pg_sys::HeapTupleHeaderGetCmax(header) == (*(*modify).source.estate).es_output_cid;
         }
         pg_sys::ExecDropSingleTupleTableSlot(version);
         Ok(moved)
@@ -312,28 +312,28 @@ unsafe fn was_moved_away(modify: &ModifyNode) -> Result<bool, PgError> {
 
 /// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition
 /// it was in is told by the slot that the conflicting row was locked into; both marks are wiped for the next row.
-unsafe fn conflicted(modify: &mut ModifyNode, rows: u64) -> *mut PendingError {
+unsafe fn conflicted(modify: *mut ModifyNode, rows: u64) -> *mut PendingError {
     // SAFETY: nodes and slots of a living query; between two rows nobody uses these slots.
     unsafe {
-        let node = modify.node;
+        let node = (*modify).source.node;
         let own = (*node).resultRelInfo;
         let mut updated = false;
         let here = conflict_in(own, &mut updated).is_some();
-        modify.changed = own;
+        (*modify).changed = own;
         let elsewhere = conflict_elsewhere(node);
         if (*node).mt_partition_tuple_routing.is_null() {
             return match here && updated {
                 _ if rows == 0 => ptr::null_mut(),
                 true => charge(modify, 0, Operation::Update, 1),
                 false if elsewhere != pg_sys::InvalidOid => {
-                    modify.changed = ptr::null_mut();
+                    (*modify).changed = ptr::null_mut();
                     charge_partition(modify, elsewhere)
                 }
-                false if modify.captures => captured(modify, |modify| capture::inserted(modify, rows)),
+                false if (*modify).captures => captured(|| capture::inserted(modify, rows)),
                 false => ptr::null_mut(),
             };
         }
-        let routed = (*modify.estate).es_tuple_routing_result_relations;
+        let routed = (*(*modify).source.estate).es_tuple_routing_result_relations;
         let count = if routed.is_null() { 0 } else { usize::try_from((*routed).length).unwrap_or(0) };
         let mut partition = pg_sys::InvalidOid;
         for index in 0..count {
@@ -343,12 +343,12 @@ unsafe fn conflicted(modify: &mut ModifyNode, rows: u64) -> *mut PendingError {
                 && let Some(relation) = conflict_in(leaf, &mut updated)
             {
                 partition = relation;
-                modify.changed = leaf;
+                (*modify).changed = leaf;
             }
         }
         if rows == 0 || !updated || partition == pg_sys::InvalidOid {
-            let inserted = rows > 0 && !updated && modify.captures;
-            return if inserted { captured(modify, |modify| capture::inserted(modify, rows)) } else { ptr::null_mut() };
+            let inserted = rows > 0 && !updated && (*modify).captures;
+            return if inserted { captured(|| capture::inserted(modify, rows)) } else { ptr::null_mut() };
         }
         charge_partition(modify, partition)
     }
@@ -395,9 +395,10 @@ unsafe fn conflict_elsewhere(node: *mut pg_sys::ModifyTableState) -> pg_sys::Oid
 }
 
 /// Partitions of an INSERT are not known before its rows are; their bindings join the node's when they turn up.
-unsafe fn charge_partition(modify: &mut ModifyNode, partition: pg_sys::Oid) -> *mut PendingError {
+unsafe fn charge_partition(modify: *mut ModifyNode, partition: pg_sys::Oid) -> *mut PendingError {
     let mut binding = None;
-    let actor = modify.actor;
+    // SAFETY: the node is alive.
+    let actor = unsafe { (*modify).actor };
     let raise = charge::deciding(|| {
         binding = charge::binding_to_count(partition, actor)?;
         Ok(())
@@ -408,12 +409,16 @@ unsafe fn charge_partition(modify: &mut ModifyNode, partition: pg_sys::Oid) -> *
     let Some(binding) = binding else {
         return ptr::null_mut();
     };
-    let known = modify.bindings.iter().position(|known| known.as_ref().is_some_and(|known| known.name == binding.name));
-    let index = known.unwrap_or_else(|| {
-        modify.bindings.push(Some(binding));
-        modify.bindings.len() - 1
-    });
-    charge(modify, index, Operation::Update, 1)
+    // SAFETY: the node is alive; the list is borrowed for the look-up alone.
+    unsafe {
+        let bindings = &mut (*modify).bindings;
+        let known = bindings.iter().position(|known| known.as_ref().is_some_and(|known| known.name == binding.name));
+        let index = known.unwrap_or_else(|| {
+            bindings.push(Some(binding));
+            bindings.len() - 1
+        });
+        charge(modify, index, Operation::Update, 1)
+    }
 }
 
 /// Foreign servers changed rows by themselves: all at once, or as they are returned. Their scans count them for
@@ -421,18 +426,18 @@ unsafe fn charge_partition(modify: &mut ModifyNode, partition: pg_sys::Oid) -> *
 unsafe fn changed_remotely(modify: *mut ModifyNode, returned: u64) -> *mut PendingError {
     // SAFETY: the node is alive, and so are its scans.
     unsafe {
-        let modify = &mut *modify;
-        let operation = if modify.kind == Kind::Delete { Operation::Delete } else { Operation::Update };
-        for place in 0..modify.remote.len() {
-            let Some(remote) = modify.remote.get_mut(place) else { break };
+        let operation = if (*modify).kind == Kind::Delete { Operation::Delete } else { Operation::Update };
+        for place in 0..(*modify).remote.len() {
+            let remotes = &mut (*modify).remote;
+            let Some(remote) = remotes.get_mut(place) else { break };
             let total = (*remote.rows).tuplecount as u64;
             let rows = if remote.returned { returned } else { total.saturating_sub(remote.seen) };
             let index = remote.index;
             remote.seen = total;
-            modify.changed = ptr::null_mut();
-            if modify.outer_exec.is_none() {
+            (*modify).changed = ptr::null_mut();
+            if (*modify).outer_exec.is_none() {
                 // With the tag they are in the query's counter as well.
-                modify.seen += rows;
+                (*modify).seen += rows;
             }
             let raise = charge(modify, index, operation, rows);
             if !raise.is_null() {
@@ -443,51 +448,55 @@ unsafe fn changed_remotely(modify: *mut ModifyNode, returned: u64) -> *mut Pendi
     ptr::null_mut()
 }
 
+/// Charges rows of one of the node's relations.
+///
+/// # Safety
+/// The node is alive.
 #[inline]
-fn charge(modify: &mut ModifyNode, index: usize, operation: Operation, rows: u64) -> *mut PendingError {
+unsafe fn charge(modify: *mut ModifyNode, index: usize, operation: Operation, rows: u64) -> *mut PendingError {
     if rows == 0 {
         return ptr::null_mut();
     }
-    if rows == 1 && charge::put_on_tab(modify, index, operation) {
+    if rows == 1 && uncharged::join(modify.cast(), index, operation) {
         return ptr::null_mut();
     }
-    let Some(Some(binding)) = modify.bindings.get(index) else {
-        return ptr::null_mut();
-    };
-    let place = match modify.place {
-        Some(place) => place,
-        None => {
-            actor::use_armed();
-            // SAFETY: reads a static. A node runs within one subtransaction, whatever happens between its rows.
-            let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-            let place = *modify.place.insert(Place { statement: statement::current(), level });
-            if !modify.captures {
-                capture::missed(binding, operation, place.statement);
+    // SAFETY: the caller's promise. The binding is held here, because what a decision runs may look the node up.
+    unsafe {
+        let bindings = &(*modify).bindings;
+        let Some(Some(binding)) = bindings.get(index).cloned() else {
+            return ptr::null_mut();
+        };
+        let place = match (*modify).place {
+            Some(place) => place,
+            None => {
+                actor::use_armed();
+                // A node runs within one subtransaction, whatever happens between its rows.
+                let place = Place { statement: statement::current(), level: ffi::GetCurrentTransactionNestLevel() };
+                (*modify).place = Some(place);
+                if !(*modify).captures {
+                    capture::missed(&binding, operation, place.statement);
+                }
+                place
             }
-            place
+        };
+        let raise = violation::charge(&binding, operation, rows, place, (*modify).estimate);
+        if !raise.is_null() {
+            return raise;
         }
-    };
-    let raise = charge::charge(binding, operation, rows, place, modify.estimate);
-    if !raise.is_null() {
-        return raise;
-    }
-    if !modify.captures {
-        // A statement of one row is over before a tab could be of use.
-        if modify.seen > 1 && !modify.node.is_null() {
-            let binding = Rc::clone(binding);
-            charge::open_tab(modify, index, &binding, operation, place);
+        if (*modify).captures {
+            return captured(|| capture::changed(modify, &binding, operation, rows));
         }
-        return raise;
+        // A statement of one row is over before a run could be of use.
+        if (*modify).seen > 1 && !(*modify).source.node.is_null() {
+            let child = if (*modify).only_counts() { (*modify).child } else { ptr::null_mut() };
+            charge::open_run(modify.cast(), child, index, &binding, operation, place);
+        }
+        raise
     }
-    let binding = Rc::clone(binding);
-    captured(modify, |modify| {
-        // SAFETY: between two rows of the node.
-        unsafe { capture::changed(modify, &binding, operation, rows) }
-    })
 }
 
 /// Has a changed row's versions looked at.
 #[cold]
-fn captured(modify: &mut ModifyNode, look: impl FnOnce(&ModifyNode) -> Result<(), Failure>) -> *mut PendingError {
-    guarded(|| look(modify))
+fn captured(look: impl FnOnce() -> Result<(), Failure>) -> *mut PendingError {
+    guarded(look)
 }

@@ -3,6 +3,7 @@
 //! A modify node dies with its query's memory, whichever way that goes; portals suspend and interleave, so they are found
 //! by node and are no stack.
 
+use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
 use std::rc::Rc;
@@ -11,13 +12,13 @@ use pgrx::pg_sys;
 
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::charge;
-use crate::guard::limits::ledger::Place;
 use crate::guard::where_clause::scan_filters::Estimate;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::contained::contained;
 use crate::pg::ffi::{self, Opaque};
+use crate::pg::row_version::Node;
 use crate::session::actor::Actor;
-use crate::words::Operation;
+use crate::words::{Operation, Place};
 
 /// How a node tells what it did to the row it was given last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +49,13 @@ pub struct Remote {
     pub returned: bool,
 }
 
-/// The counting of one node. Boxed and used again; all that the per-row functions touch is plain data.
+/// The counting of one node. Never freed but used again, and never borrowed while it is in use: what runs between two rows of a
+/// node may look it up in turn, so its fields are read and written in place. All that the per-row functions touch is plain
+/// data.
 pub struct ModifyNode {
     pub kind: Kind,
-    pub estate: *mut pg_sys::EState,
-    /// NULL for [`Kind::Whole`].
-    pub node: *mut pg_sys::ModifyTableState,
+    /// Its node is NULL for [`Kind::Whole`]; the row that the child gave last is there where that is remembered.
+    pub source: Node,
     pub child: *mut pg_sys::PlanState,
     pub child_exec: Option<ExecProcNode>,
     /// For a WITH branch, whose `canSetTag` was false: what runs it, the node itself or a custom scan around it, and the
@@ -67,8 +69,6 @@ pub struct ModifyNode {
     pub seen_deleted: f64,
     /// The foreign tables that are modified remotely.
     pub remote: Vec<Remote>,
-    /// The row that the child gave last, where that is remembered; else NULL.
-    pub last: *mut pg_sys::TupleTableSlot,
     pub remembers: bool,
     /// Each changed row is shown to [`capture`](crate::guard::executor::capture).
     pub captures: bool,
@@ -88,10 +88,9 @@ pub struct ModifyNode {
     callback: pg_sys::MemoryContextCallback,
 }
 
-#[expect(clippy::vec_box, reason = "PostgreSQL and the nodes keep pointers to them")]
 struct State {
-    active: Vec<Box<ModifyNode>>,
-    free: Vec<Box<ModifyNode>>,
+    active: Vec<*mut ModifyNode>,
+    free: Vec<*mut ModifyNode>,
 }
 
 static STATE: BackendLocal<State> = BackendLocal::new(State { active: Vec::new(), free: Vec::new() });
@@ -113,13 +112,13 @@ static RECENT: BackendCell<*mut ModifyNode> = BackendCell::new(ptr::null_mut());
 /// The modify node of a node's child.
 #[inline]
 pub fn of_child(child: *mut pg_sys::PlanState) -> *mut ModifyNode {
-    // SAFETY: NULL, or a boxed modify node that is active or waits to be used again.
+    // SAFETY: NULL, or a modify node that is active or waits to be used again.
     unsafe {
         let recent = RECENT.get();
         if !recent.is_null() && (*recent).child == child {
             return recent;
         }
-        let found = find(|modify| modify.child == child);
+        let found = find(|modify| (*modify).child == child);
         RECENT.set(found);
         found
     }
@@ -128,31 +127,27 @@ pub fn of_child(child: *mut pg_sys::PlanState) -> *mut ModifyNode {
 /// The modify node of a WITH branch.
 #[inline]
 pub fn of_outer(outer: *mut pg_sys::PlanState) -> *mut ModifyNode {
-    find(|modify| modify.outer == outer)
+    // SAFETY: as for `of_child`.
+    unsafe { find(|modify| (*modify).outer == outer) }
 }
 
 #[inline]
-fn find(matches: impl Fn(&ModifyNode) -> bool) -> *mut ModifyNode {
+fn find(matches: impl Fn(*mut ModifyNode) -> bool) -> *mut ModifyNode {
     // The innermost run is the last one made.
-    state()
-        .active
-        .iter_mut()
-        .rev()
-        .find(|modify| matches(modify))
-        .map_or(ptr::null_mut(), |modify| ptr::from_mut(&mut **modify))
+    state().active.iter().rev().copied().find(|modify| matches(*modify)).unwrap_or(ptr::null_mut())
 }
 
 /// A modify node that is being filled in. What is not put to work goes back to those that wait to be used again, whichever way
 /// its maker leaves: it may be the one that was found last.
-pub struct Draft(Option<Box<ModifyNode>>);
+pub struct Draft(*mut ModifyNode);
 
 impl Deref for Draft {
     type Target = ModifyNode;
 
     #[inline(always)]
     fn deref(&self) -> &ModifyNode {
-        // SAFETY: there until `activate` takes it, together with the draft.
-        unsafe { self.0.as_deref().unwrap_unchecked() }
+        // SAFETY: the draft's own until `activate` takes it; nobody else looks at it.
+        unsafe { &*self.0 }
     }
 }
 
@@ -160,31 +155,29 @@ impl DerefMut for Draft {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut ModifyNode {
         // SAFETY: as above.
-        unsafe { self.0.as_deref_mut().unwrap_unchecked() }
+        unsafe { &mut *self.0 }
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if let Some(mut modify) = self.0.take() {
-            modify.empty();
-            state().free.push(modify);
-        }
+        self.empty();
+        state().free.push(self.0);
     }
 }
 
 /// A modify node to fill in; one that is not in use any more, where there is one.
 pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Draft {
-    if let Some(mut used) = state().free.pop() {
-        used.kind = kind;
-        used.estate = estate;
-        used.actor = actor;
-        return Draft(Some(used));
+    if let Some(used) = state().free.pop() {
+        let mut draft = Draft(used);
+        draft.kind = kind;
+        draft.source.estate = estate;
+        draft.actor = actor;
+        return draft;
     }
-    Draft(Some(Box::new(ModifyNode {
+    Draft(Box::into_raw(Box::new(ModifyNode {
         kind,
-        estate,
-        node: ptr::null_mut(),
+        source: Node { estate, ..Node::NONE },
         child: ptr::null_mut(),
         child_exec: None,
         outer: ptr::null_mut(),
@@ -194,7 +187,6 @@ pub fn fresh(kind: Kind, estate: *mut pg_sys::EState, actor: Actor) -> Draft {
         seen_updated: 0.0,
         seen_deleted: 0.0,
         remote: Vec::new(),
-        last: ptr::null_mut(),
         remembers: false,
         captures: false,
         changed: ptr::null_mut(),
@@ -214,8 +206,7 @@ impl ModifyNode {
         // No `..`: a field that joins has to be thought of here.
         let Self {
             kind: _,
-            estate,
-            node,
+            source,
             child,
             child_exec,
             outer,
@@ -225,7 +216,6 @@ impl ModifyNode {
             seen_updated,
             seen_deleted,
             remote,
-            last,
             remembers,
             captures,
             changed,
@@ -237,8 +227,7 @@ impl ModifyNode {
             bindings,
             callback: _,
         } = self;
-        *estate = ptr::null_mut();
-        *node = ptr::null_mut();
+        *source = Node::NONE;
         *child = ptr::null_mut();
         *child_exec = None;
         *outer = ptr::null_mut();
@@ -246,7 +235,6 @@ impl ModifyNode {
         (*processed, *seen) = (0, 0);
         (*seen_updated, *seen_deleted) = (0.0, 0.0);
         remote.clear();
-        *last = ptr::null_mut();
         (*remembers, *captures, *moves) = (false, false, false);
         *changed = ptr::null_mut();
         *deleted = 0;
@@ -269,12 +257,15 @@ impl ModifyNode {
 ///
 /// # Safety
 /// Its EState is that of a query that was just started.
-pub unsafe fn activate(mut draft: Draft) {
-    let Some(mut modify) = draft.0.take() else { return };
-    modify.callback.func = Some(query_gone);
-    modify.callback.arg = ptr::from_mut(&mut *modify).cast();
-    // SAFETY: the query's memory lives as long as its nodes; the box does not move and outlives it.
-    unsafe { ffi::MemoryContextRegisterResetCallback((*modify.estate).es_query_cxt, &mut modify.callback) };
+pub unsafe fn activate(draft: Draft) {
+    let modify = ManuallyDrop::new(draft).0;
+    // SAFETY: the query's memory lives as long as its nodes; a modify node outlives it.
+    unsafe {
+        (*modify).callback.func = Some(query_gone);
+        (*modify).callback.arg = modify.cast();
+        let context = (*(*modify).source.estate).es_query_cxt;
+        ffi::MemoryContextRegisterResetCallback(context, &raw mut (*modify).callback);
+    }
     state().active.push(modify);
 }
 
@@ -284,26 +275,27 @@ unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
 }
 
 fn forget(gone: *mut ModifyNode) {
-    charge::close_tab(gone);
+    charge::close_run(gone.cast());
     let mut state = state();
-    if let Some(at) = state.active.iter().rposition(|modify| ptr::eq(&raw const **modify, gone)) {
-        let mut modify = state.active.swap_remove(at);
-        modify.empty();
-        state.free.push(modify);
+    if let Some(at) = state.active.iter().rposition(|modify| *modify == gone) {
+        state.active.swap_remove(at);
+        // SAFETY: nobody looks at it any more.
+        unsafe { (*gone).empty() };
+        state.free.push(gone);
     }
 }
 
-/// The watches of a query, the innermost run first; `next` is where to go on looking.
+/// The modify nodes of a query, the innermost run first; `next` is where to go on looking.
 pub fn of_query(estate: *mut pg_sys::EState, next: &mut usize) -> *mut ModifyNode {
-    let mut state = state();
-    let active = &mut state.active;
-    *next = (*next).min(active.len());
+    let state = state();
+    *next = (*next).min(state.active.len());
     while *next > 0 {
         *next -= 1;
-        if let Some(modify) = active.get_mut(*next)
-            && modify.estate == estate
+        if let Some(modify) = state.active.get(*next).copied()
+            // SAFETY: it is active.
+            && unsafe { (*modify).source.estate } == estate
         {
-            return ptr::from_mut(&mut **modify);
+            return modify;
         }
     }
     ptr::null_mut()
@@ -313,7 +305,7 @@ pub fn of_query(estate: *mut pg_sys::EState, next: &mut usize) -> *mut ModifyNod
 mod tests {
     use super::*;
 
-    /// [`RECENT`] keeps pointing at a modify node that was found, so its memory has to stay a modify node's.
+    /// [`RECENT`] keeps pointing at a modify node that was found, so its memory has to stay that of one.
     #[test]
     fn a_draft_that_is_given_up_is_used_again_and_never_freed() {
         let nobody = pg_sys::InvalidOid;

@@ -4,18 +4,12 @@
 //! one for each data-modifying WITH branch. For each that may change rows of a covered table a [`ModifyNode`] is made, and the
 //! node's child gets [`count::child`] in front, which runs before each row is fetched.
 
-use core::ptr;
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-use rustc_hash::{FxHashMap, FxHashSet};
-
 use super::modify_node::{self, Draft, Kind, ModifyNode, Remote};
 use super::{capture, count};
 use crate::error::Error;
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::charge;
-use crate::guard::statement;
+use crate::guard::rehearsal::account;
 use crate::guard::verdict::violation;
 use crate::guard::where_clause::scan_filters::estimate;
 use crate::guard::where_clause::unfiltered_write::require_where;
@@ -24,7 +18,13 @@ use crate::pg::ffi::pointers;
 use crate::pg::row_version;
 use crate::policy::{catalog, relation};
 use crate::session::actor::{self, Actor};
+use crate::session::statement;
 use crate::words::Operation;
+use core::ptr;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// The ModifyTable node of the plan itself, also below custom scans.
 unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableState {
@@ -63,7 +63,7 @@ pub unsafe fn begin_plainly(query_desc: *mut pg_sys::QueryDesc, actor: Actor) ->
             && (*node).mt_nrels == 1
             && (*node).mt_partition_tuple_routing.is_null()
             && (*(*query_desc).estate).es_auxmodifytables.is_null()
-            && !capture::wants_everything()
+            && !account::counts_everything()
             && !statement::is_executing();
         if !alone {
             return false;
@@ -114,7 +114,7 @@ unsafe fn put_in_front(mut modify: Draft, node: *mut pg_sys::ModifyTableState, c
     // SAFETY: a node of the query that was just started; it has not run.
     unsafe {
         let child = (*node).ps.lefttree;
-        modify.node = node;
+        modify.source.node = node;
         modify.child = child;
         modify.child_exec = Some(child_exec);
         modify.estimate = estimate((*child).plan);
@@ -172,7 +172,7 @@ unsafe fn watch_node(
             pg_sys::CmdType::CMD_INSERT if (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_UPDATE => {
                 Kind::Conflict
             }
-            pg_sys::CmdType::CMD_INSERT if capture::wants_everything() => Kind::Insert,
+            pg_sys::CmdType::CMD_INSERT if account::counts_everything() => Kind::Insert,
             _ => return Ok(()),
         };
         let operations: &[Operation] = match kind {
@@ -185,7 +185,7 @@ unsafe fn watch_node(
         let routed = kind == Kind::Conflict && !(*node).mt_partition_tuple_routing.is_null();
         let relations = usize::try_from((*node).mt_nrels).unwrap_or(0);
         let relation = |index: usize| (*(*(*node).resultRelInfo.add(index)).ri_RelationDesc).rd_id;
-        let everything = capture::wants_everything();
+        let everything = account::counts_everything();
         let mut counted = false;
         let mut captures = everything;
         let mut modify = modify_node::fresh(kind, estate, actor);

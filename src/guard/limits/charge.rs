@@ -1,22 +1,14 @@
 //! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor
 //! or a membership changes.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-use rustc_hash::{FxBuildHasher, FxHashMap};
-
 use super::binding::{Binding, Charge};
 use super::extra_limits::Further;
-use super::ledger::{Ledger, MeterId, Place, Serial};
+use super::ledger::{Ledger, MeterId, Past};
+use super::uncharged::{self, Run};
 use super::{observe, rate};
 use crate::error::Error;
-use crate::guard::executor::capture;
-use crate::guard::executor::modify_node::ModifyNode;
-use crate::guard::statement;
-use crate::guard::verdict::{overrides, violation};
-use crate::guard::where_clause::scan_filters::Estimate;
+use crate::guard::rehearsal::account;
+use crate::guard::verdict::overrides;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::policy::relation::relation_name;
@@ -24,9 +16,16 @@ use crate::policy::steady::{self, Steady};
 use crate::policy::table::Revision;
 use crate::policy::{catalog, size, target};
 use crate::session::actor::Actor;
-use crate::session::settings;
+use crate::session::{rehearsing, settings, statement};
 use crate::stat::counters;
-use crate::words::{Operation, RelationName};
+use crate::undo::in_progress;
+use crate::words::{Operation, Place, RelationName, Serial};
+use core::ffi::c_void;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 /// Past this many relations the answers are thrown away and found again.
 const MOST_BINDINGS: usize = 20_000;
@@ -91,47 +90,17 @@ pub fn ledger() -> Borrowed<Ledger> {
     LEDGER.borrow()
 }
 
-/// Rows that one node changes in a row, counted here until somebody wants to know the numbers: as long as it is within
-/// every limit, a row costs an increment and not a visit to each of its meters.
-pub struct Tab {
-    /// Whose tab it is; NULL: nobody's.
-    pub owner: *mut ModifyNode,
-    /// The owner's child, where nothing but the tab is to be kept between two of its rows; else NULL.
-    pub child: *mut pg_sys::PlanState,
-    /// The owner's binding that it is for.
+/// Opens a run for a node's further rows of one relation, if nothing but the limits decides about them. `child`: as
+/// [`Run::child`].
+pub fn open_run(
+    owner: *mut c_void,
+    child: *mut pg_sys::PlanState,
     index: usize,
-    /// The same as the node has it, where there is a child.
-    pub result: i32,
-    /// Rows that may still be put on it.
-    pub left: u64,
-    pub rows: u64,
-    pub operation: Operation,
+    binding: &Rc<Binding>,
+    operation: Operation,
     place: Place,
-    binding: Option<Rc<Binding>>,
-}
-
-static TAB: BackendLocal<Tab> = BackendLocal::new(Tab {
-    owner: core::ptr::null_mut(),
-    child: core::ptr::null_mut(),
-    index: 0,
-    result: 0,
-    left: 0,
-    rows: 0,
-    operation: Operation::Update,
-    place: Place { statement: 0, level: 0 },
-    binding: None,
-});
-
-/// The tab that is open. It is read and written for each row, also in plain old frames, so it is not borrowed: nobody
-/// makes a reference of it that lives across a call.
-#[inline(always)]
-pub const fn tab() -> *mut Tab {
-    TAB.get()
-}
-
-/// Opens a tab for a node's further rows of one relation, if nothing but the limits has a say about them.
-pub fn open_tab(modify: &mut ModifyNode, index: usize, binding: &Rc<Binding>, operation: Operation, place: Place) {
-    if overrides::has_say(place.statement) || overrides::is_undoing() || !settings::enabled() {
+) {
+    if rehearsing::is_on() || overrides::bounds(place.statement) || in_progress::is_on() || !settings::enabled() {
         return;
     }
     let charges = binding.charges(operation);
@@ -141,67 +110,42 @@ pub fn open_tab(modify: &mut ModifyNode, index: usize, binding: &Rc<Binding>, op
     let ledger = ledger();
     let left = charges.iter().map(|charge| ledger.left(charge.meter, place.statement)).min().unwrap_or(u64::MAX);
     drop(ledger);
-    let child = if modify.only_counts() { modify.child } else { core::ptr::null_mut() };
-    let owner = core::ptr::from_mut(modify);
     let result = i32::try_from(index).unwrap_or(-1);
-    let new = Tab { owner, child, index, result, left, rows: 0, operation, place, binding: Some(Rc::clone(binding)) };
-    // SAFETY: as `tab` says; what the old one held is put down without coming back here.
-    unsafe { *tab() = new };
+    uncharged::open(Run {
+        owner,
+        child,
+        index,
+        result,
+        left,
+        rows: 0,
+        operation,
+        place,
+        binding: Some(Rc::clone(binding)),
+    });
 }
 
-/// Puts a row on the tab, where that is open for it.
-#[inline]
-pub fn put_on_tab(modify: &ModifyNode, index: usize, operation: Operation) -> bool {
-    // SAFETY: as `tab` says.
-    unsafe {
-        let tab = tab();
-        let is_open = core::ptr::eq((*tab).owner, modify) && (*tab).left > 0;
-        if !is_open || (*tab).index != index || (*tab).operation != operation {
-            return false;
-        }
-        (*tab).left -= 1;
-        (*tab).rows += 1;
-    }
-    true
-}
-
-/// Puts what is on the tab into the meters, and closes it.
+/// Charges what is in the run, and closes it.
 #[inline]
 fn settle() {
-    // SAFETY: as `tab` says.
-    let rows = unsafe {
-        let tab = tab();
-        (*tab).owner = core::ptr::null_mut();
-        (*tab).child = core::ptr::null_mut();
-        (*tab).left = 0;
-        (*tab).rows
-    };
-    if rows > 0 {
+    if uncharged::close() > 0 {
         settle_rows();
     }
 }
 
-/// The owner of a tab goes; its address may be another's soon.
-pub fn close_tab(owner: *mut ModifyNode) {
-    // SAFETY: as `tab` says.
-    if unsafe { (*tab()).owner } == owner {
+/// The owner of a run goes; its address may be another's soon.
+pub fn close_run(owner: *mut c_void) {
+    if uncharged::owner() == owner {
         settle();
     }
 }
 
 #[cold]
 fn settle_rows() {
-    // SAFETY: as `tab` says.
-    let (rows, operation, place, binding) = unsafe {
-        let tab = tab();
-        let rows = (*tab).rows;
-        (*tab).rows = 0;
-        (rows, (*tab).operation, (*tab).place, (*tab).binding.take())
-    };
+    let (rows, operation, place, binding) = uncharged::take();
     let Some(binding) = binding else { return };
     let mut ledger = LEDGER.borrow();
     ledger.charge(binding.rows, rows, place, goes_on);
-    if !overrides::is_rehearsing() {
+    if !rehearsing::is_on() {
         counters::count(binding.stat, operation, rows, place.statement);
     }
     for charge in binding.charges(operation) {
@@ -276,7 +220,7 @@ fn look_up(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, F
 #[inline]
 pub fn binding_to_count(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc<Binding>>, Failure> {
     let binding = binding(relation, actor)?;
-    if binding.is_none() && capture::wants_everything() {
+    if binding.is_none() && account::counts_everything() {
         return Ok(relation_name(relation).map(counting));
     }
     if statement::is_executing() && binding.as_ref().is_none_or(|binding| binding.policies().next().is_none()) {
@@ -289,7 +233,7 @@ pub fn binding_to_count(relation: pg_sys::Oid, actor: Actor) -> Result<Option<Rc
 #[inline]
 pub fn is_counted(binding: &Binding, operations: &[Operation]) -> bool {
     operations.iter().any(|operation| !binding.charges(*operation).is_empty())
-        || capture::wants_everything()
+        || account::counts_everything()
         || statement::is_executing() && binding.policies().next().is_none() && overrides::is_reviewed(&binding.name)
 }
 
@@ -407,47 +351,59 @@ pub fn roll_back(level: i32) {
     rate::rolled_back(&ledger);
 }
 
-/// Charges rows to a relation's budgets. Null: they may stay; otherwise what to raise.
+/// What a charge came to.
+pub enum Verdict {
+    /// The rows are within every limit.
+    Within,
+    /// The guard is switched off; nothing was charged.
+    Off,
+    /// The budget at that place among the relation's was charged with so many rows, and went past the limit or has further
+    /// ones. Those after it were not charged: [`charge_from`] goes on.
+    Past { at: usize, past: Option<Past>, rows: u64 },
+    /// All was charged, for a rehearsal.
+    Rehearsed { rows: u64 },
+    /// All was charged, and it is more than was reviewed.
+    Reviewed,
+}
+
+/// Charges rows to a relation's budgets.
 ///
-/// Runs for each row that is not on a tab: no allocation, no lock, nothing that raises, unless a limit is passed.
+/// Runs for each row that joins no run: no allocation, no lock, nothing that raises.
 #[inline]
-pub fn charge(
-    binding: &Binding,
-    operation: Operation,
-    rows: u64,
-    place: Place,
-    estimate: Estimate,
-) -> *mut PendingError {
-    let rows = if overrides::is_undoing() { overrides::beyond_undo(&binding.name, rows) } else { rows };
+pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place) -> Verdict {
+    let rows = if in_progress::is_on() { in_progress::beyond(&binding.name, rows) } else { rows };
     if rows == 0 {
-        return core::ptr::null_mut();
+        return Verdict::Within;
     }
     if !settings::enabled() {
-        return violation::switched_off(binding, operation, place);
+        return Verdict::Off;
     }
     settle();
     LEDGER.borrow().charge(binding.rows, rows, place, goes_on);
-    if !overrides::is_rehearsing() {
+    if !rehearsing::is_on() {
         counters::count(binding.stat, operation, rows, place.statement);
     }
-    for charge in binding.charges(operation) {
-        let beyond = LEDGER.borrow().charge(charge.meter, rows, place, goes_on);
-        if (beyond.is_some() || charge.more.is_some()) && !overrides::is_lifted(charge.meter, place.statement) {
-            let raise = violation::limit(binding, operation, charge, beyond, rows, place, estimate);
-            if !raise.is_null() {
-                return raise;
-            }
+    charge_from(0, binding, operation, rows, place)
+}
+
+/// Charges rows to the budgets from that place on.
+#[inline]
+pub fn charge_from(from: usize, binding: &Binding, operation: Operation, rows: u64, place: Place) -> Verdict {
+    for (at, charge) in binding.charges(operation).iter().enumerate().skip(from) {
+        let past = LEDGER.borrow().charge(charge.meter, rows, place, goes_on);
+        if (past.is_some() || charge.more.is_some()) && !overrides::is_lifted(charge.meter, place.statement) {
+            return Verdict::Past { at, past, rows };
         }
     }
-    if overrides::is_rehearsing() {
-        return violation::rehearsed(binding, operation, rows, place);
+    if rehearsing::is_on() {
+        return Verdict::Rehearsed { rows };
     }
     if overrides::is_granted(place.statement)
         && !overrides::within_grant(&ledger(), place.statement, binding.rows, &binding.name)
     {
-        return violation::review(binding, operation, place, estimate);
+        return Verdict::Reviewed;
     }
-    core::ptr::null_mut()
+    Verdict::Within
 }
 
 /// Runs what may find that nothing can be decided. While the guard is switched off that is no reason to refuse.
@@ -477,15 +433,8 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
 /// The transaction is over. `kept`: it committed, or was prepared for it; what it took of rates stays spent.
 pub fn end_transaction(kept: bool) {
     rate::end_transaction(kept);
-    // SAFETY: as `tab` says.
-    let binding = unsafe {
-        let tab = tab();
-        (*tab).owner = core::ptr::null_mut();
-        (*tab).child = core::ptr::null_mut();
-        ((*tab).left, (*tab).rows) = (0, 0);
-        (*tab).binding.take()
-    };
-    drop(binding);
+    uncharged::close();
+    drop(uncharged::take());
     let mut ledger = LEDGER.borrow();
     ledger.end_transaction();
     let mut book = book();

@@ -7,19 +7,10 @@
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-/// Serial number of a statement or a transaction; 0 is none.
-pub type Serial = u64;
+use crate::words::{Place, Serial};
 
 /// Place of a meter in the ledger.
 pub type MeterId = usize;
-
-/// Where rows are charged: the running statement and the subtransaction it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    pub statement: Serial,
-    /// Nesting level as PostgreSQL counts it: 1 is the transaction itself.
-    pub level: i32,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Frame {

@@ -1,8 +1,8 @@
 //! Which budgets a relation's rows are charged to, and the charge.
 //!
-//! `charge` finds a relation's `binding` and charges it; `ledger` (pure) has the numbers by statement and transaction.
+//! `charge` finds a relation's `binding` and charges it, which gives a verdict; `ledger` (pure) has the numbers by statement and transaction.
 //! `extra_limits` are the limits that not every policy has: `rate` takes from buckets in shared memory (`rate_memory`, by the
-//! rule in `gcra`, pure), `transaction_block` knows whether the client opened one. `observe` records at the end of a statement
+//! rule in `gcra`, pure). `uncharged` is the run of rows that are within every limit and not charged yet. `observe` records at the end of a statement
 //! what a policy that refuses nothing let pass.
 //!
 //! What goes out says how much is past which limit. What happens then is decided in `verdict`.
@@ -15,4 +15,4 @@ pub mod ledger;
 pub mod observe;
 pub mod rate;
 pub mod rate_memory;
-pub mod transaction_block;
+pub mod uncharged;

@@ -5,13 +5,6 @@
 //! rows freezes as it is then. Rehearsals nest, and each has an account of its own: what an inner one does is taken
 //! back before the outer one goes on.
 
-use core::ptr;
-use std::collections::BTreeMap;
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-use serde_json::value::RawValue;
-
 use crate::error::Error;
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -21,7 +14,14 @@ use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::session::settings;
 use crate::undo::capture::row_format::{attribute, is_stored};
+use crate::undo::in_progress;
 use crate::words::RelationName;
+use core::ptr;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use serde_json::value::RawValue;
 
 /// What a rehearsal wants to know.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +113,13 @@ pub fn is_open() -> bool {
 #[inline]
 pub fn wants_everything() -> bool {
     open_accounts().last().is_some_and(|open| open.wanted.everything)
+}
+
+/// Whether rows of every table are counted, covered or not: for an account, or because an undo may change no others than those
+/// that it puts back.
+#[inline]
+pub fn counts_everything() -> bool {
+    wants_everything() || in_progress::is_on()
 }
 
 /// Whether the open account would show another row of that relation.

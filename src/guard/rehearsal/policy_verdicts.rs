@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::extra_limits::Charged;
-use crate::guard::limits::ledger::{Ledger, Place, Serial};
-use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::guard::limits::ledger::Ledger;
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::policy::table::Loaded;
-use crate::words::{Operation, RelationName};
+use crate::words::{Operation, Place, RelationName, Serial};
 
 /// A policy that covers something which a rehearsal changed.
 #[derive(Debug)]
@@ -29,8 +29,21 @@ fn concerns() -> Borrowed<Vec<Concern>> {
     CONCERNS.borrow()
 }
 
+static REFUSED_WITHOUT_ROWS: BackendCell<bool> = BackendCell::new(false);
+
+/// What is rehearsed would be refused even if it changed no row.
+pub fn note_refused_without_rows() {
+    REFUSED_WITHOUT_ROWS.set(true);
+}
+
+/// Whether the last rehearsal met something that is refused whatever number of rows it changes.
+pub fn is_refused_without_rows() -> bool {
+    REFUSED_WITHOUT_ROWS.get()
+}
+
 /// A rehearsal begins. Gives what [`end`] wants back: one may be inside another.
 pub fn begin() -> Vec<Concern> {
+    REFUSED_WITHOUT_ROWS.set(false);
     core::mem::take(&mut *concerns())
 }
 

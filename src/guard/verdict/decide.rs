@@ -1,31 +1,28 @@
 //! What happens past a limit: an override in order lifts it for this statement, anything else is refused and recorded.
 
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-
 use super::overrides;
 use crate::error::{Error, LetPass, Over, WayOut, request_call};
 use crate::event::at_commit::record_at_commit;
-use crate::event::queue;
 use crate::event::rate_limit::{self, Class};
 use crate::event::record::{Event, Kind};
-use crate::event::statement::{hinted, tells_all};
-use crate::guard::limits::ledger::{MeterId, Past, Place, Serial};
+use crate::event::statement::{hinted, is_kept_whole, tells_all};
+use crate::guard::limits::ledger::{MeterId, Past};
 use crate::guard::limits::observe::{Counted, Noted};
-use crate::guard::statement;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
 use crate::policy::model::Policy;
 use crate::policy::table::Loaded;
-use crate::session::actor;
+use crate::session::{actor, statement};
 use crate::token::claims::SIGN_AGAIN;
 use crate::token::grant::{Grant, Source};
 use crate::token::statement::StatementHash;
 use crate::token::{check, required_approvals};
 use crate::undo::capture::row_capture;
-use crate::words::{Mode, Operation, Override, RelationName, Scope, count, duration};
+use crate::words::{Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
+use std::rc::Rc;
+
+use pgrx::pg_sys;
 
 /// A write that went past a limit.
 pub struct Attempt<'a> {
@@ -127,7 +124,7 @@ fn hash_parameters(hash: &mut StatementHash) -> Result<(), ffi::PgError> {
 
 fn spend(token: &str, attempt: &Attempt<'_>) -> Result<Grant, Failure> {
     let mut hash = StatementHash::default();
-    if !statement::hash_text(&mut hash) {
+    if !statement::whole_text(|part| hash.text(part)) {
         let error = Error::TokenRefused {
             request: None,
             reason: "the whole text of the statement is not at hand any more".into(),
@@ -243,6 +240,7 @@ fn check_source(source: &Source, attempt: &Attempt<'_>) -> Result<(), Failure> {
 
 fn lift(attempt: &Attempt<'_>, source: Option<&Source>) -> Result<(), Failure> {
     row_capture::check(attempt.place.statement)?;
+    row_capture::overridden(attempt.place.statement);
     let mut event = Event::new(Kind::Overridden);
     describe(&mut event, attempt);
     event.approval = source.and_then(Source::request);
@@ -273,7 +271,7 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
             let excerpt = statement::excerpt();
             WayOut::Request {
                 // The event is no request of its own where it lacks a part of the statement.
-                event: id.filter(|_| tells_all() && excerpt.is_kept_whole() && excerpt.is_shown_exactly()),
+                event: id.filter(|_| tells_all() && is_kept_whole(&excerpt) && excerpt.is_shown_exactly()),
                 statement: hinted(&excerpt),
                 parameters: statement::parameter_count(),
             }
@@ -296,7 +294,7 @@ fn refuse_token<T>(attempt: &Attempt<'_>, error: Error) -> Result<T, Failure> {
         Some(detail) => format!("{error}. {detail}"),
         None => error.to_string(),
     });
-    queue::record_and_wait(&event)?;
+    rate_limit::record_and_wait(&event)?;
     Err(Failure::Ours(error))
 }
 
@@ -307,7 +305,7 @@ fn record_once(event: &Event, attempt: &Attempt<'_>) -> Result<Option<i64>, ffi:
     if let Some((_, _, id)) = state().refused.iter().find(|(of, refused, _)| (*of, *refused) == (statement, meter)) {
         return Ok(*id);
     }
-    let id = queue::record_and_wait(event)?;
+    let id = rate_limit::record_and_wait(event)?;
     state().refused.push((statement, meter, id));
     Ok(id)
 }

@@ -8,21 +8,19 @@
 //!
 //! Not seen: a command that a rule replaces by nothing. It runs nothing at all, and leaves the expectation as it is.
 
-use core::ffi::c_char;
-use core::ptr;
-
-use pgrx::pg_sys;
-
 use crate::error::Error;
-use crate::event::queue;
+use crate::event::rate_limit;
 use crate::event::record::{Event, Kind};
-use crate::guard::statement;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::{PendingError, guarded};
 use crate::pg::ffi;
 use crate::policy::{catalog, relation};
-use crate::session::expectation;
+use crate::session::{expectation, portal, settings, statement, xact};
 use crate::words::RelationName;
+use core::ffi::c_char;
+use core::ptr;
+
+use pgrx::pg_sys;
 
 /// A string that queries are known by, and the nest level of the transaction that it was noted in: after an error its
 /// memory may be somebody else's.
@@ -114,7 +112,7 @@ unsafe fn sets_tag(statement: *const pg_sys::PlannedStmt) -> bool {
 pub unsafe fn starting(query_desc: *const pg_sys::QueryDesc, eflags: i32) {
     // SAFETY: the caller's promise; a client's portal is alive while it runs.
     unsafe {
-        let portal = statement::clients_portal();
+        let portal = portal::clients_portal();
         if portal.is_null() || eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 != 0 {
             return;
         }
@@ -137,7 +135,7 @@ pub unsafe fn starting(query_desc: *const pg_sys::QueryDesc, eflags: i32) {
             }
         }
         let expected = expectation::use_up();
-        statement::touch();
+        xact::touch();
         let mut state = state();
         (state.command, state.expected, state.replaced) = (Source::note(text), expected, replaced);
     }
@@ -165,14 +163,14 @@ pub unsafe fn after_run(query_desc: *const pg_sys::QueryDesc) -> *mut PendingErr
             let rows = (*(*query_desc).estate).es_processed;
             return decide(operation, expected, rows, || target(plan));
         }
-        let portal = statement::clients_portal();
+        let portal = portal::clients_portal();
         let tag = if portal.is_null() { None } else { word_of_tag((*portal).commandTag) };
         decide(tag.unwrap_or_default(), expected, 0, || None)
     }
 }
 
 /// Before a utility command of the client's runs while something is expected. Gives what an EXECUTE has to meet, else
-/// [`expectation::NOTHING`].
+/// [`settings::NO_EXPECTATION`].
 ///
 /// # Safety
 /// Called from the outermost frame.
@@ -181,8 +179,8 @@ pub unsafe fn utility_starting(command: *mut pg_sys::Node) -> i32 {
     state().explained = Source::NONE;
     // SAFETY: the caller's promise; a node is what its type says.
     unsafe {
-        if statement::clients_portal().is_null() {
-            return expectation::NOTHING;
+        if portal::clients_portal().is_null() {
+            return settings::NO_EXPECTATION;
         }
         match (*command).type_ {
             pg_sys::NodeTag::T_ExecuteStmt => {
@@ -200,14 +198,14 @@ pub unsafe fn utility_starting(command: *mut pg_sys::Node) -> i32 {
                 {
                     let source = prepared((*query).utilityStmt.cast());
                     if !source.is_null() {
-                        statement::touch();
+                        xact::touch();
                         state().explained = Source::note((*source).query_string);
                     }
                 }
             }
             _ => {}
         }
-        expectation::NOTHING
+        settings::NO_EXPECTATION
     }
 }
 
@@ -306,7 +304,7 @@ fn decide(
         event.tell_statement(&statement::excerpt());
         match catalog::installed() {
             Ok(true) => {
-                queue::record_and_wait(&event)?;
+                rate_limit::record_and_wait(&event)?;
             }
             // There is no table to store it in.
             Ok(false) => event.log(),

@@ -2,19 +2,18 @@
 //!
 //! A lift belongs to the statement and to the subtransaction it was made in. When that is rolled back the lift goes with it, as
 //! does the use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same
-//! commit. A rehearsal lifts everything until it is taken back; an undo lifts it for as many rows as it puts back.
-
-use rustc_hash::{FxBuildHasher, FxHashMap};
+//! commit. A rehearsal lifts everything until it is taken back.
 
 use crate::error::Error;
 use crate::event::record::{Event, top_xid};
 use crate::event::store::{at_the_end, insert};
-use crate::guard::limits::ledger::{Ledger, MeterId, Serial};
+use crate::guard::limits::ledger::{Ledger, MeterId};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
-use crate::pg::ffi;
-use crate::session::actor;
+use crate::session::{actor, rehearsing};
 use crate::token::grant::{Grant, Source};
 use crate::undo::capture::store::{self, Overridden};
+use crate::words::Serial;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 struct Lift {
     meter: MeterId,
@@ -44,37 +43,20 @@ struct Granted {
     tables: Vec<(MeterId, Option<u64>)>,
 }
 
-/// What an undo may change, whatever limits say.
-struct Undo {
-    level: i32,
-    /// Places in `left`, by qualified table name.
-    tables: FxHashMap<String, usize>,
-    /// Rows that are left.
-    left: Vec<u64>,
-}
-
 struct State {
-    undo: Option<Undo>,
     lifts: Vec<Lift>,
     /// The same by statement: one transaction may have tens of thousands of them.
     lifted: FxHashMap<Serial, Vec<MeterId>>,
     /// Bytes of the statements that their events tell.
     told: usize,
     granted: Vec<Granted>,
-    /// The subtransactions in which a statement is run to be taken back: nothing is refused in them.
-    rehearsals: Vec<i32>,
-    /// The last rehearsal met something that is refused whatever number of rows it changes.
-    refused_without_rows: bool,
 }
 
 static STATE: BackendLocal<State> = BackendLocal::new(State {
-    undo: None,
     lifts: Vec::new(),
     lifted: FxHashMap::with_hasher(FxBuildHasher),
     told: 0,
     granted: Vec::new(),
-    rehearsals: Vec::new(),
-    refused_without_rows: false,
 });
 
 #[track_caller]
@@ -87,12 +69,12 @@ fn state() -> Borrowed<State> {
 #[inline]
 pub fn is_lifted(meter: MeterId, statement: Serial) -> bool {
     let lifted = || state().lifted.get(&statement).is_some_and(|meters| meters.contains(&meter));
-    is_rehearsing() || lifted() && (actor::flag() || executed_by(statement).is_some())
+    rehearsing::is_on() || lifted() && (actor::flag() || executed_by(statement).is_some())
 }
 
 /// Whether more than the limits decides about a statement's further rows.
-pub fn has_say(statement: Serial) -> bool {
-    is_rehearsing() || is_granted(statement) || has_lift(statement)
+pub fn bounds(statement: Serial) -> bool {
+    is_granted(statement) || has_lift(statement)
 }
 
 /// Whether a statement lifted anything, so that its count is needed until the transaction ends.
@@ -111,28 +93,6 @@ pub fn is_granted(statement: Serial) -> bool {
     state().granted.iter().any(|granted| granted.statement == statement)
 }
 
-/// Whether a statement is run to be taken back.
-pub fn is_rehearsing() -> bool {
-    !state().rehearsals.is_empty()
-}
-
-/// Nothing is refused until the subtransaction that was just begun is rolled back, whichever way that comes about.
-pub fn begin_rehearsal() {
-    state().refused_without_rows = false;
-    // SAFETY: reads a static.
-    state().rehearsals.push(unsafe { ffi::GetCurrentTransactionNestLevel() });
-}
-
-/// What is rehearsed would be refused even if it changed no row.
-pub fn note_refused_without_rows() {
-    state().refused_without_rows = true;
-}
-
-/// Whether the last rehearsal met something that is refused whatever number of rows it changes.
-pub fn is_refused_without_rows() -> bool {
-    state().refused_without_rows
-}
-
 /// Who gave the token that was accepted for this statement, if that still lifts anything.
 pub fn granted_by(statement: Serial) -> Option<Source> {
     let flag = actor::flag();
@@ -148,43 +108,6 @@ fn source(statement: Serial, lifts: impl Fn(&Granted) -> bool) -> Option<Source>
     let state = state();
     let mut granted = state.granted.iter();
     granted.find(|granted| granted.statement == statement && lifts(granted)).map(|granted| granted.grant.source.clone())
-}
-
-/// An undo begins: of each of these groups of tables (a table with its partitions) it may change so many rows.
-pub fn begin_undo(bounds: Vec<(Vec<String>, u64)>) {
-    let (mut tables, mut left) = (FxHashMap::default(), Vec::with_capacity(bounds.len()));
-    for (names, rows) in bounds {
-        tables.extend(names.into_iter().map(|name| (name, left.len())));
-        left.push(rows);
-    }
-    // SAFETY: reads a static.
-    state().undo = Some(Undo { level: unsafe { ffi::GetCurrentTransactionNestLevel() }, tables, left });
-}
-
-/// The undo is over.
-pub fn end_undo() {
-    state().undo = None;
-}
-
-/// Whether rows are being put back.
-#[inline]
-pub fn is_undoing() -> bool {
-    state().undo.is_some()
-}
-
-/// Whether rows of the table of that name are being put back.
-pub fn is_undoing_table(name: &str) -> bool {
-    state().undo.as_ref().is_some_and(|undo| undo.tables.contains_key(name))
-}
-
-/// How many of the rows that were just changed are not the undo's own: triggers and cascades may have changed others.
-pub fn beyond_undo(name: &str, rows: u64) -> u64 {
-    let mut state = state();
-    let Some(undo) = &mut state.undo else { return rows };
-    let Some(left) = undo.tables.get(name).and_then(|place| undo.left.get_mut(*place)) else { return rows };
-    let own = rows.min(*left);
-    *left -= own;
-    rows - own
 }
 
 /// Lifts a policy for a statement; once is enough. `event` is what the commit will record.
@@ -292,10 +215,6 @@ pub fn roll_back(level: i32) {
         stays
     });
     state.granted.retain(|granted| granted.level < level);
-    state.rehearsals.retain(|begun| *begun < level);
-    if state.undo.as_ref().is_some_and(|undo| undo.level >= level) {
-        state.undo = None;
-    }
 }
 
 /// A subtransaction of this level was released.
@@ -344,13 +263,11 @@ pub fn before_commit(ledger: Borrowed<Ledger>) -> Result<(), Error> {
 /// The transaction is over.
 pub fn end_transaction() {
     let mut state = state();
-    if state.lifts.is_empty() && state.granted.is_empty() && state.rehearsals.is_empty() && state.undo.is_none() {
+    if state.lifts.is_empty() && state.granted.is_empty() {
         return;
     }
     state.lifts.clear();
     state.lifted.clear();
     state.told = 0;
     state.granted.clear();
-    state.rehearsals.clear();
-    state.undo = None;
 }

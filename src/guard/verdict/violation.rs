@@ -4,23 +4,63 @@
 use super::decide::{self, Attempt};
 use super::overrides;
 use crate::guard::limits::binding::{Binding, Charge};
-use crate::guard::limits::charge;
+use crate::guard::limits::charge::{self, Verdict};
 use crate::guard::limits::extra_limits::Charged;
-use crate::guard::limits::ledger::{Past, Place, Serial};
+use crate::guard::limits::ledger::Past;
 use crate::guard::limits::observe::{self, Counted};
 use crate::guard::rehearsal::policy_verdicts;
-use crate::guard::statement;
 use crate::guard::where_clause::scan_filters::Estimate;
 use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::pg::ffi::PgError;
-use crate::session::settings;
+use crate::session::{rehearsing, settings, statement};
 use crate::stat::counters;
-use crate::words::Operation;
+use crate::words::{Operation, Place, Serial};
+
+/// Charges rows to a relation's budgets and decides about what is past a limit. Null: they may stay; otherwise what to raise.
+#[inline]
+pub fn charge(
+    binding: &Binding,
+    operation: Operation,
+    rows: u64,
+    place: Place,
+    estimate: Estimate,
+) -> *mut PendingError {
+    match charge::charge(binding, operation, rows, place) {
+        Verdict::Within => core::ptr::null_mut(),
+        verdict => follow(verdict, binding, operation, place, estimate),
+    }
+}
+
+#[cold]
+fn follow(
+    mut verdict: Verdict,
+    binding: &Binding,
+    operation: Operation,
+    place: Place,
+    estimate: Estimate,
+) -> *mut PendingError {
+    loop {
+        verdict = match verdict {
+            Verdict::Within => return core::ptr::null_mut(),
+            Verdict::Off => return switched_off(binding, operation, place),
+            Verdict::Rehearsed { rows } => return rehearsed(binding, operation, rows, place),
+            Verdict::Reviewed => return review(binding, operation, place, estimate),
+            Verdict::Past { at, past, rows } => {
+                if let Some(charge) = binding.charges(operation).get(at) {
+                    let raise = limit(binding, operation, charge, past, rows, place, estimate);
+                    if !raise.is_null() {
+                        return raise;
+                    }
+                }
+                charge::charge_from(at + 1, binding, operation, rows, place)
+            }
+        };
+    }
+}
 
 /// Records a covered write that runs while the guard is switched off, once per statement.
-#[cold]
-pub fn switched_off(binding: &Binding, operation: Operation, place: Place) -> *mut PendingError {
-    if overrides::is_rehearsing() || decide::knows_disabled(place.statement) {
+fn switched_off(binding: &Binding, operation: Operation, place: Place) -> *mut PendingError {
+    if rehearsing::is_on() || decide::knows_disabled(place.statement) {
         return core::ptr::null_mut();
     }
     guarded(|| {
@@ -30,8 +70,7 @@ pub fn switched_off(binding: &Binding, operation: Operation, place: Place) -> *m
 }
 
 /// Decides about a charge that went past a limit, or that has further ones.
-#[cold]
-pub fn limit(
+fn limit(
     binding: &Binding,
     operation: Operation,
     charge: &Charge,
@@ -69,8 +108,7 @@ pub fn limit(
 }
 
 /// Notes what the policies of rows that a rehearsal has charged say to them.
-#[cold]
-pub fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -> *mut PendingError {
+fn rehearsed(binding: &Binding, operation: Operation, rows: u64, place: Place) -> *mut PendingError {
     guarded(|| {
         binding
             .charges(operation)
@@ -129,7 +167,7 @@ fn look_on(
 /// # Errors
 /// As for [`note`].
 pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) -> Result<(), PgError> {
-    if overrides::is_rehearsing() || !settings::enabled() {
+    if rehearsing::is_on() || !settings::enabled() {
         return Ok(());
     }
     // SAFETY: called while the client's command is about to run, or runs.
@@ -164,8 +202,7 @@ pub fn note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) -> 
 }
 
 /// Refuses rows beyond what was reviewed.
-#[cold]
-pub fn review(binding: &Binding, operation: Operation, place: Place, estimate: Estimate) -> *mut PendingError {
+fn review(binding: &Binding, operation: Operation, place: Place, estimate: Estimate) -> *mut PendingError {
     guarded(|| {
         let charges = binding.charges(operation);
         let Some(charge) = charges.iter().find(|charge| charge.policy.policy.mode.refuses()).or(charges.first()) else {

@@ -63,8 +63,7 @@ impl Condition {
 mod tests {
     use proptest::prelude::*;
 
-    use crate::guard::where_clause::condition::Condition;
-    use crate::guard::where_clause::condition::Condition::{Blind, Known, Narrows};
+    use super::Condition::{self, Blind, Known, Narrows};
 
     const TRUE: Condition = Condition::TRUE;
     const FALSE: Condition = Condition::FALSE;

@@ -3,23 +3,22 @@
 //! Decided when the executor has started and before the first row, so nothing is counted yet; a flag or a token lifts it as
 //! it lifts a limit.
 
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-
 use super::plan_path::Step;
 use super::scan_filters;
 use crate::guard::limits::binding::{Binding, Charge};
-use crate::guard::limits::ledger::{Past, Place};
+use crate::guard::limits::ledger::Past;
 use crate::guard::limits::observe::Counted;
 use crate::guard::rehearsal::policy_verdicts;
-use crate::guard::statement;
 use crate::guard::verdict::decide::{self, Attempt};
-use crate::guard::verdict::{overrides, violation};
+use crate::guard::verdict::violation;
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::ereport::Failure;
-use crate::session::{actor, settings};
-use crate::words::Operation;
+use crate::session::{actor, rehearsing, settings, statement};
+use crate::undo::in_progress;
+use crate::words::{Operation, Place};
+use std::rc::Rc;
+
+use pgrx::pg_sys;
 
 /// Room for the path to a scan, used again and again.
 static PATH: BackendLocal<Vec<Step>> = BackendLocal::new(Vec::new());
@@ -93,16 +92,16 @@ unsafe fn look_for_whole_scans(
 /// Refuses a write that would scan a whole table, unless each policy that wants a condition is lifted. It belongs to the
 /// client's command that is about to run.
 fn refuse_whole(binding: &Binding, operation: Operation, estimate: Option<u64>) -> Result<(), Failure> {
-    if overrides::is_undoing() {
+    if in_progress::is_on() {
         return Ok(());
     }
     let wanting = || binding.charges(operation).iter().filter(|charge| charge.policy.policy.require_where);
-    if overrides::is_rehearsing() {
+    if rehearsing::is_on() {
         for charge in wanting() {
             policy_verdicts::note(&charge.policy, &binding.relation, operation, true, None);
         }
         if wanting().any(|charge| charge.policy.policy.mode.refuses()) {
-            overrides::note_refused_without_rows();
+            policy_verdicts::note_refused_without_rows();
         }
         return Ok(());
     }

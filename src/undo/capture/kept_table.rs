@@ -154,8 +154,7 @@ struct MadeFrom {
     functions: FxHashSet<u32>,
 }
 
-/// A relation changed. Called at any moment; raises nothing.
-pub fn relation_changed(relation: pg_sys::Oid) {
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     if relation == pg_sys::InvalidOid || MADE_FROM.borrow().relations.contains(&u32::from(relation)) {
         STALE.set(true);
     }
@@ -176,7 +175,7 @@ unsafe extern "C-unwind" fn function_changed(_argument: pg_sys::Datum, _cache: i
     }
 }
 
-/// Registers for invalidations, once per backend that keeps rows. Of relations, `policy::catalog` hears.
+/// Registers for invalidations, once per backend that keeps rows.
 fn register() {
     if REGISTERED.replace(true) {
         return;
@@ -185,6 +184,7 @@ fn register() {
     let nothing = pg_sys::Datum::from(0);
     // SAFETY: the callbacks live as long as the process and never raise.
     unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
         pg_sys::CacheRegisterSyscacheCallback(types as i32, Some(type_changed), nothing);
         pg_sys::CacheRegisterSyscacheCallback(functions as i32, Some(function_changed), nothing);
     }

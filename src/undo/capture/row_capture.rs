@@ -7,26 +7,22 @@
 //!
 //! A row that could not be kept is remembered as such: the override is then refused rather than left without its rows.
 
-use core::ptr;
-
-use pgrx::{IntoDatum, pg_sys};
-use rustc_hash::FxHashSet;
-
 use super::kept_table;
 use super::row_format::Image;
 use super::statement_tables::{Filed, Tables};
 use crate::error::Error;
-use crate::guard::limits::binding::Binding;
-use crate::guard::limits::ledger::Serial;
-use crate::guard::statement;
-use crate::guard::verdict::overrides;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::ffi;
 use crate::pg::row_version::Versions;
 use crate::policy::model::Keep;
-use crate::session::{actor, settings};
-use crate::words::{Operation, RelationName};
+use crate::session::{actor, rehearsing, settings, statement, xact};
+use crate::undo::in_progress;
+use crate::words::{Operation, RelationName, Serial};
+use core::ptr;
+
+use pgrx::{IntoDatum, pg_sys};
+use rustc_hash::{FxBuildHasher, FxHashSet};
 
 /// Rows that were kept one after the other in a statement and a subtransaction.
 pub struct Span {
@@ -78,8 +74,8 @@ struct State {
     spans: Vec<Span>,
     statements: Vec<Kept>,
     lost: Vec<Lost>,
-    /// The change that is being taken back, and how long that is kept. Only while `overrides` says that rows are put back.
-    undo: Option<(i64, Keep)>,
+    /// Statements that were overridden: their rows stay until the commit.
+    overridden: FxHashSet<Serial>,
 }
 
 /// What an undo keeps is a change of its own, whatever else the statement does that calls it: its serial is this with the
@@ -93,7 +89,7 @@ static STATE: BackendLocal<State> = BackendLocal::new(State {
     spans: Vec::new(),
     statements: Vec::new(),
     lost: Vec::new(),
-    undo: None,
+    overridden: FxHashSet::with_hasher(FxBuildHasher),
 });
 
 #[track_caller]
@@ -103,13 +99,7 @@ fn state() -> Borrowed<State> {
 
 /// Whether a statement that starts now may turn out to be overridden, or keeps its rows anyway.
 pub fn is_wanted() -> bool {
-    !overrides::is_rehearsing() && (actor::flag() || statement::is_executing() || settings::capture_undo())
-}
-
-/// Rows of a change are put back: what that writes is kept as well.
-pub fn begin_undo(change: i64, keep: Keep) {
-    statement::touch();
-    state().undo = Some((change, keep));
+    !rehearsing::is_on() && (actor::flag() || statement::is_executing() || settings::capture_undo())
 }
 
 /// Whether a transaction has kept rows.
@@ -118,18 +108,17 @@ pub fn any() -> bool {
 }
 
 /// Whether a statement may still turn out to be overridden, or was.
-fn may_matter(statement: Serial) -> bool {
-    statement & UNDO != 0 || statement::may_resume(statement) || overrides::has_lift(statement)
+fn may_matter(overridden: &FxHashSet<Serial>, statement: Serial) -> bool {
+    statement & UNDO != 0 || statement::may_resume(statement) || overridden.contains(&statement)
 }
 
 /// Rows of a relation that a policy wants kept are changed without being kept.
 pub fn lose(statement: Serial, relation: &RelationName, reason: Reason) {
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-    statement::touch();
-    let mut state = state();
-    let lost = &mut state.lost;
-    lost.retain(|lost| lost.statement == statement || may_matter(lost.statement));
+    xact::touch();
+    let State { lost, overridden, .. } = &mut *state();
+    lost.retain(|lost| lost.statement == statement || may_matter(overridden, lost.statement));
     let known = |one: &Lost| one.statement == statement && one.level == level && one.relation == *relation;
     if !lost.iter().any(known) {
         lost.push(Lost { statement, level, relation: relation.clone(), reason });
@@ -164,6 +153,21 @@ pub fn check(statement: Serial) -> Result<(), Error> {
     Err(Error::Undecided { reason: reason.into(), hint, relation: Some(lost.relation.clone()) })
 }
 
+/// A statement is overridden: what it changes is kept until the commit.
+pub fn overridden(statement: Serial) {
+    state().overridden.insert(statement);
+}
+
+/// The relation that a row is of, as far as keeping it has to know.
+#[derive(Clone, Copy)]
+pub struct Relation<'a> {
+    pub name: &'a RelationName,
+    /// The same as SQL has it.
+    pub sql: &'a str,
+    /// How long its rows are kept where the change is overridden; none: not at all.
+    pub keep: Option<&'a Keep>,
+}
+
 /// Keeps a changed row as it was.
 ///
 /// # Safety
@@ -173,20 +177,20 @@ pub fn check(statement: Serial) -> Result<(), Error> {
 /// # Errors
 /// What printing the row may raise.
 pub unsafe fn row(
-    binding: &Binding,
+    of: Relation<'_>,
     operation: Operation,
     versions: Option<&Versions>,
     context: pg_sys::MemoryContext,
 ) -> Result<(), Failure> {
-    let Some((serial, undoes, keep)) = who_keeps(binding, Some(operation)) else { return Ok(()) };
+    let Some((serial, undoes, keep)) = who_keeps(of) else { return Ok(()) };
     let Some(versions) = versions else {
-        lose(serial, &binding.relation, Reason::NoVersions);
+        lose(serial, of.name, Reason::NoVersions);
         return Ok(());
     };
     // SAFETY: the caller's promise.
     unsafe {
         let before = pg_sys::MemoryContextSwitchTo(context);
-        let kept = print(serial, undoes, &keep, binding, operation, versions, context);
+        let kept = print(serial, undoes, &keep, of.name, operation, versions, context);
         let put = kept.map(|kept| {
             if let Some((root, word, was, is)) = kept {
                 put(serial, root, word, was, is);
@@ -205,11 +209,11 @@ pub unsafe fn row(
 /// # Errors
 /// As for [`row`].
 pub unsafe fn inserted(
-    binding: &Binding,
+    of: Relation<'_>,
     new: (pg_sys::Relation, pg_sys::HeapTuple),
     context: pg_sys::MemoryContext,
 ) -> Result<(), Failure> {
-    let Some((serial, undoes, keep)) = who_keeps(binding, None) else { return Ok(()) };
+    let Some((serial, undoes, keep)) = who_keeps(of) else { return Ok(()) };
     // SAFETY: the caller's promise.
     unsafe {
         let Some(filed) = file(serial, undoes, &keep, new.0)? else { return Ok(()) };
@@ -223,13 +227,12 @@ pub unsafe fn inserted(
 }
 
 /// For which statement or undo a row of this relation is kept, and how long; none: not at all.
-fn who_keeps(binding: &Binding, operation: Option<Operation>) -> Option<(Serial, Option<i64>, Keep)> {
-    if overrides::is_undoing() {
-        let (change, keep) = state().undo.clone()?;
+fn who_keeps(of: Relation<'_>) -> Option<(Serial, Option<i64>, Keep)> {
+    if let Some((change, keep)) = in_progress::change() {
         let serial = UNDO | u64::try_from(change).unwrap_or(0);
-        return overrides::is_undoing_table(&binding.name).then_some((serial, Some(change), keep));
+        return in_progress::covers(of.sql).then_some((serial, Some(change), keep));
     }
-    Some((statement::current(), None, binding.kept(operation?)?.clone()))
+    Some((statement::current(), None, of.keep?.clone()))
 }
 
 /// The table at the top, what was done, the row before and after.
@@ -239,7 +242,7 @@ unsafe fn print(
     serial: Serial,
     undoes: Option<i64>,
     keep: &Keep,
-    binding: &Binding,
+    name: &RelationName,
     operation: Operation,
     versions: &Versions,
     context: pg_sys::MemoryContext,
@@ -247,7 +250,7 @@ unsafe fn print(
     // SAFETY: the caller's promise.
     unsafe {
         let Some(from) = file(serial, undoes, keep, versions.relation)? else {
-            lose(serial, &binding.relation, Reason::NoKey);
+            lose(serial, name, Reason::NoKey);
             return Ok(None);
         };
         let (root, members) = (from.table.root.relation, from.members.as_deref());
@@ -288,7 +291,7 @@ unsafe fn file(
         }
         return Ok(Some(kept.tables.file(&table)));
     }
-    statement::touch();
+    xact::touch();
     let text = statement::excerpt().shown();
     let mut state = state();
     forget(&mut state);
@@ -333,7 +336,8 @@ fn forget(state: &mut State) {
     if settings::capture_undo() {
         return;
     }
-    state.statements.retain(|kept| may_matter(kept.serial));
+    let overridden = &state.overridden;
+    state.statements.retain(|kept| may_matter(overridden, kept.serial));
     let kept = |span: &Span| state.statements.iter().any(|kept| kept.serial == span.statement);
     state.spans.retain(kept);
     if state.spans.is_empty() && !state.store.is_null() {
@@ -377,7 +381,7 @@ pub unsafe fn new_store(
 
 unsafe fn begin(state: &mut State) {
     // The end of the transaction has to be told here.
-    statement::touch();
+    xact::touch();
     // SAFETY: in a transaction, which rows are changed in.
     (state.store, state.descriptor) = unsafe { new_store(&COLUMNS) };
 }
@@ -456,5 +460,5 @@ pub fn end_transaction() {
     state.spans.clear();
     state.statements.clear();
     state.lost.clear();
-    state.undo = None;
+    state.overridden.clear();
 }

@@ -361,7 +361,7 @@ pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_
 
 #[cfg(test)]
 mod tests {
-    use crate::undo::capture::row_format::member;
+    use super::member;
 
     #[test]
     fn a_name_is_a_json_string() {

@@ -15,13 +15,13 @@ use super::statement_tables::{Tables, Tree};
 use crate::error::Error;
 use crate::event::record::{Event, Kind, top_xid};
 use crate::event::store;
-use crate::guard::limits::ledger::Serial;
 use crate::pg::function::{Arguments, Returns, sql_function};
 use crate::pg::{encoding, owner};
 use crate::policy::model::Keep;
 use crate::policy::schema_compat;
 use crate::session::actor::{Actor, shown_role};
 use crate::session::settings;
+use crate::words::Serial;
 
 sql_function!(
     /// `discard(change bigint)`.

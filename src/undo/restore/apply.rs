@@ -4,21 +4,21 @@ use core::ptr;
 
 use pgrx::{IntoDatum, pg_sys};
 
-use super::current_state::{Purpose, Standing, compare};
+use super::current_state::{Purpose, compare};
+use super::plan::Standing;
 use super::write::write;
 use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
-use crate::guard::statement;
-use crate::guard::verdict::overrides;
 use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::pg::function::{Arguments, Returns, sql_function, text};
 use crate::pg::{ffi, owner};
 use crate::policy::model::Keep;
 use crate::policy::relation::{relation_name, with_descendants};
 use crate::session::actor::{Actor, shown_role};
-use crate::undo::capture::row_capture;
-use crate::undo::change_record::Change;
+use crate::session::{rehearsing, statement};
+use crate::undo::change_record::{self, Change};
+use crate::undo::in_progress;
 use crate::words::RelationName;
 
 sql_function!(
@@ -42,18 +42,8 @@ struct Outcome {
     conflicts: u64,
 }
 
-/// The number of a change, as the first argument of a function.
-///
-/// # Errors
-/// WG007 for NULL.
-pub fn number(arguments: &Arguments) -> Result<i64, Error> {
-    arguments.get(0).ok_or_else(|| {
-        Error::invalid("change must not be NULL", "SELECT id, changed_at, statement FROM writeguard.change;")
-    })
-}
-
 fn undo(arguments: &Arguments) -> Returns {
-    let id = number(arguments)?;
+    let id = change_record::number(arguments)?;
     let word: Option<String> = arguments.get(1);
     let on_conflict = match word.as_deref() {
         Some("error") => OnConflict::Error,
@@ -98,10 +88,10 @@ fn take_back(id: i64, on_conflict: OnConflict) -> Result<Vec<Outcome>, Failure> 
         let first = tables.iter().find_map(|table| Some((table.shape.name(), table.first.clone()?)));
         return Err(Error::ChangedSince { change: id, rows: conflicts, first }.into());
     }
-    overrides::begin_undo(tables.iter().map(bounds).collect());
-    row_capture::begin_undo(id, Keep { microseconds: change.keep_microseconds, text: change.keep.clone() });
+    let keep = Keep { microseconds: change.keep_microseconds, text: change.keep.clone() };
+    in_progress::begin(id, keep, tables.iter().map(bounds).collect());
     let written = write(&tables)?;
-    overrides::end_undo();
+    in_progress::end();
     for table in &tables {
         // What was written went by the columns' names; triggers and checks may have given them others meanwhile.
         if !table.shape.holds()? {
@@ -163,7 +153,7 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
     }
     let login = shown_role(Actor::current().login);
     owner::connect(|client| owner::rows(client, MARK, &[id.into(), login.as_str().into()]))?;
-    if overrides::is_rehearsing() {
+    if rehearsing::is_on() {
         return Ok(());
     }
     statement::current();

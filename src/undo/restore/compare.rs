@@ -55,7 +55,7 @@ impl Comparison<'_> {
     pub fn read(&self, place: usize, value: Option<&[u8]>) -> Result<Option<pg_sys::Datum>, Failure> {
         let column = self.column(place)?;
         text::read(column, value).map_err(|failure| match &failure {
-            Failure::Foreign(error) => match error.about_a_value() {
+            Failure::Foreign(error) => match error.about_a_value().map(|message| from_server(message.to_bytes())) {
                 Some(message) => Failure::Ours(Error::Invalid {
                     message: format!(
                         "column {} of table \"{}\" does not take a value that it had before change {}",

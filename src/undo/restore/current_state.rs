@@ -5,22 +5,15 @@ use pgrx::{IntoDatum, pg_sys};
 
 use super::as_caller::{Connection, Cursor};
 use super::compare::{Comparison, Found};
-use super::conflicts::{self, Told};
+use super::conflict_row::{self, Told};
 use super::images::Images;
 use super::net_change::Net;
+use super::plan::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
 use super::rows::{Rows, Typed};
-use super::table_definition::{Column, Shape};
+use super::table_definition::Column;
 use super::text::{self, Fixed};
 use crate::pg::ereport::{Failure, tell};
 use crate::undo::change_record::{Change, Table};
-
-/// What is to be done with a row, as the set-aside rows have it.
-pub const PUT_BACK: i32 = 1;
-pub const CHANGE: i32 = 2;
-pub const REMOVE: i32 = 3;
-
-/// The name under which SQL reads the set-aside rows.
-pub const ROWS: &str = "writeguard_rows";
 
 /// What to do besides comparing.
 pub enum Purpose<'a> {
@@ -28,30 +21,6 @@ pub enum Purpose<'a> {
     Write,
     /// Tell of each conflict.
     Tell(&'a mut dyn FnMut(Told)),
-}
-
-/// What came of it.
-pub struct Standing {
-    pub shape: Shape,
-    /// What is to be written: `n`, `last`, `op`, the key (`k1`, …) and columns by their places (`c0`, …).
-    pub rows: Rows,
-    /// Places of the columns that updates set, and of those that inserts give.
-    pub changed: Vec<usize>,
-    pub inserted: Vec<usize>,
-    /// Rows to be put back, changed and removed.
-    pub planned: [u64; 3],
-    /// Rows that are as they were already, because the change did not alter them.
-    pub settled: u64,
-    pub conflicts: u64,
-    /// The key of the first one, for a message.
-    pub first: Option<String>,
-}
-
-impl Standing {
-    /// The numbers of the columns that updates set.
-    pub fn changed_numbers(&self) -> Vec<i16> {
-        self.changed.iter().filter_map(|place| self.shape.columns.get(*place)).map(|column| column.number).collect()
-    }
 }
 
 /// What the first pass over the images finds.
@@ -287,7 +256,7 @@ impl Comparison<'_> {
                         counts.first = self.tell_key(&net);
                     }
                     if let Purpose::Tell(tell) = &mut purpose {
-                        tell(conflicts::told(self, &net, found.as_deref())?);
+                        tell(conflict_row::told(self, &net, found.as_deref())?);
                     }
                 }
             }

@@ -2,7 +2,7 @@
 //! rights; row by row, last change first, where the order matters.
 
 use super::as_caller::{Connection, Cursor, Plan, check_interrupts, together};
-use super::current_state::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
+use super::plan::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
 use super::table_definition::{Column, Shape};
 use crate::pg::ereport::Failure;
 

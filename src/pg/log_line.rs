@@ -7,7 +7,7 @@ use core::ptr;
 
 use pgrx::pg_sys;
 
-use crate::pg::{encoding, ffi};
+use super::{encoding, ffi};
 
 /// A line and its DETAIL in the server's encoding, each with its final NUL, in memory that is no transaction's.
 pub struct Line {

@@ -1,0 +1,169 @@
+//! What happens at COMMIT, PREPARE and ABORT, in order.
+//!
+//! Before the commit everything that can fail: what was observed is recorded, overrides become events, kept rows are stored,
+//! and the events of the transaction are made ready as bytes. After the commit record nothing may fail any more, because an
+//! ERROR there is a PANIC: bytes are copied and what the transaction left is forgotten. At an abort what was noted is
+//! recorded or forgotten, by what is contained.
+
+use core::ffi::c_void;
+
+use pgrx::pg_sys;
+
+use super::ddl::command;
+use super::limits::{charge, observe};
+use super::rehearsal::{account, policy_verdicts};
+use super::verdict::{decide, expect, overrides};
+use crate::event::{at_commit, store};
+use crate::pg::contained::contained;
+use crate::pg::ereport::{guarded, raise};
+use crate::pg::ffi;
+use crate::session::{actor, expectation, pooled, portal, rehearsing, statement, transaction_block, xact};
+use crate::stat::counters as stat_counters;
+use crate::undo::capture::row_capture;
+use crate::undo::in_progress;
+
+/// What happens at the end of a transaction, in order.
+pub unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
+            let prepares = event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE;
+            if observe::any()
+                || overrides::has_lifts()
+                || row_capture::any()
+                || at_commit::any()
+                || pooled::ends_unused()
+            {
+                before_commit(prepares);
+            }
+            at_commit::closes(prepares);
+        }
+        // The commit record is written: an ERROR would be a PANIC from here on.
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => {
+            if at_commit::any_ready() {
+                contained("recording what a commit did", at_commit::committed);
+            }
+            end_transaction(Ending::Committed);
+        }
+        pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(Ending::Prepared),
+        pg_sys::XactEvent::XACT_EVENT_ABORT => {
+            portal::rolled_back();
+            contained("forgetting what a command had noted", || command::roll_back(0));
+            if observe::any() {
+                observe::died(charge::ledger());
+            }
+            end_transaction(Ending::RolledBack);
+        }
+        _ => {}
+    }
+}
+
+/// A transaction of which something is to be stored or told commits or is prepared.
+#[cold]
+fn before_commit(prepares: bool) {
+    // SAFETY: plain old frame; an error here still aborts the transaction.
+    unsafe {
+        if observe::any() {
+            raise(observe::before_commit(charge::ledger()));
+        }
+        if overrides::has_lifts() || row_capture::any() {
+            raise(guarded(|| Ok(overrides::before_commit(charge::ledger())?)));
+        }
+        if row_capture::any() {
+            raise(guarded(|| {
+                row_capture::close();
+                Ok(())
+            }));
+        }
+        if at_commit::any() {
+            raise(guarded(|| {
+                if prepares {
+                    at_commit::write()?;
+                } else {
+                    at_commit::make_ready();
+                }
+                Ok(())
+            }));
+        }
+        if pooled::ends_unused() {
+            raise(guarded(|| Ok(pooled::before_commit()?)));
+        }
+    }
+}
+
+/// How a transaction ended here; a prepared one may still go either way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Committed,
+    Prepared,
+    RolledBack,
+}
+
+#[inline]
+fn end_transaction(ending: Ending) {
+    let committed = ending == Ending::Committed;
+    transaction_block::end_transaction(committed);
+    at_commit::end_transaction();
+    if xact::take_touched() {
+        contained("forgetting a transaction", || end_touched_transaction(ending));
+    }
+    store::end_transaction(committed);
+}
+
+/// Something was charged in it. Apart, for most transactions only read.
+#[inline(never)]
+fn end_touched_transaction(ending: Ending) {
+    decide::end_transaction();
+    overrides::end_transaction();
+    row_capture::end_transaction();
+    account::end_transaction();
+    in_progress::end_transaction();
+    rehearsing::end_transaction();
+    policy_verdicts::end_transaction();
+    charge::end_transaction(ending != Ending::RolledBack);
+    if statement::end_transaction() {
+        stat_counters::forget_statements();
+    }
+    expect::roll_back(0);
+    actor::end_transaction();
+    // SAFETY: reads the transaction's state, which is still that of what committed.
+    expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
+}
+
+/// The same of a subtransaction.
+pub unsafe extern "C-unwind" fn subtransaction_ends(
+    event: pg_sys::SubXactEvent::Type,
+    _mine: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut c_void,
+) {
+    // SAFETY: reads a static.
+    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => contained("rolling a subtransaction's counts back", || {
+            portal::rolled_back();
+            command::roll_back(level);
+            expect::roll_back(level);
+            at_commit::roll_back(level);
+            if observe::any() {
+                observe::rolling_back(&charge::ledger());
+            }
+            charge::roll_back(level);
+            if observe::any() && portal::nothing_runs() {
+                observe::died(charge::ledger());
+            }
+            overrides::roll_back(level);
+            account::roll_back(level);
+            in_progress::roll_back(level);
+            rehearsing::roll_back(level);
+            row_capture::roll_back(level);
+        }),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => contained("keeping a subtransaction's counts", || {
+            charge::ledger().release(level, statement::may_resume);
+            overrides::release(level);
+            account::release(level);
+            row_capture::release(level);
+            at_commit::release(level);
+        }),
+        _ => {}
+    }
+}

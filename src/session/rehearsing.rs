@@ -1,0 +1,36 @@
+//! Whether what runs now is run to be taken back: nothing is refused in it, nothing is kept of it for an undo, and it
+//! cannot ask for anything that stays.
+
+use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::ffi;
+
+/// The subtransactions in which a statement is rehearsed, the innermost last.
+static LEVELS: BackendLocal<Vec<i32>> = BackendLocal::new(Vec::new());
+
+#[track_caller]
+fn levels() -> Borrowed<Vec<i32>> {
+    LEVELS.borrow()
+}
+
+/// Whether a rehearsal runs.
+#[inline]
+pub fn is_on() -> bool {
+    !levels().is_empty()
+}
+
+/// It runs until the subtransaction that was just begun is rolled back, whichever way that comes about.
+pub fn begin() {
+    // SAFETY: reads a static.
+    let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
+    levels().push(level);
+}
+
+/// A subtransaction of this level was rolled back.
+pub fn roll_back(level: i32) {
+    levels().retain(|begun| *begun < level);
+}
+
+/// The transaction is over.
+pub fn end_transaction() {
+    levels().clear();
+}

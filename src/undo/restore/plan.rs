@@ -1,0 +1,36 @@
+//! What of one table's part of a change is to be written, as it is set aside.
+
+use super::rows::Rows;
+use super::table_definition::Shape;
+
+/// What is to be done with a row, as the set-aside rows have it.
+pub const PUT_BACK: i32 = 1;
+pub const CHANGE: i32 = 2;
+pub const REMOVE: i32 = 3;
+
+/// The name under which SQL reads the set-aside rows.
+pub const ROWS: &str = "writeguard_rows";
+
+/// What came of it.
+pub struct Standing {
+    pub shape: Shape,
+    /// What is to be written: `n`, `last`, `op`, the key (`k1`, …) and columns by their places (`c0`, …).
+    pub rows: Rows,
+    /// Places of the columns that updates set, and of those that inserts give.
+    pub changed: Vec<usize>,
+    pub inserted: Vec<usize>,
+    /// Rows to be put back, changed and removed.
+    pub planned: [u64; 3],
+    /// Rows that are as they were already, because the change did not alter them.
+    pub settled: u64,
+    pub conflicts: u64,
+    /// The key of the first one, for a message.
+    pub first: Option<String>,
+}
+
+impl Standing {
+    /// The numbers of the columns that updates set.
+    pub fn changed_numbers(&self) -> Vec<i16> {
+        self.changed.iter().filter_map(|place| self.shape.columns.get(*place)).map(|column| column.number).collect()
+    }
+}
