@@ -4,7 +4,7 @@
 
 help:
 	@echo "make demo      the incident, refused: a transcript on a server made for it (KEEP=1 keeps it)"
-	@echo "make test      all tests, on private servers"
+	@echo "make test      all tests, on private servers (NAME='undo capture': those files of tests/, or tests of such names)"
 	@echo "make test-all  the same on each supported server (PGWG_MAJORS='15 17'); as root"
 	@echo "make test-upstream  PostgreSQL's own regression and isolation tests, with the library and a policy over everything"
 	@echo "make test-assert  both on a server built with assertions, short sets under valgrind and debug_discard_caches (an hour)"
@@ -30,7 +30,7 @@ demo: prepare
 	@scripts/demo
 
 test: prepare
-	@scripts/test
+	@scripts/test $(NAME)
 
 test-all: prepare
 	@scripts/test-all

@@ -1,11 +1,9 @@
 //! Approvals under concurrency and failure: decisions that meet each other or a use, crashes, prepared transactions, many
 //! requests at once, and what the retention deletes.
 
-mod common;
-
 use std::thread::{self, JoinHandle};
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 const WRITE: &str = "UPDATE t SET a = 9";

@@ -1,10 +1,8 @@
 //! What policies ask of approvals: who approves, how many, for how long; requests from their first to their last state.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
 

@@ -1,12 +1,10 @@
 //! What an ordinary role cannot do, though it owns the tables and the database: switch the guard off, change what
 //! belongs to the extension, put its own objects in the place of ours, be somebody else, or approve its own requests.
 
-mod common;
-
 use std::fs;
 use std::sync::OnceLock;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, NoTls};
 
 /// One row more than the policy allows, and just as many as it allows.

@@ -1,17 +1,13 @@
 //! Limits hold however a write is cut into pieces: loops, cursors, savepoints, exception blocks that swallow refusals,
 //! procedures, pipelines, and functions that are called from wherever PostgreSQL evaluates something.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use common::{Server, expect_refusal};
-use limits::{Bed, number, pass, refuse};
+use crate::common::limits::{Bed, number, pass, refuse};
+use crate::common::{Server, asserting, expect_refusal};
 
 /// Twelve rows with the value 0 in `t` and in `u`, with functions that change one and three of `t`'s rows.
 const TWELVE: &str = "
@@ -371,7 +367,7 @@ fn triggers_that_swallow_refusals_get_no_row_past_the_limit() {
 fn deferred_triggers_that_swallow_refusals_get_no_row_past_the_limit() {
     // PostgreSQL's own assertion does not expect an exception block that catches something in a deferred trigger at
     // COMMIT (RollbackAndReleaseCurrentSubTransaction, with or without the library): it ends the server.
-    if common::asserting() {
+    if asserting() {
         return;
     }
     let mut bed = twelve();

@@ -1,12 +1,8 @@
 //! The operation `drop` under attack: whichever way DDL takes rows away is counted once, recorded once and undone
 //! whole, and DDL that takes none away is left alone.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Refusal, Server, expect_refusal, wait_until};
-use limits::{Bed, SIX, contents, number, pass};
+use crate::common::limits::{Bed, SIX, contents, number, pass};
+use crate::common::{Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 const FLUSH: &str = "CREATE SCHEMA flush; CREATE TABLE flush.here AS SELECT 1 AS id;";

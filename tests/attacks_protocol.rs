@@ -1,18 +1,12 @@
 //! Limits hold on the wire: portals that are fetched in parts, pipelines, messages out of order or cut short, and
 //! clients that leave in the middle.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-#[path = "common/raw.rs"]
-mod raw;
-
 use std::io::Write;
 use std::net::Shutdown;
 
-use common::wait_until;
-use limits::{Bed, SIX};
-use raw::{Raw, socket, text};
+use crate::common::limits::{Bed, SIX};
+use crate::common::raw::{Raw, socket, text};
+use crate::common::wait_until;
 
 /// A function that changes one row and gives its number back.
 const TOUCH: &str = "

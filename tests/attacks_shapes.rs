@@ -1,12 +1,8 @@
 //! Limits hold whatever shape a write has: rules on views on partitions, tables that change their name, parent or
 //! partitions within the transaction, rows that vanish on their way, and writes that other writes set off.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Server, expect_refusal};
-use limits::{Bed, number, pass, refuse};
+use crate::common::limits::{Bed, number, pass, refuse};
+use crate::common::{Server, expect_refusal};
 
 /// Twelve rows with the value 0.
 const TWELVE: &str = "

@@ -1,8 +1,6 @@
 //! Limits hold at whatever moment a write is timed out, cancelled or terminated, and whatever others change meanwhile:
 //! data and tokens are as before or as committed, events are on record once, and the next statement counts from zero.
 
-mod common;
-
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
@@ -10,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 const ALL: &str = "UPDATE t SET v = v + 1";

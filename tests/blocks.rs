@@ -1,11 +1,7 @@
 //! Policies that want writes of more than one row inside a transaction block.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Refusal, expect_refusal};
-use limits::{Bed, SIX, pass};
+use crate::common::limits::{Bed, SIX, pass};
+use crate::common::{Refusal, expect_refusal};
 
 /// The statement fails with WG003 and leaves everything as it was.
 #[track_caller]

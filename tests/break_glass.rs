@@ -1,15 +1,10 @@
 //! `writeguard.break_glass`: a token without a second person, and never without a record.
 
-mod common;
-
-#[path = "common/approvals.rs"]
-mod approvals;
-
 use std::process::Command;
 use std::time::Duration;
 
-use approvals::*;
-use common::{Refusal, Server, expect_refusal, wait_until};
+use crate::common::approvals::*;
+use crate::common::{Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
 

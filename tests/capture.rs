@@ -1,11 +1,7 @@
 //! Rows are kept as they were, for writes past a limit on purpose.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Server, expect_refusal};
-use limits::{Bed, SIX};
+use crate::common::limits::{self, Bed, SIX};
+use crate::common::{Refusal, Server, expect_refusal, wait_until};
 use serde_json::{Value, json};
 
 /// All kept rows, in order: operation, before, after.
@@ -207,7 +203,7 @@ fn a_row_that_another_session_changed_first_is_kept_as_it_was_then() {
         writer.batch_execute("DELETE FROM t").expect("a delete");
     });
     let mut watcher = bed.db().admin();
-    common::wait_until(20, || {
+    wait_until(20, || {
         limits::number(&mut watcher, &format!("SELECT count(*) FROM pg_locks WHERE pid = {pid} AND NOT granted")) > 0
     });
     bed.reader.batch_execute("COMMIT").expect("a commit");
@@ -320,7 +316,7 @@ fn a_policy_that_names_such_a_table_is_refused() {
         match bed.writer.batch_execute(&sql) {
             Ok(()) => assert!(fine, "{table}"),
             Err(error) => {
-                let refusal = common::Refusal::of(&error);
+                let refusal = Refusal::of(&error);
                 assert!(!fine && refusal.sqlstate == "WG007" && refusal.message.contains("primary key"), "{refusal:?}");
             }
         }
@@ -402,7 +398,7 @@ fn undo(bed: &mut Bed, arguments: &str) -> Vec<(String, i64, i64)> {
     let rows = bed.writer.query(&format!("SELECT * FROM writeguard.undo({arguments})"), &[]);
     match rows {
         Ok(rows) => rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect(),
-        Err(error) => panic!("{:?}", common::Refusal::of(&error)),
+        Err(error) => panic!("{:?}", Refusal::of(&error)),
     }
 }
 

@@ -1,12 +1,8 @@
 //! Rows are kept while their table changes under the statement that writes them: every image is of the row that it is
 //! of, in the columns that it had, and undo puts values back where they were or says that it cannot.
 
-mod common;
-#[path = "common/kept.rs"]
-mod kept;
-
-use common::{Server, expect_refusal};
-use kept::{Bed, one};
+use crate::common::kept::{self, Bed, one};
+use crate::common::{Server, expect_refusal};
 
 const NOTES: &str = "CREATE TABLE t (id int PRIMARY KEY, note text, other text);
     INSERT INTO t SELECT i, 'n' || i, 'o' || i FROM generate_series(1, 3) AS i";

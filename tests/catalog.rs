@@ -1,10 +1,8 @@
 //! What the extension puts into the catalogs says what it is for, and what is not for people is set apart.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::Server;
+use crate::common::Server;
 
 /// The extension's objects, and the columns of its relations: what each is, its name and its comment. Row types and the
 /// types of their arrays are part of their relations.

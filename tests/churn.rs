@@ -1,13 +1,11 @@
 //! Others make and drop schemas, tables and roles all the time: what a session knows of its tables stays, however many
 //! policies there are, and what is another one by that is another one at once.
 
-mod common;
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Database, Server, expect_refusal};
+use crate::common::{Database, Server, expect_refusal};
 use postgres::Client;
 
 /// How long one measurement of one round takes.

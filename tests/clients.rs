@@ -1,20 +1,11 @@
 //! Flag and token from the clients that people have: psql, a driver that prepares on the server, a cursor's fetches
 //! (pools: pools.rs, drivers: drivers.rs). And that no token is to be read anywhere afterwards.
 
-mod common;
-
-#[path = "common/approvals.rs"]
-mod approvals;
-#[path = "common/limits.rs"]
-mod limits;
-#[path = "common/raw.rs"]
-mod raw;
-
 use std::fs;
 
-use approvals::*;
-use common::{Refusal, Server, expect_refusal};
-use raw::Raw;
+use crate::common::approvals::*;
+use crate::common::raw::Raw;
+use crate::common::{Refusal, Server, expect_refusal};
 
 /// A token of the requester's for [`WRITE`].
 #[track_caller]

@@ -1,11 +1,7 @@
 //! Policies that are in force for some applications, networks and times only.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Refusal, Server, expect_refusal};
-use limits::{Bed, SIX, pass, refuse};
+use crate::common::limits::{Bed, SIX, pass, refuse};
+use crate::common::{Refusal, Server, expect_refusal};
 use postgres::{Client, NoTls};
 
 const UPDATE: &str = "UPDATE t SET v = v + 1";

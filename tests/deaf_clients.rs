@@ -1,20 +1,14 @@
 //! Clients that stop reading: whatever the library was telling them, the session ends when it is terminated and when the
 //! server is shut down. Core ends so while it sends rows and warnings; not while it sends an error, which ours do.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-#[path = "common/raw.rs"]
-mod raw;
-
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use common::{Database, Server, wait_until};
+use crate::common::raw::{self, Raw};
+use crate::common::{Database, Server, wait_until};
 use postgres::Client;
-use raw::Raw;
 
 /// How long a session may take to end, and the server to stop.
 const SOON: Duration = Duration::from_secs(2);

@@ -1,10 +1,8 @@
 //! `export_policies()` and `import_policies()`: one document for a fleet, all of it or nothing.
 
-mod common;
-
 use std::thread;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
 use serde_json::{Value, json};

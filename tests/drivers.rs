@@ -2,21 +2,14 @@
 //! sees the limits, exactly, and all fields of the refusal, with and without PgBouncer in between; the data is looked at
 //! from here after each step.
 
-mod common;
-
-#[path = "common/approvals.rs"]
-mod approvals;
-#[path = "common/pool.rs"]
-mod pool;
-
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
-use approvals::*;
-use common::Server;
-use pool::{Pool, pool_keeps_prepared_statements};
+use crate::common::Server;
+use crate::common::approvals::*;
+use crate::common::pool::{Pool, pool_keeps_prepared_statements};
 use serde_json::Value;
 
 /// JDBC knows no sockets of the file system.

@@ -1,14 +1,10 @@
 //! The same in every kind of encoding: names, texts and values of a database come through policies, refusals, events,
 //! requests and undo as they are, also those that no conversion knows; and nothing of one database holds up another.
 
-#[path = "common/bytes.rs"]
-mod bytes;
-mod common;
-
 use std::sync::OnceLock;
 
-use bytes::{Bytes, Fault};
-use common::{Server, wait_until};
+use crate::common::bytes::{Bytes, Fault};
+use crate::common::{Server, wait_until};
 
 /// One database of the matrix.
 struct Place {

@@ -1,18 +1,13 @@
 //! Nothing from outside stops the store of events: notifications that cannot be sent, triggers and constraints on its table
 //! that raise, and others that have taken all background workers.
 
-#[path = "common/c.rs"]
-mod c;
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
-use limits::{number, pass};
+use crate::common::c;
+use crate::common::limits::{number, pass};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
 

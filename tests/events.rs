@@ -2,8 +2,6 @@
 //! allowed; and that it stays on record when the worker, the table, the queue, the
 //! session or the server is in trouble.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -13,7 +11,7 @@ use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Client, Config, NoTls};
 use serde_json::{Value, json};
@@ -1561,7 +1559,7 @@ fn who_drops_the_extension_is_no_victim_of_a_deadlock_with_the_worker() {
         admin.batch_execute("SELECT writeguard.set_policy('p', max_rows => 5)").expect("a policy");
         std::thread::sleep(std::time::Duration::from_millis(round % 10));
         if let Err(error) = admin.batch_execute("DROP EXTENSION pg_writeguard") {
-            panic!("round {round}: {:?}", common::Refusal::of(&error));
+            panic!("round {round}: {:?}", Refusal::of(&error));
         }
         admin.batch_execute("CREATE EXTENSION pg_writeguard").expect("the extension again");
     }

@@ -2,14 +2,10 @@
 //! and leaves everything as it was, and the limit itself passes. Here: the plain
 //! statements. The others have files of their own.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::io::Read;
 
-use common::expect_refusal;
-use limits::{Bed, SIX, assert_free, assert_free_on, assert_limit, assert_limit_on};
+use crate::common::expect_refusal;
+use crate::common::limits::{Bed, SIX, assert_free, assert_free_on, assert_limit, assert_limit_on};
 
 /// Two tables of 60 rows.
 const SIXTIES: &str = "

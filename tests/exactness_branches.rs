@@ -2,11 +2,7 @@
 //! rows that another one was given as well. PostgreSQL lets each row be changed once in a command; the branch that comes
 //! second leaves it alone, and is not charged for it.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use limits::Bed;
+use crate::common::limits::Bed;
 
 /// Three rows in one partition, and another partition to move them to.
 const SPLIT: &str = "

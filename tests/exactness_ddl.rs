@@ -1,12 +1,8 @@
 //! The operation `drop`: DDL that makes rows vanish, rewrites them or takes them out of a policy's names is refused with
 //! WG005 past the limit, exactly; without the operation it leaves an event.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Refusal, Server, expect_refusal, wait_until};
-use limits::{Bed, SIX, contents, pass};
+use crate::common::limits::{Bed, SIX, contents, pass};
+use crate::common::{Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 const PARTITIONED: &str = "

@@ -1,11 +1,7 @@
 //! Row changes are counted exactly inside functions, DO blocks, exception blocks, cursors and
 //! procedures.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use limits::{Bed, SIX, assert_limit, assert_limit_on, pass, refuse};
+use crate::common::limits::{Bed, SIX, assert_limit, assert_limit_on, pass, refuse};
 
 /// Two tables of six rows.
 const TWO: &str = "

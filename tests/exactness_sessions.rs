@@ -2,14 +2,10 @@
 //! several statements in one string, transactions and savepoints, changes of policies, other
 //! sessions at the same time.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::thread;
 
-use common::{Refusal, expect_refusal, wait_until};
-use limits::{Bed, SIX, contents, number, pass, refuse};
+use crate::common::limits::{Bed, SIX, contents, number, pass, refuse};
+use crate::common::{Refusal, expect_refusal, wait_until};
 
 /// A function that updates one row and gives its number back.
 const TOUCH: &str = "

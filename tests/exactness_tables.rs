@@ -1,12 +1,8 @@
 //! Row changes are counted exactly, whatever stands between the statement and the rows:
 //! partitions, children, views, rules, foreign tables; and what is never covered.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Server, expect_refusal};
-use limits::{Bed, SIX, assert_free, assert_free_on, assert_limit, assert_limit_on};
+use crate::common::limits::{self, Bed, SIX, assert_free, assert_free_on, assert_limit, assert_limit_on};
+use crate::common::{Server, expect_refusal, wait_until};
 
 /// Rows 1 to 3 and 4 to 6 in two partitions, the second with another order of columns.
 const PARTITIONED: &str = "
@@ -640,7 +636,7 @@ fn foreign_children_and_partitions_under_a_policy_that_looks_on() {
         for sql in ["UPDATE p SET v = v + 1", "UPDATE p SET v = v + 1 RETURNING id", "DELETE FROM p"] {
             bed.passes(sql);
             let told = "SELECT max(rows) FROM writeguard.event WHERE kind = 'observed'";
-            common::wait_until(20, || bed.number("SELECT count(*) FROM writeguard.event WHERE kind = 'observed'") > 0);
+            wait_until(20, || bed.number("SELECT count(*) FROM writeguard.event WHERE kind = 'observed'") > 0);
             assert_eq!(bed.number(told), all, "{sql}");
             bed.passes("DELETE FROM writeguard.event");
         }

@@ -1,11 +1,8 @@
 //! Row changes are counted exactly, with all that a statement sets off: triggers and foreign
 //! keys.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use limits::{Bed, SIX, assert_free, assert_free_on, assert_limit, assert_limit_on, pass, refuse};
+use crate::common::expect_refusal;
+use crate::common::limits::{Bed, SIX, assert_free, assert_free_on, assert_limit, assert_limit_on, pass, refuse};
 
 /// Two tables of six rows; a row trigger on the first can be put before the second.
 const TWO: &str = "
@@ -205,7 +202,7 @@ fn on_update_cascade_over_several_levels() {
 fn on_delete_restrict_stays_the_error_of_the_server() {
     let mut bed = Bed::new(&family(""));
     bed.limit("{public.*}", 10);
-    let refusal = common::expect_refusal(bed.writer.batch_execute("DELETE FROM parent"));
+    let refusal = expect_refusal(bed.writer.batch_execute("DELETE FROM parent"));
     assert_eq!(refusal.sqlstate, "23503", "{refusal:?}");
     assert_eq!(refusal.table, "child");
 }

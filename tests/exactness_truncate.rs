@@ -1,11 +1,7 @@
 //! TRUNCATE: live rows are counted exactly and refused with WG005.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Refusal, expect_refusal};
-use limits::{Bed, SIX, assert_free, pass};
+use crate::common::limits::{Bed, SIX, assert_free, pass};
+use crate::common::{Refusal, expect_refusal};
 
 /// The statement fails with WG005 and leaves everything as it was.
 #[track_caller]

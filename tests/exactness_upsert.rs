@@ -1,11 +1,7 @@
 //! Row changes are counted exactly by statements that insert as well: MERGE and INSERT …
 //! ON CONFLICT DO UPDATE. What they insert does not count.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use limits::{SIX, assert_free, assert_free_on, assert_limit, assert_limit_on};
+use crate::common::limits::{SIX, assert_free, assert_free_on, assert_limit, assert_limit_on};
 
 /// A target with rows 1 to 6 and a source with rows 4 to 9.
 const MERGED: &str = "

@@ -1,14 +1,9 @@
 //! `writeguard.execute`: the requester runs exactly what was reviewed.
 
-mod common;
-
-#[path = "common/approvals.rs"]
-mod approvals;
-
 use std::thread;
 
-use approvals::*;
-use common::{Refusal, expect_refusal};
+use crate::common::approvals::*;
+use crate::common::{Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 fn call(id: i64) -> String {
@@ -576,7 +571,7 @@ fn what_stops_it_halfway_leaves_nothing_of_it() {
     // Whether the message or the end of the connection comes first is chance.
     let run = thread::spawn(move || client.batch_execute(&call(id)).is_err());
     let sleeps = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
-    common::wait_until(20, || stage.number(&sleeps) == 1);
+    wait_until(20, || stage.number(&sleeps) == 1);
     passes(&mut stage.admin, &format!("SELECT pg_terminate_backend({pid}, 20000)"));
     assert!(run.join().unwrap());
     assert_eq!((stage.changed(), stage.state(id).as_str()), (0, "approved"));
@@ -707,13 +702,13 @@ fn a_copy_of_the_database_has_no_approvals() {
     let requester = stage.requester.clone();
     let Stage { admin, .. } = stage;
     drop(admin);
-    let server = common::Server::shared();
+    let server = Server::shared();
     let mut postgres = server.postgres();
     passes(
         &mut postgres,
         &format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"),
     );
-    common::wait_until(20, || postgres.batch_execute(&format!("CREATE DATABASE {copy} TEMPLATE {name}")).is_ok());
+    wait_until(20, || postgres.batch_execute(&format!("CREATE DATABASE {copy} TEMPLATE {name}")).is_ok());
     let printed = server.psql(&copy, &requester, &call(id));
     assert!(printed.contains("it belongs to another database"), "{printed}");
     passes(&mut postgres, &format!("DROP DATABASE {copy} WITH (FORCE)"));

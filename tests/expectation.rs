@@ -1,16 +1,10 @@
 //! `writeguard.expect_rows`: the client's next UPDATE, DELETE or MERGE changes exactly that many rows or none; then,
 //! met or not, nothing is expected any more.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-#[path = "common/raw.rs"]
-mod raw;
-
-use common::{Refusal, Server, expect_refusal, wait_until};
-use limits::{Bed, SIX, pass};
+use crate::common::limits::{self, Bed, SIX, pass};
+use crate::common::raw::Raw;
+use crate::common::{Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, NoTls};
-use raw::Raw;
 use serde_json::{Value, json};
 
 const THREE: &str = "UPDATE t SET v = v + 1 WHERE id <= 3";

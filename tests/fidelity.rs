@@ -2,12 +2,10 @@
 //! library, a refusal has all the fields of an error, and nobody needs a right that
 //! they did not need before.
 
-mod common;
-
 use std::sync::OnceLock;
 use std::thread;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::error::ErrorPosition;
 use postgres::{Client, NoTls, SimpleQueryMessage};
 

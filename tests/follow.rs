@@ -1,9 +1,5 @@
 //! `examples/follow-events`: each event is a line, whatever becomes of the connection, the server or the script itself.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Database, Server, expect_refusal, make_directory, wait_until};
-use limits::{number, pass};
+use crate::common::limits::{number, pass};
+use crate::common::{Database, Server, expect_refusal, make_directory, wait_until};
 use postgres::Client;
 use serde_json::Value;
 

@@ -1,9 +1,7 @@
 //! Errors of other people that pass through us: whoever raised them, and whatever the server's environment is, they come out
 //! as they were raised.
 
-mod common;
-
-use common::{Refusal, Server, expect_refusal, server_command, wait_until};
+use crate::common::{Refusal, Server, expect_refusal, server_command, wait_until};
 use postgres::Client;
 
 /// A server in whose environment RUST_BACKTRACE is set.

@@ -1,11 +1,7 @@
 //! Fractions of a table, as its size says now, never below ten rows.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::expect_refusal;
-use limits::{Bed, pass};
+use crate::common::expect_refusal;
+use crate::common::limits::{Bed, pass};
 
 /// A table of 1,000 rows whose statistics are those of the empty table it once was.
 const GROWN: &str = "

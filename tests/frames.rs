@@ -1,12 +1,8 @@
 //! Other people's code that fails in the middle of our own work: a cast, a domain's check, a trigger, a constraint. Its error
 //! comes out as it is, and the session goes on as if nothing had been tried, however often.
 
-mod common;
-#[path = "common/kept.rs"]
-mod kept;
-
-use common::{Refusal, expect_refusal};
-use kept::Bed;
+use crate::common::kept::{self, Bed};
+use crate::common::{Refusal, expect_refusal};
 use postgres::Client;
 
 /// A table with a type whose cast to json fails when it is told to, a domain whose check does, and a trigger that does.

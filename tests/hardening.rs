@@ -1,14 +1,12 @@
 //! Limits and events hold at the edges: long texts and clients that leave, errors while policies are read, writes
 //! outside the client's own command, numbers and times that fit nowhere, and other people's changes in between.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// More rows than the policy allows.

@@ -1,10 +1,8 @@
 //! `writeguard.log_statement`: what is told of a statement, in events and in the server log.
 
-mod common;
-
 use std::sync::OnceLock;
 
-use common::{Database, Server, expect_refusal, wait_until};
+use crate::common::{Database, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// A server that tells this of statements.

@@ -3,13 +3,11 @@
 //!
 //! `PGWG_LONG=1` tries the longest ones in every place, otherwise only where something else happens to them.
 
-mod common;
-
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::{Mutex, MutexGuard};
 
-use common::{Database, Refusal, Server, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 use postgres::types::ToSql;
 
@@ -424,7 +422,7 @@ fn hints_stay_short() {
     for (length, by_event) in [(100, false), (10_000, true), (100_000, false)] {
         let mut client = stage.session();
         let statement = format!("UPDATE k.t SET v = 1 /*{}*/", "x".repeat(length));
-        let refusal = common::expect_refusal(client.batch_execute(&statement));
+        let refusal = expect_refusal(client.batch_execute(&statement));
         let hint = &refusal.hint;
         assert!(hint.len() < 8_300, "{}", hint.len());
         if by_event || length == 100 {
@@ -432,7 +430,7 @@ fn hints_stay_short() {
         } else {
             assert!(hint.contains("request('…'"), "{hint}");
         }
-        let refusal = common::expect_refusal(client.execute(&format!("{statement} WHERE id > $1"), &[&0]));
+        let refusal = expect_refusal(client.execute(&format!("{statement} WHERE id > $1"), &[&0]));
         assert_eq!(refusal.hint.contains(&statement), length == 100, "{}", refusal.hint.len());
     }
 }

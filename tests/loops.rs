@@ -1,15 +1,11 @@
 //! `writeguard.blocked_per_minute`: a loop of refusals is so many events, and one that tells of the others; the numbers that
 //! are counted are exact all the same.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
-use limits::{number, pass};
+use crate::common::limits::{number, pass};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// A database with table `t` of ten rows: of three per statement, and of seven per transaction.

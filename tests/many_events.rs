@@ -1,17 +1,13 @@
 //! A table of a million events: what reads it uses its indexes, and retention gets it small again without being in
 //! anybody's way.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Database, Server, expect_refusal};
-use limits::{number, pass};
+use crate::common::limits::{number, pass};
+use crate::common::{Database, Server, expect_refusal};
 use postgres::Client;
 
 const EVENTS: i64 = 1_000_000;

@@ -1,14 +1,10 @@
 //! Policies that only look on: `observe` and `warn` count to the end, tell the true numbers, and refuse nothing.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
-use limits::{number, pass};
+use crate::common::limits::{number, pass};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 /// A warning as a client got it.

@@ -1,10 +1,6 @@
 //! Monitoring: what Prometheus' own exporter makes of monitoring/queries.yaml, with nothing but pg_monitor, and the alert
 //! rules on it.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,8 +8,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Database, Server, expect_refusal, free_port, wait_until};
-use limits::{number, pass};
+use crate::common::limits::{number, pass};
+use crate::common::{Database, Server, expect_refusal, free_port, wait_until};
 use postgres::Client;
 
 const KINDS: [&str; 15] = [

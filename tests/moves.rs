@@ -1,9 +1,7 @@
 //! Databases that move: dumps, base backups, standbys, pg_upgrade and logical replication take policies, events, requests
 //! and trusted keys along, and the limits hold where they arrive.
 
-mod common;
-
-use common::{Database, Refusal, Server, expect_refusal, run, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, run, server_command, wait_until};
 use postgres::Client;
 
 /// A key of nobody's.
@@ -228,7 +226,7 @@ fn dump_of_the_whole_server_arrives_in_another() {
     run(server.client_program("pg_dumpall").arg("-f").arg(&file));
     let other = Server::start_another_cluster();
     let copied = other.socket_dir().join("dump-of-all");
-    run(common::server_command("cp").arg(&file).arg(&copied));
+    run(server_command("cp").arg(&file).arg(&copied));
     // The superuser is there already, which is the only line that may fail.
     let (said, _) = other.psql_with("postgres", "postgres", &["-f", copied.to_str().unwrap()]);
     let failed: Vec<&str> = said.lines().filter(|line| line.contains("ERROR")).collect();

@@ -4,15 +4,10 @@
 //! On PostgreSQL 15, for which Debian has all of them; TimescaleDB is in `timescale.rs`.
 #![cfg(feature = "pg15")]
 
-mod common;
-
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::sync::OnceLock;
 
-use common::{Server, expect_refusal, wait_until};
-use limits::*;
+use crate::common::limits::*;
+use crate::common::{Server, expect_refusal, wait_until};
 
 const OTHERS: &str = "pg_stat_statements,auto_explain,pgaudit,set_user,pg_cron,plpgsql_check";
 

@@ -1,15 +1,9 @@
 //! What PostgreSQL 17 and 18 brought: kinds of writes that earlier servers do not have.
 #![cfg(any(feature = "pg17", feature = "pg18"))]
 
-mod common;
-
-#[path = "common/kept.rs"]
-mod kept;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::expect_refusal;
-use limits::*;
+use crate::common::expect_refusal;
+use crate::common::kept;
+use crate::common::limits::*;
 
 /// `t` of six rows, and `s` with two of their keys and a new one.
 const SOURCE: &str = "

@@ -1,12 +1,8 @@
 //! Whoever makes the extension's own rows vanish leaves a trace: in the server log, and in the table of events where that is
 //! still there.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Database, Server, expect_refusal, wait_until};
-use limits::{number, pass};
+use crate::common::limits::{number, pass};
+use crate::common::{Database, Server, expect_refusal, wait_until};
 use postgres::Client;
 use serde_json::Value;
 

@@ -1,11 +1,9 @@
 //! Going past a limit on purpose: `writeguard.override`, `writeguard.token`, and the approval by a second person.
 
-mod common;
-
 use std::thread;
 use std::time::Duration;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// Changes all rows of `t`, which are more than the policy allows.

@@ -1,10 +1,8 @@
 //! `set_policy()` and `drop_policy()`: what is accepted, what is stored, who may call them, and what a dump keeps.
 
-mod common;
-
 use std::process::Command;
 
-use common::{Database, Refusal, Server, expect_refusal};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// A database with the table `public.t` of five rows.
@@ -791,7 +789,7 @@ fn restored_databases_go_on_counting_events_and_requests() {
     expect_refusal(again.batch_execute("UPDATE t SET a = 1"));
     run(&mut again, "SELECT writeguard.request('UPDATE t SET a = 1'::text, 'tests')");
     let mut admin = restored.admin();
-    common::wait_until(20, || {
+    wait_until(20, || {
         number(&mut admin, &format!("SELECT count(*) FROM writeguard.event WHERE id > {last} AND kind = 'blocked'"))
             == 1
     });

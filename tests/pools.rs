@@ -1,24 +1,13 @@
 //! Behind PgBouncer, in each of its modes: what one client has armed, expected or used up is no other client's.
 //! Where a pool makes that impossible (a session-level SET behind a pool whose clients share sessions), what happens instead.
 
-mod common;
-
-#[path = "common/approvals.rs"]
-mod approvals;
-#[path = "common/limits.rs"]
-mod limits;
-#[path = "common/pool.rs"]
-mod pool;
-#[path = "common/raw.rs"]
-mod raw;
-
 use std::os::unix::net::UnixStream;
 
-use approvals::*;
-use common::wait_until;
-use pool::*;
+use crate::common::approvals::*;
+use crate::common::pool::*;
+use crate::common::raw::Raw;
+use crate::common::wait_until;
 use postgres::Client;
-use raw::Raw;
 
 /// A limit of three rows that the flag lifts.
 const FLAG: &str = "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, override => 'flag')";

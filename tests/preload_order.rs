@@ -1,12 +1,10 @@
 //! A library that is loaded after this one and does not call the hooks that were there before: the server says what is
 //! missing, and nothing that a policy covers is changed unguarded.
 
-mod common;
-
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Server, expect_refusal, make_directory, run, server_command, wait_until};
+use crate::common::{Server, expect_refusal, make_directory, run, server_command, wait_until};
 
 /// A library that sets a hook and forgets the one before; what PostgreSQL asks of a library is written out, so that no
 /// headers are needed.

@@ -1,11 +1,7 @@
 //! What a statement would change, told without changing it.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Refusal, expect_refusal};
-use limits::{Bed, SIX};
+use crate::common::limits::{self, Bed, SIX};
+use crate::common::{Refusal, expect_refusal, wait_until};
 use postgres::Client;
 use serde_json::{Value, json};
 
@@ -628,7 +624,7 @@ fn a_row_that_another_session_changed_first_is_shown_as_it_was_then() {
     let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[]).expect("a pid").get(0);
     let waiting = std::thread::spawn(move || preview_by(&mut writer, "UPDATE t SET v = v + 1 WHERE id = 1"));
     let mut watcher = bed.db().admin();
-    common::wait_until(20, || {
+    wait_until(20, || {
         limits::number(&mut watcher, &format!("SELECT count(*) FROM pg_locks WHERE pid = {pid} AND NOT granted")) > 0
     });
     bed.reader.batch_execute("COMMIT").expect("a commit");

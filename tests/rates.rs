@@ -1,13 +1,9 @@
 //! Rates: rows over time, over all sessions of a login; what does not commit goes back.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::thread;
 
-use common::{Database, Refusal, Server, expect_refusal};
-use limits::{number, pass, refuse};
+use crate::common::limits::{number, pass, refuse};
+use crate::common::{Database, Refusal, Server, expect_refusal};
 use postgres::Client;
 
 /// A table `t` of 1,000 rows that an ordinary role owns.

@@ -5,15 +5,13 @@
 //! `refused with SQLSTATE`. Each role has one session for the whole page, and no example leaves a transaction open.
 //! `{token}` stands for the token that was shown last. Where a block of `text` follows, that is what psql prints.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Database, Server, make_directory};
+use crate::common::{Database, Server, make_directory};
 use postgres::Client;
 
 const README: &str = include_str!("../README.md");

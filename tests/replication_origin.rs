@@ -1,9 +1,7 @@
 //! What is written elsewhere and applied here is never limited and never counted: a session says so by setting up a
 //! replication origin, as pglogical's workers do, and takes it back by resetting it.
 
-mod common;
-
-use common::{Database, Refusal, Server, expect_refusal};
+use crate::common::{Database, Refusal, Server, expect_refusal};
 use postgres::Client;
 
 const SET_UP: &str = "SELECT pg_replication_origin_session_setup(current_database())";

@@ -1,12 +1,8 @@
 //! `require_where`: an UPDATE or DELETE that scans a whole table with nothing to narrow it is refused before its first
 //! row, whatever way it is written and whatever way it is run.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
-use common::{Refusal, Server, expect_refusal};
-use limits::{Bed, SIX, pass};
+use crate::common::limits::{Bed, SIX, pass};
+use crate::common::{Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// `t` with six rows, `s` and `u` to join it with, and `log`, which tells whether any row was touched.
@@ -805,7 +801,7 @@ fn while_the_guard_is_off_it_is_an_event() {
     let mut bed = bed();
     bed.passes("SET writeguard.enabled = off; UPDATE t SET v = 1; RESET writeguard.enabled");
     assert_eq!(bed.number("SELECT count(*) FROM t WHERE v = 1"), 6);
-    common::wait_until(10, || bed.number("SELECT count(*) FROM writeguard.event WHERE kind = 'disabled'") == 1);
+    wait_until(10, || bed.number("SELECT count(*) FROM writeguard.event WHERE kind = 'disabled'") == 1);
     assert_eq!(bed.number("SELECT count(*) FROM writeguard.event WHERE kind = 'blocked'"), 0);
 }
 

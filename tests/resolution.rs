@@ -1,8 +1,6 @@
 //! Which policies apply to a write: by table, by role, by operation, and after every kind of change to either.
 
-mod common;
-
-use common::{Database, Refusal, Server, expect_refusal};
+use crate::common::{Database, Refusal, Server, expect_refusal};
 use postgres::Client;
 
 /// A database with tables to name, and a user who may do everything with them.

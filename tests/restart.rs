@@ -1,10 +1,8 @@
 //! What a restart of the server leaves of events that waited to be stored.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Server, expect_refusal, wait_until};
+use crate::common::{Server, expect_refusal, wait_until};
 
 #[test]
 fn an_event_that_waits_survives_a_shutdown() {

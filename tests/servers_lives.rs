@@ -1,8 +1,6 @@
 //! Limits and their record through a server's life: killed and stopped processes, restarts, full disks, databases and
 //! extensions that come and go, tables of another version, standbys and single-user mode.
 
-mod common;
-
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -15,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, Config, NoTls};
 use serde_json::Value;
 

@@ -1,11 +1,9 @@
 //! `check_setup()`: what a DBA should know, each with a next command that mends it.
 
-mod common;
-
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 #[track_caller]

@@ -1,8 +1,6 @@
 //! The installation itself: the library is preloaded, the extension is created.
 
-mod common;
-
-use common::{Server, wait_until};
+use crate::common::{Server, wait_until};
 
 #[test]
 fn library_is_preloaded() {

@@ -1,14 +1,10 @@
 //! Statistics of what statements change: exact, in a table of a fixed size, back after restarts and crashes.
 
-mod common;
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::fs;
 use std::thread;
 
-use common::{Database, Server, expect_refusal, wait_until};
-use limits::{number, pass, refuse};
+use crate::common::limits::{number, pass, refuse};
+use crate::common::{Database, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// A database in which a policy without limits covers everything, with a table of a thousand rows.

@@ -1,11 +1,9 @@
 //! After a refusal, wherever it came from, a session is as it was: the next statement counts from zero, the
 //! transaction's budget is what is left of it, and however often it happens no process grows.
 
-mod common;
-
 use std::sync::OnceLock;
 
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// A server whose refused writes do not wait for their events, which would take most of the time.

@@ -1,12 +1,10 @@
 //! Many statements in one string: each costs what it costs alone, however many stand before it and behind it.
 
-mod common;
-
 use std::fmt::Write;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use common::Server;
+use crate::common::{Server, wait_until};
 use postgres::Client;
 
 const FEW: usize = 1_000;
@@ -110,7 +108,7 @@ fn the_text_of_each_is_its_own() {
         "-- two; 'and'\n UPDATE t SET v = 2 WHERE id = 2",
         "UPDATE t SET v = 3 WHERE id = 3 /* three */",
     ];
-    common::wait_until(20, || {
+    wait_until(20, || {
         let rows = client.query("SELECT statement FROM writeguard.event WHERE kind = 'observed' ORDER BY id", &[]);
         let texts: Vec<String> = rows.expect("events").iter().map(|row| row.get(0)).collect();
         texts == wanted

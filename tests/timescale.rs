@@ -3,15 +3,10 @@
 //! On PostgreSQL 17, for which Debian has it.
 #![cfg(feature = "pg17")]
 
-mod common;
-
-#[path = "common/limits.rs"]
-mod limits;
-
 use std::sync::OnceLock;
 
-use common::{Server, expect_refusal};
-use limits::*;
+use crate::common::limits::*;
+use crate::common::{Server, expect_refusal};
 
 /// The servers, with TimescaleDB loaded before and after.
 fn servers() -> [&'static Server; 2] {

@@ -1,12 +1,7 @@
 //! Undo: rows and columns come back as they were, under the caller's rights, and nothing that changed since is lost.
 
-mod common;
-
-#[path = "common/kept.rs"]
-mod kept;
-
-use common::Server;
-use kept::{Bed, ORDERS, one};
+use crate::common::Server;
+use crate::common::kept::{Bed, ORDERS, one};
 
 #[test]
 fn changed_columns_come_back_and_only_those() {

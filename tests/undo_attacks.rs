@@ -1,13 +1,9 @@
 //! Undo between sessions, and in the hands of those who may not, or who mean harm.
 
-mod common;
-#[path = "common/kept.rs"]
-mod kept;
-
 use std::thread;
 
-use common::{Refusal, expect_refusal, wait_until};
-use kept::{Bed, ORDERS, one, rows, undo};
+use crate::common::kept::{Bed, ORDERS, one, rows, undo};
+use crate::common::{Refusal, expect_refusal, wait_until};
 use postgres::Client;
 
 fn grant_undo(bed: &mut Bed, role: &str) {

@@ -1,13 +1,11 @@
 //! From each release to this one: the upgrade script gives what a new installation has, and until it is run, the
 //! library serves the tables and functions of the first release.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 
-use common::{Database, Refusal, Server, expect_refusal, run, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, run, wait_until};
 use postgres::Client;
 
 const FIRST: &str = "0.1.0";

@@ -1,9 +1,7 @@
 //! A short walk through every part, one statement of each kind. `scripts/test-assert` takes it where a statement takes
 //! fifty times as long and nothing stays hidden: under valgrind, and where no catalog cache lasts.
 
-mod common;
-
-use common::{Database, Refusal, Server, expect_refusal, wait_until};
+use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
 /// `t` of six rows, a table whose rows go with theirs, and partitions.

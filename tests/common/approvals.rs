@@ -1,7 +1,5 @@
 //! What the tests of two people share: a database whose policy asks for an approval, a requester and an approver.
 
-#![allow(dead_code)]
-
 use std::sync::{Arc, Mutex};
 
 use postgres::error::DbError;

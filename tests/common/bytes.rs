@@ -1,7 +1,5 @@
 //! A connection that sends and reads bytes, in whatever encoding they are.
 
-#![allow(dead_code)]
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! What a test needs inside the server or below it, and Rust does not have: the small C files of tests/c.
 
-#![allow(dead_code)]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

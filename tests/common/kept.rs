@@ -1,7 +1,5 @@
 //! What the tests of undo share: tables whose rows are kept when a statement changes them, and what undoing gives.
 
-#![allow(dead_code)]
-
 use postgres::Client;
 
 use crate::common::{Database, Refusal, Server, expect_refusal};

@@ -1,8 +1,6 @@
 //! What the tests of exactness share: a database with some tables in it, a session that
 //! writes and another one that looks, and the question at which limit a write passes.
 
-#![allow(dead_code)]
-
 use std::thread;
 
 use postgres::Client;

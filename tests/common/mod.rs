@@ -13,7 +13,13 @@
 //! server's own program (valgrind, around it), `PGWG_SETTING` is set in each database with the extension,
 //! `PGWG_PATIENCE` multiplies what tests wait for, and in `PGWG_LOGS` the servers' logs stay.
 
-#![allow(dead_code)]
+pub mod approvals;
+pub mod bytes;
+pub mod c;
+pub mod kept;
+pub mod limits;
+pub mod pool;
+pub mod raw;
 
 use std::ffi::{OsStr, c_int};
 use std::fs;

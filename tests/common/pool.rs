@@ -1,7 +1,5 @@
 //! PgBouncer in front of a test server.
 
-#![allow(dead_code)]
-
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -9,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use postgres::{Client, Config, NoTls};
 
-use crate::approvals::Stage;
+use crate::common::approvals::Stage;
 use crate::common::{Server, make_directory, server_command, wait_until};
 
 /// PgBouncer with one connection to the server for each user, so that clients of a user have to share it.

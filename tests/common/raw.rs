@@ -1,14 +1,12 @@
 //! The frontend/backend protocol without a driver, for what no driver does: portals that are fetched in parts,
 //! pipelines, messages out of order or cut short.
 
-#![allow(dead_code)]
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use crate::common::limits::Bed;
 use crate::common::{Server, wait_until};
-use crate::limits::Bed;
 
 /// A connection without a driver. Messages are collected and sent together.
 pub struct Raw {

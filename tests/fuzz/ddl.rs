@@ -13,10 +13,10 @@ use std::thread;
 
 use postgres::Client;
 
+use super::random::Random;
+use super::shapes::{Model, SETUP};
+use super::{seed, setting};
 use crate::common::{Database, Refusal, Server};
-use crate::random::Random;
-use crate::shapes::{Model, SETUP};
-use crate::{seed, setting};
 
 const ORACLE: &str = r#"
 CREATE SCHEMA oracle;

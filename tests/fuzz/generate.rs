@@ -1,6 +1,6 @@
 //! Random commands that write, and transactions made of them.
 
-use crate::random::Random;
+use super::random::Random;
 
 /// What may be written to, and what PostgreSQL lets one do with it.
 struct Target {

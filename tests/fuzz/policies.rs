@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use postgres::Client;
 
+use super::random::Random;
+use super::{seed, setting};
 use crate::common::{Refusal, Server};
-use crate::random::Random;
-use crate::{seed, setting};
 
 const NAMES: &[&str] =
     &["p", "q", "r", "Orders guard", "naïve ☂", "quo'te", "dou\"ble", "back\\slash", "new\nline", "%s$1"];

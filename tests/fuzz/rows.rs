@@ -5,10 +5,10 @@ use std::thread;
 
 use postgres::Client;
 
+use super::generate::{Case, Command, Generator, Step};
+use super::schema::{SETUP, TABLES, TREES};
+use super::{seed, setting};
 use crate::common::{Database, Refusal, Server};
-use crate::generate::{Case, Command, Generator, Step};
-use crate::schema::{SETUP, TABLES, TREES};
-use crate::{seed, setting};
 
 /// What a statement may fail with of its own: a violated constraint, two changes of one row, a division by zero, a
 /// cursor without a row, and what PostgreSQL does not support for some table or plan.

@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-use crate::random::Random;
+use super::random::Random;
 
 /// The tables that a world begins with. Every row has a number, in `id` and `uid`, that no other row of any table has.
 pub const SETUP: &str = "

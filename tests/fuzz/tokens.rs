@@ -2,9 +2,9 @@
 
 use postgres::Client;
 
+use super::random::Random;
+use super::{seed, setting};
 use crate::common::{Database, Refusal, Server, expect_refusal};
-use crate::random::Random;
-use crate::{seed, setting};
 
 const WRITE: &str = "UPDATE t SET v = 9";
 

@@ -3,9 +3,6 @@
 //!
 //! `FUZZ_SEED` gives other cases, `FUZZ_STATEMENTS` and `FUZZ_DDL_STEPS` more of them.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod ddl;
 mod found;
 mod generate;
