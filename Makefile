@@ -67,7 +67,7 @@ lint: prepare
 	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 	@bash -euc '. scripts/environment; choose_server; \
 	  cargo fmt --check; \
-	  cargo clippy $$(cargo_features) --all-targets -- -D warnings'
+	  cargo clippy $$(cargo_features) --workspace --all-targets -- -D warnings'
 
 clean:
 	cargo clean

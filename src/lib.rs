@@ -2,7 +2,8 @@
 //!
 //! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps
 //! the record, `stat` what statements change, `review` is the people's side, `undo` puts rows back, `worker` stores what
-//! must survive a rollback, `monitor` is what monitoring reads.
+//! must survive a rollback, `monitor` is what monitoring reads. `session` is what a session has and runs, `pg` how all of
+//! it reaches the server. What is decided without asking PostgreSQL anything is in the crate `rules` (crates/rules).
 
 // Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
 #![allow(clippy::missing_safety_doc)]
@@ -10,10 +11,8 @@
 
 use pgrx::pg_sys;
 
-mod error;
 mod event;
 mod guard;
-mod lexer;
 mod monitor;
 mod pg;
 mod policy;
@@ -22,7 +21,6 @@ mod session;
 mod stat;
 mod token;
 mod undo;
-mod words;
 mod worker;
 
 ::pgrx::pg_module_magic!();

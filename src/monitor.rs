@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
+use rules::limits::gcra::Rate;
 
 use crate::event::counters;
-use crate::guard::limits::gcra::Rate;
 use crate::guard::limits::rate_memory;
 use crate::pg::function::{Arguments, Returns, bigint, sql_function, text};
 use crate::policy::catalog;

@@ -7,6 +7,12 @@
 //! shut down. What is stored in a minute is bounded by the places there are: those that find none share one for each
 //! database. Not promised: what a crash finds here is lost, a minute's worth at most.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use pgrx::pg_sys;
+use rules::words::beginning;
+
 use super::memory::Locked;
 use super::record::Event;
 use super::{counters, queue};
@@ -14,11 +20,6 @@ use crate::pg::ereport::log_line;
 use crate::pg::shmem::{Plain, Region};
 use crate::pg::{ffi, preload};
 use crate::session::settings;
-use crate::words::beginning;
-use core::sync::atomic::{AtomicU64, Ordering};
-use std::hash::{DefaultHasher, Hash, Hasher};
-
-use pgrx::pg_sys;
 
 /// What is told apart at the same time.
 const OWN_PLACES: usize = 256;

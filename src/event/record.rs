@@ -1,18 +1,19 @@
 //! One event: the columns of `writeguard.event`, which are also the keys of its JSON in the server log. That one
 //! names the database as well.
 
+use core::ptr;
+use std::borrow::Cow;
+
+use pgrx::pg_sys;
+use rules::words::shortened;
+use serde::{Deserialize, Serialize};
+
 use super::memory;
 use crate::pg::encoding;
 use crate::pg::log_line::Line;
 use crate::session::actor::{self, Actor};
 use crate::session::excerpt::MOST_BYTES;
 use crate::session::settings;
-use crate::words::shortened;
-use core::ptr;
-use std::borrow::Cow;
-
-use pgrx::pg_sys;
-use serde::{Deserialize, Serialize};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,10 +1,10 @@
 //! What is told of a statement: its beginning, and of that what `writeguard.log_statement` says.
 
 use pgrx::pg_sys;
+use rules::lexer;
 
 use super::memory;
 use super::record::Event;
-use crate::lexer;
 use crate::session::excerpt::Excerpt;
 use crate::session::settings::{self, LogStatement};
 

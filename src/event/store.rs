@@ -4,10 +4,10 @@
 //! be prepared any more.
 
 use pgrx::pg_sys;
+use rules::error::Error;
 
 use super::queue;
 use super::record::Event;
-use crate::error::Error;
 use crate::pg::backend_local::BackendCell;
 use crate::pg::contained::contained;
 use crate::pg::owner;

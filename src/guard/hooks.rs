@@ -4,6 +4,12 @@
 //! hook is called, and calls the next hook in the open, so that other people's errors pass through here as if we were
 //! not there.
 
+use core::ffi::{c_char, c_int, c_void};
+use core::ptr;
+use std::sync::OnceLock;
+
+use pgrx::pg_sys;
+
 use super::commit;
 use super::ddl::command;
 use super::executor::{count, modify_node, plan_writes};
@@ -19,12 +25,6 @@ use crate::session::actor::Actor;
 use crate::session::portal::{self, Frame};
 use crate::session::{expectation, settings, statement, transaction_block};
 use crate::stat;
-
-use core::ffi::{c_char, c_int, c_void};
-use core::ptr;
-use std::sync::OnceLock;
-
-use pgrx::pg_sys;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
 #[cfg(not(feature = "pg18"))]

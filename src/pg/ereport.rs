@@ -8,14 +8,14 @@ use std::sync::OnceLock;
 
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, pg_sys};
+use rules::error::{Error, LetPass};
+use rules::words::shortened;
 
 use super::backend_local::BackendLocal;
 use super::ffi::{self, PgError};
 use super::log_line::Line;
 use super::stray::OutOfMemory;
 use super::{client, encoding};
-use crate::error::{Error, LetPass};
-use crate::words::shortened;
 
 /// What is told to the client or the server log: plain data in palloc'ed memory, so that the frame which tells it has
 /// nothing to destroy. NULL and 0: not said.

@@ -2,10 +2,10 @@
 //! all their fields. The functions themselves are declared in `sql/`, where people read them.
 
 use pgrx::{FromDatum, IntoDatum, direct_function_call_as_datum, pg_sys};
+use rules::error::Error;
 
 use super::ereport::Failure;
 use super::{encoding, preload};
-use crate::error::Error;
 
 /// The arguments of a call.
 pub struct Arguments(pg_sys::FunctionCallInfo);

@@ -6,10 +6,10 @@ use core::ffi::c_char;
 
 use pgrx::spi::SpiClient;
 use pgrx::{IntoDatum, Spi, pg_sys};
+use rules::error::Error;
 
 use super::ereport::throw;
 use super::{encoding, ffi};
-use crate::error::Error;
 
 fn missing(what: &str) -> Error {
     Error::Undecided {

@@ -1,20 +1,20 @@
 //! What a DBA calls: set, drop and explain policies.
 
 use pgrx::{direct_function_call, pg_sys};
+use rules::error::Error;
+use rules::policy::model::{Document, Policy};
+use rules::policy::pattern::{Element, Pattern, parse_element};
+use rules::policy::schedule::Schedule;
+use rules::words::{Operation, literal};
 
 use super::interval::Span;
 use super::key::never_undone;
-use super::model::{Document, Policy};
-use super::pattern::{Element, Pattern, parse_element};
 use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
-use super::schedule::Schedule;
 use super::{catalog, conditions, schema_compat};
-use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::pg::function::{Arguments, Returns, json, sql_function, value};
 use crate::pg::{encoding, owner};
-use crate::words::{Operation, literal};
 
 sql_function!(
     /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.

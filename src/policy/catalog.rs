@@ -9,21 +9,21 @@
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rules::error::{Error, LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
+use rules::policy::model::Policy;
+use rules::policy::resolve::{self, Candidate, Target};
+use rules::words::{Operation, RelationName};
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use super::conditions::{self, Now};
-use super::model::Policy;
 use super::relation::{never_covered, role_oid};
-use super::resolve::{self, Candidate, Target};
 use super::table::{self, Loaded, Place, Policies};
 use super::target::{self, Change};
-use crate::error::{Error, LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::PgError;
 use crate::pg::{encoding, preload};
 use crate::session::actor::{Actor, role_name};
-use crate::words::{Operation, RelationName};
 
 // What invalidations read and change, apart from the rest: they come at any moment, whoever has that.
 
@@ -437,7 +437,7 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<(From, Option
     if let Some(broken) = policies.broken.first() {
         return Err(Error::Undecided {
             reason: format!("policy \"{}\" cannot be read: {}", broken.name, broken.reason),
-            hint: format!("SELECT writeguard.drop_policy({});", crate::words::literal(&broken.name)),
+            hint: format!("SELECT writeguard.drop_policy({});", rules::words::literal(&broken.name)),
             relation: Some(target.name),
         }
         .into());

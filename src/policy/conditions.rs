@@ -5,10 +5,10 @@ use core::ptr;
 use std::ffi::CString;
 
 use pgrx::{IntoDatum, direct_function_call, pg_sys};
+use rules::error::Error;
+use rules::policy::model::Policy;
+use rules::policy::schedule::{Schedule, WallClock};
 
-use super::model::Policy;
-use super::schedule::{Schedule, WallClock};
-use crate::error::Error;
 use crate::session::actor;
 
 /// What the answer depends on, as far as it changes in a session's life.

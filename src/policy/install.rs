@@ -2,10 +2,10 @@
 
 use pgrx::pg_sys;
 use pgrx::spi::SpiClient;
+use rules::error::Error;
 
 use super::relation::dependents_of_schema;
 use super::table::SCHEMA;
-use crate::error::Error;
 use crate::pg::function::{Arguments, Returns, sql_function};
 use crate::pg::owner;
 use crate::session::actor::shown_role;

@@ -3,10 +3,10 @@
 use core::ptr;
 
 use pgrx::pg_sys;
+use rules::words::RelationName;
 
 use super::table::SCHEMA;
 use crate::pg::encoding;
-use crate::words::RelationName;
 
 /// The name of a relation; none when it is gone.
 pub fn relation_name(relation: pg_sys::Oid) -> Option<RelationName> {

@@ -5,11 +5,11 @@
 use core::ffi::CStr;
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::policy::document::KEYS;
+use rules::policy::model::Policy;
 
-use super::document::KEYS;
-use super::model::Policy;
 use super::table::{self, LATER, Place, SCHEMA};
-use crate::error::Error;
 
 /// Assigns, in an ON CONFLICT DO UPDATE, every column that the table has.
 pub fn assignments() -> String {

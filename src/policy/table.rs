@@ -7,11 +7,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use pgrx::{PgMemoryContexts, PgTupleDesc, direct_function_call, pg_sys};
+use rules::policy::model::{Document, Policy};
+use rules::policy::resolve::{AsPolicy, Index, Target};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::interval::Span;
-use super::model::{Document, Policy};
-use super::resolve::{AsPolicy, Index, Target};
 use crate::pg::encoding::{self, from_name};
 use crate::pg::ffi::{self, PgError};
 use crate::pg::function::FromSql;
@@ -43,7 +43,7 @@ impl Revision {
     }
 }
 
-impl AsPolicy for Rc<Loaded> {
+impl AsPolicy for Loaded {
     fn as_policy(&self) -> &Policy {
         &self.policy
     }

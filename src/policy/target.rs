@@ -1,10 +1,10 @@
 //! The names by which policies can cover a relation: its own and its ancestors', and which answers depend on them.
 
 use pgrx::pg_sys;
+use rules::policy::resolve::Target;
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use super::relation::{never_covered, parents, relation_name};
-use super::resolve::Target;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 /// More changed relations than this are taken as if all had changed.

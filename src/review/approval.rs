@@ -2,13 +2,13 @@
 
 use pgrx::pg_sys;
 use pgrx::spi::SpiClient;
+use rules::error::Error;
+use rules::words::{Override, quote_identifier};
 use serde::Deserialize;
 
-use crate::error::Error;
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::owner;
 use crate::policy::relation::{is_member, role_oid};
-use crate::words::{Override, quote_identifier};
 
 sql_function!(
     /// `is_approver(login oid, approvers text) → boolean`.

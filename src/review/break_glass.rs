@@ -3,9 +3,13 @@
 //! The request is a row of the caller's transaction; its event is not. It is on disk before the token is handed out, and
 //! stays whatever becomes of the transaction.
 
+use pgrx::PgLogLevel;
+use rules::error::Error;
+use rules::token::statement::sha256;
+use rules::words::{duration, shortened};
+
 use super::decision::fresh_token;
 use super::request::rehearse_and_store;
-use crate::error::Error;
 use crate::event::queue::{self, Record};
 use crate::event::record::{Event, Kind};
 use crate::pg::ereport::{log_line, tell};
@@ -13,9 +17,6 @@ use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::owner;
 use crate::session::actor::{Actor, shown_role};
 use crate::session::{rehearsing, settings, statement};
-use crate::token::statement::sha256;
-use crate::words::{duration, shortened};
-use pgrx::PgLogLevel;
 
 sql_function!(
     /// `break_glass(statement text, reason text, parameters text[]) → text`.

@@ -4,10 +4,12 @@
 //! the other. A decision is final: what was approved can only be revoked, everything else not even that.
 
 use pgrx::{PgLogLevel, pg_sys};
+use rules::error::Error;
+use rules::token::statement::sha256;
+use rules::words::{Override, count, duration};
 use serde::Deserialize;
 
 use super::approval::{self, Ask};
-use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::pg::ereport::{Failure, tell};
@@ -18,8 +20,6 @@ use crate::session::actor::Actor;
 use crate::session::excerpt::Excerpt;
 use crate::session::settings;
 use crate::token::check::Bound;
-use crate::token::statement::sha256;
-use crate::words::{Override, count, duration};
 
 sql_function!(
     /// `approve(request bigint, comment text, valid_for interval, max_rows bigint) → text`.

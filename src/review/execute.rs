@@ -5,8 +5,14 @@
 //! needs no flag, lifts nothing but this run, and ends with it. The names in the text are looked up in the search_path of
 //! the rehearsal. Spending the request, the run and its events are part of the caller's transaction.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use pgrx::{PgLogLevel, pg_sys};
+use rules::error::Error;
+use rules::token::grant::Grant;
+use rules::words::{Serial, count};
+
 use super::run::{Rows, Run, all_given, values};
-use crate::error::Error;
 use crate::event::rate_limit;
 use crate::event::record::{Event, Kind};
 use crate::guard::limits::charge;
@@ -18,11 +24,6 @@ use crate::pg::function::{Arguments, Returns, sql_function};
 use crate::session::excerpt::Excerpt;
 use crate::session::{rehearsing, settings, statement};
 use crate::token::check::{self, Reviewed};
-use crate::token::grant::Grant;
-use crate::words::{Serial, count};
-use std::collections::{BTreeMap, BTreeSet};
-
-use pgrx::{PgLogLevel, pg_sys};
 
 sql_function!(
     /// `execute(request bigint) → setof jsonb`.
@@ -218,7 +219,7 @@ mod tests {
 
     fn grant(reviewed: &[(&str, u64)], max_rows: Option<u64>) -> Grant {
         Grant {
-            source: crate::token::grant::Source::Request(7),
+            source: rules::token::grant::Source::Request(7),
             rows: Some(rows(reviewed).into_iter().collect()),
             max_rows,
         }

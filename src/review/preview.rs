@@ -1,16 +1,16 @@
 //! `preview`: what a statement would change, told to whoever asks.
 
 use pgrx::{IntoDatum, PgLogLevel, pg_sys};
+use rules::error::Error;
+use rules::policy::model::Policy;
+use rules::words::{Mode, count};
 
 use super::{rehearse, run};
-use crate::error::Error;
 use crate::guard::rehearsal::account::{Account, Line, Wanted};
 use crate::guard::rehearsal::policy_verdicts::Concern;
 use crate::pg::ereport::{Failure, tell};
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
-use crate::policy::model::Policy;
 use crate::session::settings;
-use crate::words::{Mode, count};
 
 sql_function!(
     /// `preview(statement text, sample integer) → setof …`: a row for each table and operation.

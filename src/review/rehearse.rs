@@ -4,6 +4,12 @@
 //! errors come out as they are. What cannot be taken back is what a rolled-back statement never gives back: sequence
 //! numbers, and what functions did outside the database.
 
+use core::ptr;
+use std::collections::BTreeMap;
+use std::ffi::CString;
+
+use pgrx::pg_sys;
+
 use super::run::{Run, values};
 use crate::guard::limits::charge;
 use crate::guard::rehearsal::account::{self, Account, Wanted};
@@ -11,11 +17,6 @@ use crate::guard::rehearsal::policy_verdicts::{self, Concern};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
 use crate::session::{rehearsing, statement};
-use core::ptr;
-use std::collections::BTreeMap;
-use std::ffi::CString;
-
-use pgrx::pg_sys;
 
 /// What a rehearsal found.
 pub struct Rehearsed {

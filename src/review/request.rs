@@ -1,14 +1,21 @@
 //! Requests: a statement that somebody wants approved is rehearsed and stored with what that found.
 
+use std::collections::BTreeMap;
+
+use rules::error::Error;
+use rules::lexer::bounds;
+use rules::token::statement::{StatementHash, normalize};
+use rules::words::{Override, cut_from, literal, shortened};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
 use super::preview::tell_what_is_missing;
 use super::{rehearse, run};
-use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::statement::{hinted, lacks_values};
 use crate::event::{memory, queue, rate_limit, store};
 use crate::guard::rehearsal::account::{Line, Wanted};
 use crate::guard::rehearsal::policy_verdicts::Concern;
-use crate::lexer::bounds;
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::{encoding, owner};
@@ -16,12 +23,6 @@ use crate::session::actor::{self, Actor, shown_role};
 use crate::session::excerpt::{Excerpt, MOST_BYTES};
 use crate::session::settings;
 use crate::token::check::Bound;
-use crate::token::statement::{StatementHash, normalize};
-use crate::words::{Override, cut_from, literal, shortened};
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.

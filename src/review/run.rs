@@ -7,9 +7,9 @@ use core::ptr;
 use std::ffi::CString;
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::lexer::start_of;
 
-use crate::error::Error;
-use crate::lexer::start_of;
 use crate::pg::ereport::Failure;
 use crate::pg::function::MOST_BYTES;
 use crate::pg::{encoding, ffi};

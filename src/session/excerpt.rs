@@ -1,8 +1,9 @@
 //! The beginning of a statement's text. A client may send a gigabyte: it is cut before anything else is done with it.
 
+use rules::words::{beginning, marked};
+
 use super::actor;
 use crate::pg::encoding;
-use crate::words::{beginning, marked};
 
 /// Bytes that an event has of any text at most; the queue may have room for fewer.
 pub const MOST_BYTES: usize = 64 * 1024;

@@ -15,6 +15,7 @@
 use core::ptr;
 
 use pgrx::pg_sys;
+use rules::words::{Place, Serial};
 
 use super::excerpt::Excerpt;
 use super::portal::{self, Frame, OUTERMOST, Outermost};
@@ -23,7 +24,6 @@ use super::xact;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::encoding;
 use crate::pg::ffi::{self, Opaque};
-use crate::words::{Place, Serial};
 
 /// What ties a statement to its portal. Never freed and never borrowed, because PostgreSQL keeps a pointer to it: it is read
 /// and written in place.

@@ -8,11 +8,11 @@ use core::ptr;
 use std::borrow::Cow;
 
 use pgrx::pg_sys;
+use rules::lexer::bounds;
+#[cfg(feature = "pg18")]
+use rules::lexer::start_of;
 
 use super::excerpt::MOST_BYTES;
-use crate::lexer::bounds;
-#[cfg(feature = "pg18")]
-use crate::lexer::start_of;
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::encoding;
 use crate::pg::ffi::{self, Opaque};

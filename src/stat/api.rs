@@ -2,17 +2,17 @@
 
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
+use rules::error::Error;
+use rules::stat::histogram::without_empty_end;
+use rules::stat::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
+use rules::words::{RelationName, count};
 use serde_json::json;
 
-use super::histogram::without_empty_end;
 use super::memory::{self, Numbers};
-use super::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
-use crate::error::Error;
 use crate::pg::encoding;
 use crate::pg::function::{Arguments, Returns, bigint, jsonb, sql_function, text};
 use crate::policy::relation::{never_covered, relation_of, role_oid};
 use crate::session::actor::{role_name, shown_role};
-use crate::words::{RelationName, count};
 
 sql_function!(
     /// `_stat_numbers() → setof record`: the rows of the view `stat`.

@@ -8,12 +8,12 @@ use core::sync::atomic::Ordering;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rules::stat::histogram::bucket_of;
+use rules::words::{Operation, RelationName};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::histogram::bucket_of;
 use super::memory::{self, Entry, Key};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
-use crate::words::{Operation, RelationName};
 
 /// Place of a table's counters in this session, by role; its operations follow in the order of [`Operation::ALL`].
 pub type StatId = usize;

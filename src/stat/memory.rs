@@ -11,13 +11,13 @@ use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::hash::{Hash, Hasher};
 
 use pgrx::pg_sys;
+use rules::stat::histogram::BUCKETS;
+use rules::words::Operation;
 use rustc_hash::FxHasher;
 
-use super::histogram::BUCKETS;
 use crate::pg::encoding;
 use crate::pg::shmem::{Plain, Region};
 use crate::session::settings;
-use crate::words::Operation;
 
 /// Bytes of a name in the database's encoding.
 const NAME_BYTES: usize = pg_sys::NAMEDATALEN as usize;

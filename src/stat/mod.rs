@@ -1,9 +1,9 @@
 //! Statistics of what covered statements change: by table, role and operation, how many statements there were and how many
 //! rows each of them changed, as a histogram.
 //!
-//! `histogram` is pure: which statement belongs into which bucket. `memory` keeps the counters of all databases in shared
+//! `memory` keeps the counters of all databases in shared
 //! memory of a fixed size; `counters` is a backend's way to them, and what the guard calls for each statement; `store`
-//! keeps them in a file, so that they are there after a restart. `suggest` (pure) makes limits of them, `api` is what SQL
+//! keeps them in a file, so that they are there after a restart. `rules::stat` says which statement belongs into which bucket and makes limits of them, `api` is what SQL
 //! calls.
 //!
 //! What counts is the attempt: a statement that was rolled back or refused is in here with the rows that it came to. Not
@@ -12,7 +12,5 @@
 
 pub mod api;
 pub mod counters;
-pub mod histogram;
 pub mod memory;
 pub mod store;
-pub mod suggest;

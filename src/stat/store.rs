@@ -9,15 +9,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
+use rules::stat::histogram::{BUCKETS, without_empty_end};
+use rules::words::Operation;
 use serde::{Deserialize, Serialize};
 
-use super::histogram::{BUCKETS, without_empty_end};
 use super::memory::{self, Key, Numbers};
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::contained::contained;
 use crate::pg::ereport::log_line;
 use crate::pg::ffi;
-use crate::words::Operation;
 
 /// Beside PostgreSQL's own statistics; relative to the data directory.
 const FILE: &str = "pg_stat/pg_writeguard.stat";

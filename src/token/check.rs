@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::token::grant::{Grant, Source};
+use rules::token::statement::sha256;
+use rules::words::{RelationName, quote_identifier};
 use serde::Deserialize;
 
-use super::grant::{Grant, Source};
 use super::jwt_spend;
-use super::statement::sha256;
-use crate::error::Error;
 use crate::pg::owner;
 use crate::session::actor::{self, Actor};
-use crate::words::{RelationName, quote_identifier};
 
 /// A request as far as its token is concerned.
 #[derive(Deserialize)]

@@ -6,17 +6,17 @@ use ed25519_dalek::VerifyingKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePublicKey, EncodePublicKey};
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::token::claims::{LONGEST_NAME, is_name};
+use rules::token::statement::sha256;
+use rules::words::literal;
 use serde_json::json;
 
-use super::claims::{LONGEST_NAME, is_name};
-use super::statement::sha256;
-use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::{encoding, owner};
 use crate::session::actor::{Actor, shown_role};
-use crate::words::literal;
 
 sql_function!(
     /// `trust_key(name text, public_key_pem text) → text`: gives the SHA-256 of the key.

@@ -1,10 +1,11 @@
 //! What a policy asks of the approvals behind a token, when the token is used: the policy and the memberships as they are
 //! now decide, not those of the time when the request was approved.
 
-use crate::error::Error;
+use rules::error::Error;
+use rules::policy::model::Policy;
+use rules::words::{RelationName, literal};
+
 use crate::pg::owner;
-use crate::policy::model::Policy;
-use crate::words::{RelationName, literal};
 
 /// A broken glass asks nobody; anything else has so many approvals.
 const GIVEN: &str = "SELECT CASE WHEN r.break_glass THEN '2147483647' ELSE ( \

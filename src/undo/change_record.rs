@@ -1,11 +1,11 @@
 //! A change as our own tables keep it.
 
 use pgrx::pg_sys;
+use rules::error::Error;
 use serde::Deserialize;
 
 use super::restore::column_names::{Known, Naming};
 use super::restore::table_definition::{self, Shape};
-use crate::error::Error;
 use crate::pg::ereport::Failure;
 use crate::pg::function::Arguments;
 use crate::pg::owner;

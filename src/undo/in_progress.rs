@@ -1,10 +1,10 @@
 //! The undo that is running, if one is: what it takes back, and what it may change whatever limits say.
 
+use rules::policy::model::Keep;
 use rustc_hash::FxHashMap;
 
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ffi;
-use crate::policy::model::Keep;
 use crate::session::xact;
 
 struct Running {

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::prelude::*;
+use rules::error::{LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 
 use super::pruner::Sender;
 use super::{batch, prune};
-use crate::error::{LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 use crate::event::serve::{self, Taken};
 use crate::event::{outbox, queue_file, rate_limit};
 use crate::pg::contained::contained;

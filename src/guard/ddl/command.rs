@@ -7,6 +7,7 @@
 //! those policies that do not name them any more are charged with all their rows.
 
 use pgrx::pg_sys;
+use rules::words::Operation;
 
 use super::leaving_coverage::{self, Leaving};
 use super::live_rows;
@@ -18,7 +19,6 @@ use crate::pg::ereport::{Failure, PendingError};
 use crate::pg::ffi;
 use crate::policy::relation::{INHERITS, in_schema, never_covered, tables_with_values_of};
 use crate::session::actor::Actor;
-use crate::words::Operation;
 
 /// What is remembered of the utility commands that are running.
 enum Note {

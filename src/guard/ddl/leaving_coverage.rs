@@ -8,21 +8,21 @@
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::policy::model::Policy;
+use rules::policy::resolve::{self, Target};
+use rules::words::Operation;
 
 use super::live_rows;
-use crate::error::Error;
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::guard::limits::charge;
 use crate::guard::verdict::decide;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::{self, PgError};
-use crate::policy::model::Policy;
 use crate::policy::relation::{never_covered, relation_name, with_descendants};
-use crate::policy::resolve::{self, Target};
 use crate::policy::table::Loaded;
 use crate::policy::target::{self, Link};
 use crate::session::actor::Actor;
-use crate::words::Operation;
 
 /// A table whose names may change.
 pub struct Leaving {

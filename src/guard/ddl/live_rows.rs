@@ -1,7 +1,10 @@
 //! Charging the live rows of a table: committed ones and the transaction's own, counted by scanning no further than one
 //! past the smallest budget that is not lifted.
 
-use crate::error::Error;
+use pgrx::pg_sys;
+use rules::error::Error;
+use rules::words::{Operation, Place, RelationName};
+
 use crate::guard::executor::capture;
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::{charge, observe};
@@ -12,8 +15,6 @@ use crate::pg::ffi;
 use crate::policy::size;
 use crate::session::{actor, rehearsing, settings, statement};
 use crate::stat::counters;
-use crate::words::{Operation, Place, RelationName};
-use pgrx::pg_sys;
 
 /// Charges the rows of a table to the budgets of an operation, and the table alone: partitions and children have rows of
 /// their own.

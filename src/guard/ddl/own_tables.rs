@@ -3,15 +3,15 @@
 //! well, a line in the server log.
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::words::Operation;
 
 use super::live_rows;
-use crate::error::Error;
 use crate::event::at_commit::record_at_commit;
 use crate::event::record::{Event, Kind};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
 use crate::session::statement;
-use crate::words::Operation;
 
 /// Those whose rows people miss, and what these are.
 const TABLES: [(&str, &str); 4] =

@@ -3,6 +3,9 @@
 //! Nobody, mostly: then a row costs nothing here. A rehearsal does, for its account; and what keeps rows for undo, in a
 //! statement that may be overridden.
 
+use pgrx::pg_sys;
+use rules::words::{Operation, Serial};
+
 use super::modify_node::{Kind, ModifyNode};
 use crate::guard::limits::binding::Binding;
 use crate::guard::rehearsal::account;
@@ -11,8 +14,6 @@ use crate::pg::ffi::PgError;
 use crate::pg::row_version::{self, Node, Versions};
 use crate::undo::capture::row_capture::{self, Reason, Relation};
 use crate::undo::in_progress;
-use crate::words::{Operation, Serial};
-use pgrx::pg_sys;
 
 /// Whether changed rows of a covered relation are to be seen.
 #[inline]

@@ -4,6 +4,11 @@
 //! whether the row before was really changed; that is charged before the next one is fetched, so at most one row past
 //! a limit is touched and nothing is fetched for it. What follows the last fetch is counted by [`after_run`].
 
+use core::ptr;
+
+use pgrx::pg_sys;
+use rules::words::{Operation, Place};
+
 use super::capture;
 use super::modify_node::{self, Kind, ModifyNode};
 use crate::guard::limits::{charge, uncharged};
@@ -12,10 +17,6 @@ use crate::pg::ereport::{Failure, PendingError, guarded, raise, unwound};
 use crate::pg::ffi::{self, PgError};
 use crate::pg::row_version;
 use crate::session::{actor, statement};
-use crate::words::{Operation, Place};
-use core::ptr;
-
-use pgrx::pg_sys;
 
 unsafe fn is_empty(slot: *mut pg_sys::TupleTableSlot) -> bool {
     // SAFETY: NULL or a slot of the executor's.

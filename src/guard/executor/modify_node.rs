@@ -9,6 +9,7 @@ use core::ptr;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rules::words::{Operation, Place};
 
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::charge;
@@ -18,7 +19,6 @@ use crate::pg::contained::contained;
 use crate::pg::ffi::{self, Opaque};
 use crate::pg::row_version::Node;
 use crate::session::actor::Actor;
-use crate::words::{Operation, Place};
 
 /// How a node tells what it did to the row it was given last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

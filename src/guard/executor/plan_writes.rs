@@ -4,9 +4,16 @@
 //! one for each data-modifying WITH branch. For each that may change rows of a covered table a [`ModifyNode`] is made, and the
 //! node's child gets [`count::child`] in front, which runs before each row is fetched.
 
+use core::ptr;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rules::error::Error;
+use rules::words::Operation;
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use super::modify_node::{self, Draft, Kind, ModifyNode, Remote};
 use super::{capture, count};
-use crate::error::Error;
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::charge;
 use crate::guard::rehearsal::account;
@@ -19,12 +26,6 @@ use crate::pg::row_version;
 use crate::policy::{catalog, relation};
 use crate::session::actor::{self, Actor};
 use crate::session::statement;
-use crate::words::Operation;
-use core::ptr;
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-use rustc_hash::{FxHashMap, FxHashSet};
 
 /// The ModifyTable node of the plan itself, also below custom scans.
 unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableState {

@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
+use rules::limits::ledger::MeterId;
+use rules::policy::model::Keep;
+use rules::words::{Operation, RelationName};
+
 use super::extra_limits::More;
-use super::ledger::MeterId;
-use crate::policy::model::Keep;
 use crate::policy::table::Loaded;
 use crate::stat::counters::StatId;
-use crate::words::{Operation, RelationName};
 
 /// A policy's budget that a relation's rows are charged to.
 #[derive(Clone)]

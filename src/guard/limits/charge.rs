@@ -1,31 +1,32 @@
 //! Which meters the rows of a relation are charged to, for the acting role; kept until a policy, a name, an ancestor
 //! or a membership changes.
 
+use core::ffi::c_void;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rules::error::Error;
+use rules::limits::ledger::{Ledger, MeterId, Past};
+use rules::policy::steady::{self, Steady};
+use rules::words::{Operation, Place, RelationName, Serial};
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
 use super::binding::{Binding, Charge};
 use super::extra_limits::Further;
-use super::ledger::{Ledger, MeterId, Past};
 use super::uncharged::{self, Run};
 use super::{observe, rate};
-use crate::error::Error;
 use crate::guard::rehearsal::account;
 use crate::guard::verdict::overrides;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::policy::relation::relation_name;
-use crate::policy::steady::{self, Steady};
 use crate::policy::table::Revision;
 use crate::policy::{catalog, size, target};
 use crate::session::actor::Actor;
 use crate::session::{rehearsing, settings, statement};
 use crate::stat::counters;
 use crate::undo::in_progress;
-use crate::words::{Operation, Place, RelationName, Serial};
-use core::ffi::c_void;
-use std::collections::BTreeMap;
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-use rustc_hash::{FxBuildHasher, FxHashMap};
 
 /// Past this many relations the answers are thrown away and found again.
 const MOST_BINDINGS: usize = 20_000;

@@ -1,23 +1,24 @@
 //! The limits that not every policy has: a fraction of the table, a rate, and a transaction block for more than one row.
 
-use super::gcra::Rate;
-use super::ledger::{Ledger, MeterId, Past};
-use super::observe::Counted;
-use super::rate::{self, BucketId};
-use super::rate_memory::Owner;
-use crate::error::Error;
-use crate::pg::ereport::Failure;
-use crate::pg::ffi;
-use crate::policy::model::Policy;
-use crate::policy::size;
-use crate::policy::table::{Loaded, Revision};
-use crate::session::{settings, transaction_block};
-use crate::words::{Place, Serial};
 use core::cell::Cell;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::limits::gcra::Rate;
+use rules::limits::ledger::{Ledger, MeterId, Past};
+use rules::policy::model::Policy;
+use rules::words::{Place, Serial};
 use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use super::observe::Counted;
+use super::rate::{self, BucketId};
+use super::rate_memory::Owner;
+use crate::pg::ereport::Failure;
+use crate::pg::ffi;
+use crate::policy::size;
+use crate::policy::table::{Loaded, Revision};
+use crate::session::{settings, transaction_block};
 
 /// A policy's further limits, as far as the tables of one tree are concerned.
 pub struct More {

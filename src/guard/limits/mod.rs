@@ -1,8 +1,7 @@
 //! Which budgets a relation's rows are charged to, and the charge.
 //!
-//! `charge` finds a relation's `binding` and charges it, which gives a verdict; `ledger` (pure) has the numbers by statement and transaction.
-//! `extra_limits` are the limits that not every policy has: `rate` takes from buckets in shared memory (`rate_memory`, by the
-//! rule in `gcra`, pure). `uncharged` is the run of rows that are within every limit and not charged yet. `observe` records at the end of a statement
+//! `charge` finds a relation's `binding` and charges it, which gives a verdict. The numbers by statement and
+//! transaction, and the rule of a rate, are in `rules::limits`. `extra_limits` are the limits that not every policy has: `rate` takes from buckets in shared memory (`rate_memory`). `uncharged` is the run of rows that are within every limit and not charged yet. `observe` records at the end of a statement
 //! what a policy that refuses nothing let pass.
 //!
 //! What goes out says how much is past which limit. What happens then is decided in `verdict`.
@@ -10,8 +9,6 @@
 pub mod binding;
 pub mod charge;
 pub mod extra_limits;
-pub mod gcra;
-pub mod ledger;
 pub mod observe;
 pub mod rate;
 pub mod rate_memory;

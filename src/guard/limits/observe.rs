@@ -4,8 +4,10 @@
 //! the number that it came to by then; where it died, with the number so far. In a transaction block that is the end of the
 //! command, otherwise the commit, because deferred triggers are a part of the statement. Nothing waits for the record.
 
-use super::ledger::{Ledger, MeterId};
-use crate::error::LetPass;
+use rules::error::LetPass;
+use rules::limits::ledger::{Ledger, MeterId};
+use rules::words::{Mode, Serial};
+
 use crate::event::rate_limit::{self, Class};
 use crate::event::record::Event;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -13,7 +15,6 @@ use crate::pg::contained::contained;
 use crate::pg::ereport::{PendingError, guarded, warn};
 use crate::pg::ffi::{self, PgError};
 use crate::session::statement;
-use crate::words::{Mode, Serial};
 
 /// What the rows of an event are counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
+use rules::limits::gcra::Bucket as Found;
 
-use super::gcra::Bucket as Found;
 use crate::pg::ffi;
 use crate::pg::shmem::{Plain, Region};
 use crate::session::settings;

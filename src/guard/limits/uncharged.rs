@@ -9,10 +9,10 @@ use core::ptr;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
+use rules::words::{Operation, Place};
 
 use super::binding::Binding;
 use crate::pg::backend_local::BackendLocal;
-use crate::words::{Operation, Place};
 
 /// The run that is open.
 pub struct Run {

@@ -5,7 +5,15 @@
 //! rows freezes as it is then. Rehearsals nest, and each has an account of its own: what an inner one does is taken
 //! back before the outer one goes on.
 
-use crate::error::Error;
+use core::ptr;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rules::error::Error;
+use rules::words::RelationName;
+use serde_json::value::RawValue;
+
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
@@ -15,13 +23,6 @@ use crate::policy::table::Loaded;
 use crate::session::settings;
 use crate::undo::capture::row_format::{attribute, is_stored};
 use crate::undo::in_progress;
-use crate::words::RelationName;
-use core::ptr;
-use std::collections::BTreeMap;
-use std::rc::Rc;
-
-use pgrx::pg_sys;
-use serde_json::value::RawValue;
 
 /// What a rehearsal wants to know.
 #[derive(Debug, Clone, Copy)]

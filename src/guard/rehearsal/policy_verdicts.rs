@@ -3,12 +3,13 @@
 
 use std::rc::Rc;
 
+use rules::limits::ledger::Ledger;
+use rules::words::{Operation, Place, RelationName, Serial};
+
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::extra_limits::Charged;
-use crate::guard::limits::ledger::Ledger;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::policy::table::Loaded;
-use crate::words::{Operation, Place, RelationName, Serial};
 
 /// A policy that covers something which a rehearsal changed.
 #[derive(Debug)]

@@ -1,28 +1,29 @@
 //! What happens past a limit: an override in order lifts it for this statement, anything else is refused and recorded.
 
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rules::error::{Error, LetPass, Over, WayOut, request_call};
+use rules::limits::ledger::{MeterId, Past};
+use rules::policy::model::Policy;
+use rules::token::claims::SIGN_AGAIN;
+use rules::token::grant::{Grant, Source};
+use rules::token::statement::StatementHash;
+use rules::words::{Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
+
 use super::overrides;
-use crate::error::{Error, LetPass, Over, WayOut, request_call};
 use crate::event::at_commit::record_at_commit;
 use crate::event::rate_limit::{self, Class};
 use crate::event::record::{Event, Kind};
 use crate::event::statement::{hinted, is_kept_whole, tells_all};
-use crate::guard::limits::ledger::{MeterId, Past};
 use crate::guard::limits::observe::{Counted, Noted};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
-use crate::policy::model::Policy;
 use crate::policy::table::Loaded;
 use crate::session::{actor, statement};
-use crate::token::claims::SIGN_AGAIN;
-use crate::token::grant::{Grant, Source};
-use crate::token::statement::StatementHash;
 use crate::token::{check, required_approvals};
 use crate::undo::capture::row_capture;
-use crate::words::{Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
-use std::rc::Rc;
-
-use pgrx::pg_sys;
 
 /// A write that went past a limit.
 pub struct Attempt<'a> {

@@ -8,7 +8,13 @@
 //!
 //! Not seen: a command that a rule replaces by nothing. It runs nothing at all, and leaves the expectation as it is.
 
-use crate::error::Error;
+use core::ffi::c_char;
+use core::ptr;
+
+use pgrx::pg_sys;
+use rules::error::Error;
+use rules::words::RelationName;
+
 use crate::event::rate_limit;
 use crate::event::record::{Event, Kind};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -16,11 +22,6 @@ use crate::pg::ereport::{PendingError, guarded};
 use crate::pg::ffi;
 use crate::policy::{catalog, relation};
 use crate::session::{expectation, portal, settings, statement, xact};
-use crate::words::RelationName;
-use core::ffi::c_char;
-use core::ptr;
-
-use pgrx::pg_sys;
 
 /// A string that queries are known by, and the nest level of the transaction that it was noted in: after an error its
 /// memory may be somebody else's.

@@ -4,16 +4,17 @@
 //! does the use of its token; when the transaction commits, each lift that is left becomes an `overridden` event in the same
 //! commit. A rehearsal lifts everything until it is taken back.
 
-use crate::error::Error;
+use rules::error::Error;
+use rules::limits::ledger::{Ledger, MeterId};
+use rules::token::grant::{Grant, Source};
+use rules::words::Serial;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
 use crate::event::record::{Event, top_xid};
 use crate::event::store::{at_the_end, insert};
-use crate::guard::limits::ledger::{Ledger, MeterId};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::session::{actor, rehearsing};
-use crate::token::grant::{Grant, Source};
 use crate::undo::capture::store::{self, Overridden};
-use crate::words::Serial;
-use rustc_hash::{FxBuildHasher, FxHashMap};
 
 struct Lift {
     meter: MeterId,

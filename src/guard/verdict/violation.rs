@@ -1,12 +1,14 @@
 //! Rows past a limit, or past what was reviewed: from the charge to the decision. All of it is rare, and nothing of it is
 //! on the way of a row that is within every limit.
 
+use rules::limits::ledger::Past;
+use rules::words::{Operation, Place, Serial};
+
 use super::decide::{self, Attempt};
 use super::overrides;
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::guard::limits::charge::{self, Verdict};
 use crate::guard::limits::extra_limits::Charged;
-use crate::guard::limits::ledger::Past;
 use crate::guard::limits::observe::{self, Counted};
 use crate::guard::rehearsal::policy_verdicts;
 use crate::guard::where_clause::scan_filters::Estimate;
@@ -14,7 +16,6 @@ use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::pg::ffi::PgError;
 use crate::session::{rehearsing, settings, statement};
 use crate::stat::counters;
-use crate::words::{Operation, Place, Serial};
 
 /// Charges rows to a relation's budgets and decides about what is past a limit. Null: they may stay; otherwise what to raise.
 #[inline]

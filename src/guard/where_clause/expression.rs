@@ -8,8 +8,8 @@
 use core::ptr;
 
 use pgrx::pg_sys::{self, NodeTag};
+use rules::condition::Condition;
 
-use super::condition::Condition;
 use crate::pg::ffi::{self, PgError, pointers};
 
 /// What the columns in an expression are, where it stands in the plan.

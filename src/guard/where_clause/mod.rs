@@ -1,11 +1,10 @@
 //! Whether a write is narrowed by a condition, where a policy requires one.
 //!
 //! `unfiltered_write` asks, `scan_filters` finds the tables that a plan scans whole, `plan_path` what stands over such a
-//! scan, `expression` reads conditions from the plan, `condition` (pure) weighs them.
+//! scan, `expression` reads conditions from the plan for `rules::condition` to weigh.
 //!
 //! What is promised: a condition that keeps no row out counts as none. Not promised: how many rows a condition keeps out.
 
-pub mod condition;
 pub mod expression;
 pub mod plan_path;
 pub mod scan_filters;

@@ -6,8 +6,8 @@
 
 use pg_sys::NodeTag;
 use pgrx::{PgTupleDesc, pg_sys};
+use rules::condition::Condition;
 
-use super::condition::Condition;
 use super::expression::{Columns, Reader};
 use crate::pg::ffi::{PgError, pointers};
 

@@ -3,10 +3,15 @@
 //! Decided when the executor has started and before the first row, so nothing is counted yet; a flag or a token lifts it as
 //! it lifts a limit.
 
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rules::limits::ledger::Past;
+use rules::words::{Operation, Place};
+
 use super::plan_path::Step;
 use super::scan_filters;
 use crate::guard::limits::binding::{Binding, Charge};
-use crate::guard::limits::ledger::Past;
 use crate::guard::limits::observe::Counted;
 use crate::guard::rehearsal::policy_verdicts;
 use crate::guard::verdict::decide::{self, Attempt};
@@ -15,10 +20,6 @@ use crate::pg::backend_local::BackendLocal;
 use crate::pg::ereport::Failure;
 use crate::session::{actor, rehearsing, settings, statement};
 use crate::undo::in_progress;
-use crate::words::{Operation, Place};
-use std::rc::Rc;
-
-use pgrx::pg_sys;
 
 /// Room for the path to a scan, used again and again.
 static PATH: BackendLocal<Vec<Step>> = BackendLocal::new(Vec::new());

@@ -7,22 +7,23 @@
 //!
 //! A row that could not be kept is remembered as such: the override is then refused rather than left without its rows.
 
+use core::ptr;
+
+use pgrx::{IntoDatum, pg_sys};
+use rules::error::Error;
+use rules::policy::model::Keep;
+use rules::words::{Operation, RelationName, Serial};
+use rustc_hash::{FxBuildHasher, FxHashSet};
+
 use super::kept_table;
 use super::row_format::Image;
 use super::statement_tables::{Filed, Tables};
-use crate::error::Error;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::ffi;
 use crate::pg::row_version::Versions;
-use crate::policy::model::Keep;
 use crate::session::{actor, rehearsing, settings, statement, xact};
 use crate::undo::in_progress;
-use crate::words::{Operation, RelationName, Serial};
-use core::ptr;
-
-use pgrx::{IntoDatum, pg_sys};
-use rustc_hash::{FxBuildHasher, FxHashSet};
 
 /// Rows that were kept one after the other in a statement and a subtransaction.
 pub struct Span {
@@ -146,7 +147,7 @@ pub fn check(statement: Serial) -> Result<(), Error> {
             "its storage does not show rows as they were, so they cannot be kept as the policy's undo asks",
             format!(
                 "SELECT policy FROM writeguard.effective({}, CURRENT_USER, 'update');",
-                crate::words::literal(&name)
+                rules::words::literal(&name)
             ),
         ),
     };

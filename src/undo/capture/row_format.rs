@@ -8,9 +8,9 @@ use core::ffi::{CStr, c_char, c_int};
 use core::ptr;
 
 use pgrx::pg_sys;
+use rules::error::Error;
 
 use super::format_settings::{self, Modes};
-use crate::error::Error;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::{self, PgError};
 
@@ -361,7 +361,7 @@ pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_
 
 #[cfg(test)]
 mod tests {
-    use super::member;
+    use crate::undo::capture::row_format::member;
 
     #[test]
     fn a_name_is_a_json_string() {

@@ -6,22 +6,22 @@ use std::rc::Rc;
 
 use pgrx::spi::SpiClient;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
+use rules::error::Error;
+use rules::policy::model::Keep;
+use rules::words::Serial;
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
 
 use super::kept_table::Columns;
 use super::row_capture::{self, Kept};
 use super::statement_tables::{Tables, Tree};
-use crate::error::Error;
 use crate::event::record::{Event, Kind, top_xid};
 use crate::event::store;
 use crate::pg::function::{Arguments, Returns, sql_function};
 use crate::pg::{encoding, owner};
-use crate::policy::model::Keep;
 use crate::policy::schema_compat;
 use crate::session::actor::{Actor, shown_role};
 use crate::session::settings;
-use crate::words::Serial;
 
 sql_function!(
     /// `discard(change bigint)`.

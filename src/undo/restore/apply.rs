@@ -3,23 +3,23 @@
 use core::ptr;
 
 use pgrx::{IntoDatum, pg_sys};
+use rules::error::Error;
+use rules::policy::model::Keep;
+use rules::words::RelationName;
 
 use super::current_state::{Purpose, compare};
 use super::plan::Standing;
 use super::write::write;
-use crate::error::Error;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::pg::function::{Arguments, Returns, sql_function, text};
 use crate::pg::{ffi, owner};
-use crate::policy::model::Keep;
 use crate::policy::relation::{relation_name, with_descendants};
 use crate::session::actor::{Actor, shown_role};
 use crate::session::{rehearsing, statement};
 use crate::undo::change_record::{self, Change};
 use crate::undo::in_progress;
-use crate::words::RelationName;
 
 sql_function!(
     /// `undo(change bigint, on_conflict text, dry_run boolean) → setof …`: a row for each table.

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rules::error::Error;
+use rules::net_change::Values;
 use serde::Deserialize;
 
-use super::net_change::Values;
 use super::table_definition::{Shape, quote};
-use crate::error::Error;
 use crate::pg::encoding::{from_server, to_server};
 
 /// What a change says of the columns that it has images of.

@@ -1,13 +1,13 @@
 //! The values of one table in kept images, by the columns that the table has now.
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::net_change::{Net, Values};
 
 use super::as_caller::check_interrupts;
 use super::column_names::Naming;
-use super::net_change::{Net, Values};
 use super::table_definition::{Column, KeyColumn, Shape};
 use super::text;
-use crate::error::Error;
 use crate::pg::encoding::from_server;
 use crate::pg::ereport::Failure;
 

@@ -3,9 +3,9 @@
 use core::ptr;
 
 use pgrx::pg_sys;
+use rules::net_change::{Net, Values};
 
 use super::compare::Comparison;
-use super::net_change::{Net, Values};
 use super::table_definition::Column;
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};

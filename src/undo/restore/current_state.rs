@@ -2,12 +2,12 @@
 //! which were changed again since.
 
 use pgrx::{IntoDatum, pg_sys};
+use rules::net_change::Net;
 
 use super::as_caller::{Connection, Cursor};
 use super::compare::{Comparison, Found};
 use super::conflict_row::{self, Told};
 use super::images::Images;
-use super::net_change::Net;
 use super::plan::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
 use super::rows::{Rows, Typed};
 use super::table_definition::Column;

@@ -6,13 +6,13 @@ use core::ptr;
 use std::ffi::CString;
 
 use pgrx::{IntoDatum, pg_sys};
+use rules::error::Error;
+use rules::net_change::{Done, Image, Net, Values, roots};
 use serde::Deserialize;
 
-use super::net_change::{Done, Image, Net, Values, roots};
 use super::rows::{Rows, Typed};
 use super::table_definition::Shape;
 use super::text;
-use crate::error::Error;
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, owner};
 

@@ -1,6 +1,6 @@
 //! Puts kept rows back: `apply` is `undo` itself, `conflicts` shows which rows were changed again since.
 //!
-//! `images` gives the kept rows of a change, `net_change` (pure) what one row's images come to. `table_definition` is a table as
+//! `images` gives the kept rows of a change; `rules::net_change` says what one row's images come to. `table_definition` is a table as
 //! it is now, `column_names` which of its columns an image means, `text` and `compare` a column's values.
 //! `current_state` holds the images against the rows as they are and sets aside what is to be written (`plan`), `write` writes
 //! it, `conflict_row` tells of a row that is left alone; `as_caller` runs SQL with the
@@ -16,7 +16,6 @@ pub mod conflict_row;
 pub mod conflicts;
 pub mod current_state;
 pub mod images;
-pub mod net_change;
 pub mod plan;
 pub mod rows;
 pub mod table_definition;

@@ -4,13 +4,13 @@
 use core::ptr;
 
 use pgrx::pg_sys;
+use rules::error::Error;
+use rules::words::RelationName;
 use serde::Deserialize;
 
-use crate::error::Error;
 use crate::pg::ereport::Failure;
 use crate::pg::{ffi, owner};
 use crate::undo::capture::kept_table::{PARTS, Parts};
-use crate::words::RelationName;
 
 /// One column.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

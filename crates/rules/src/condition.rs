@@ -63,7 +63,8 @@ impl Condition {
 mod tests {
     use proptest::prelude::*;
 
-    use super::Condition::{self, Blind, Known, Narrows};
+    use crate::condition::Condition;
+    use crate::condition::Condition::{Blind, Known, Narrows};
 
     const TRUE: Condition = Condition::TRUE;
     const FALSE: Condition = Condition::FALSE;

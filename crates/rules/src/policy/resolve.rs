@@ -4,6 +4,7 @@
 //! all that remain apply together. Pure: names and memberships come in, the answer goes out.
 
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 
 use rustc_hash::FxHashSet;
 
@@ -20,6 +21,12 @@ pub trait AsPolicy {
 impl AsPolicy for Policy {
     fn as_policy(&self) -> &Policy {
         self
+    }
+}
+
+impl<T: AsPolicy> AsPolicy for Rc<T> {
+    fn as_policy(&self) -> &Policy {
+        (**self).as_policy()
     }
 }
 

@@ -1,2 +1,0 @@
-#[path = "../../../src/undo/restore/net_change.rs"]
-pub mod net;

@@ -1,0 +1,10 @@
+//! What a policy is and which of several apply: `model` is a policy as a document, `pattern` the names that it covers,
+//! `schedule` the times at which it is in force, `resolve` the rule that decides which of several apply, `document` many
+//! policies in one document, `steady` how to read what may change meanwhile.
+
+pub mod document;
+pub mod model;
+pub mod pattern;
+pub mod resolve;
+pub mod schedule;
+pub mod steady;
