@@ -211,7 +211,13 @@ pub fn release(level: i32) {
 pub fn end_transaction() {
     STAGE.set(Stage::Open);
     if any() || any_ready() {
-        pending().clear();
-        READY.borrow().clear();
+        forget();
     }
+}
+
+#[cold]
+#[inline(never)]
+fn forget() {
+    pending().clear();
+    READY.borrow().clear();
 }

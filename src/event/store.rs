@@ -98,6 +98,12 @@ pub fn at_the_end<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error
 /// The transaction is over: if it committed events, the worker is to send their notifications.
 pub fn end_transaction(committed: bool) {
     if WROTE.replace(false) && committed {
-        contained("waking the worker", || _ = queue::push(&[], false));
+        wake_worker();
     }
+}
+
+#[cold]
+#[inline(never)]
+fn wake_worker() {
+    contained("waking the worker", || _ = queue::push(&[], false));
 }

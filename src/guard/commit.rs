@@ -40,25 +40,39 @@ pub unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type,
         // The commit record is written: an ERROR would be a PANIC from here on.
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
             if at_commit::any_ready() {
-                contained("recording what a commit did", at_commit::committed);
+                record_commit();
             }
             end_transaction(Ending::Committed);
         }
         pg_sys::XactEvent::XACT_EVENT_PREPARE => end_transaction(Ending::Prepared),
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
-            portal::rolled_back();
-            contained("forgetting what a command had noted", || command::roll_back(0));
-            if observe::any() {
-                observe::died(charge::ledger());
-            }
+            begin_abort();
             end_transaction(Ending::RolledBack);
         }
         _ => {}
     }
 }
 
+/// Apart, as all that few transactions come to: what stands in the callback itself each commit pays for.
+#[cold]
+#[inline(never)]
+fn record_commit() {
+    contained("recording what a commit did", at_commit::committed);
+}
+
+#[cold]
+#[inline(never)]
+fn begin_abort() {
+    portal::rolled_back();
+    contained("forgetting what a command had noted", || command::roll_back(0));
+    if observe::any() {
+        observe::died(charge::ledger());
+    }
+}
+
 /// A transaction of which something is to be stored or told commits or is prepared.
 #[cold]
+#[inline(never)]
 fn before_commit(prepares: bool) {
     // SAFETY: plain old frame; an error here still aborts the transaction.
     unsafe {
@@ -104,7 +118,7 @@ fn end_transaction(ending: Ending) {
     transaction_block::end_transaction(committed);
     at_commit::end_transaction();
     if xact::take_touched() {
-        contained("forgetting a transaction", || end_touched_transaction(ending));
+        end_touched_transaction(ending);
     }
     store::end_transaction(committed);
 }
@@ -112,21 +126,23 @@ fn end_transaction(ending: Ending) {
 /// Something was charged in it. Apart, for most transactions only read.
 #[inline(never)]
 fn end_touched_transaction(ending: Ending) {
-    decide::end_transaction();
-    overrides::end_transaction();
-    row_capture::end_transaction();
-    account::end_transaction();
-    in_progress::end_transaction();
-    rehearsing::end_transaction();
-    policy_verdicts::end_transaction();
-    charge::end_transaction(ending != Ending::RolledBack);
-    if statement::end_transaction() {
-        stat_counters::forget_statements();
-    }
-    expect::roll_back(0);
-    actor::end_transaction();
-    // SAFETY: reads the transaction's state, which is still that of what committed.
-    expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
+    contained("forgetting a transaction", || {
+        decide::end_transaction();
+        overrides::end_transaction();
+        row_capture::end_transaction();
+        account::end_transaction();
+        in_progress::end_transaction();
+        rehearsing::end_transaction();
+        policy_verdicts::end_transaction();
+        charge::end_transaction(ending != Ending::RolledBack);
+        if statement::end_transaction() {
+            stat_counters::forget_statements();
+        }
+        expect::roll_back(0);
+        actor::end_transaction();
+        // SAFETY: reads the transaction's state, which is still that of what committed.
+        expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
+    });
 }
 
 /// The same of a subtransaction.

@@ -405,10 +405,13 @@ pub fn in_utf8(text: &[u8], mut take: impl FnMut(&[u8])) {
 }
 
 /// The longest beginning of a text of the server's that is whole letters and has at most so many bytes.
+#[inline]
 pub fn beginning(text: &[u8], bytes: usize) -> &[u8] {
-    if text.len() <= bytes {
-        return text;
-    }
+    if text.len() <= bytes { text } else { cut(text, bytes) }
+}
+
+#[inline(never)]
+fn cut(text: &[u8], bytes: usize) -> &[u8] {
     // A letter has four bytes at most.
     let length = c_int::try_from(text.len().min(bytes + 4)).unwrap_or(c_int::MAX);
     let limit = c_int::try_from(bytes).unwrap_or(c_int::MAX);

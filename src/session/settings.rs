@@ -109,7 +109,8 @@ pub fn log_statement() -> LogStatement {
 /// Whether clients share this session, so that nothing may stay armed in it beyond a transaction.
 #[inline]
 pub fn pooled() -> bool {
-    POOLED.get()
+    // SAFETY: a static of this process. Not by get(), which looks at the thread first: each commit asks.
+    unsafe { *POOLED.as_ptr() }
 }
 
 /// Whether rows are kept also of writes that need no override.
