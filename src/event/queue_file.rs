@@ -4,22 +4,17 @@
 //! start that fails before it takes nothing away. Not promised: what waits when the server crashes is in the server log
 //! only.
 
-use std::fs;
-use std::io;
-use std::path::Path;
-
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
 use super::memory::{Locked, Phase};
 use super::{queue, rate_limit};
 use crate::pg::contained::contained;
+use crate::pg::durable_file::{self, DurableFile};
 use crate::pg::ereport::log_line;
-use crate::pg::{encoding, ffi, stray};
+use crate::pg::{encoding, stray};
 
-/// Beside PostgreSQL's own statistics; relative to the data directory, where the postmaster works.
-const FILE: &str = "pg_stat/pg_writeguard.events";
-const UNFINISHED: &str = "pg_stat/pg_writeguard.events.tmp";
+static FILE: DurableFile = DurableFile::new(c"pg_stat/pg_writeguard.events", c"pg_stat/pg_writeguard.events.tmp");
 
 /// An event that waits while the server is down.
 struct Kept {
@@ -74,22 +69,13 @@ struct Line {
 ///
 /// # Safety
 /// In the postmaster (or the single-user backend), from a plain old frame.
-#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn startup() {
-    contained("reading the events that waited for the restart", restore);
-    // SAFETY: a plain old frame; the callback lives as long as the process.
-    unsafe { ffi::on_shmem_exit(Some(shutdown), pg_sys::Datum::from(0)) };
+    // SAFETY: the caller's promise.
+    unsafe { durable_file::between_restarts("reading the events that waited for the restart", restore, shutdown) };
 }
 
 fn restore() {
-    let bytes = match fs::read(FILE) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(error) => {
-            log_line(&format!("pg_writeguard: could not read \"{FILE}\": {error}"), None);
-            return;
-        }
-    };
+    let Some(bytes) = FILE.read() else { return };
     for line in bytes.split(|letter| *letter == b'\n').filter(|line| !line.is_empty()) {
         let kept = serde_json::from_slice::<Line>(line).ok().map(|line| Kept {
             database: pg_sys::Oid::from_u32(line.database),
@@ -110,25 +96,17 @@ fn restore() {
 
 /// The server is up, and what was kept is in the queue.
 pub fn accepted() {
-    if let Err(error) = fs::remove_file(FILE)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        log_line(&format!("pg_writeguard: could not remove \"{FILE}\": {error}"), None);
-    }
+    FILE.remove();
 }
 
 unsafe extern "C-unwind" fn shutdown(code: i32, _argument: pg_sys::Datum) {
     // After a crash the queue cannot be trusted.
     if code == 0 {
-        contained("storing the events that wait for a restart", || {
-            if let Err(error) = save() {
-                log_line(&format!("pg_writeguard: could not write \"{FILE}\": {error}"), None);
-            }
-        });
+        contained("storing the events that wait for a restart", save);
     }
 }
 
-fn save() -> io::Result<()> {
+fn save() {
     rate_limit::flush_all();
     let lines: Vec<String> = leftover()
         .into_iter()
@@ -142,11 +120,7 @@ fn save() -> io::Result<()> {
             serde_json::to_string(&line).ok()
         })
         .collect();
-    if lines.is_empty() {
-        return Ok(());
+    if !lines.is_empty() {
+        FILE.write(lines.join("\n").as_bytes());
     }
-    fs::write(UNFINISHED, lines.join("\n"))?;
-    fs::File::open(UNFINISHED)?.sync_all()?;
-    fs::rename(UNFINISHED, FILE)?;
-    fs::File::open(Path::new(FILE).parent().unwrap_or(Path::new(".")))?.sync_all()
 }

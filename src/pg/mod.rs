@@ -4,7 +4,7 @@
 //! `ffi` has core's functions declared raw and the two ways across the border of errors; `ereport` raises ours, and whatever
 //! is told to a client or the server log; `log_line` is a line of that which is ready; `function` is the frame of each SQL function; `contained` is for callbacks that may
 //! neither fail nor panic. `backend_local` holds the statics of a backend, `shmem` is the one way to fixed tables in shared
-//! memory. `encoding` is the one border between PostgreSQL's bytes and Rust's text, with `conversion` and `stray` behind
+//! memory, and `durable_file` keeps over a restart what these held. `encoding` is the one border between PostgreSQL's bytes and Rust's text, with `conversion` and `stray` behind
 //! it. `owner` runs SQL of ours as the extension's owner, `process` is what a background process needs, `client` what
 //! PostgreSQL knows of the other side, `row_version` finds the versions of a row that was just changed, `preload` says
 //! whether the library was preloaded.
@@ -13,6 +13,7 @@ pub mod backend_local;
 pub mod client;
 pub mod contained;
 pub mod conversion;
+pub mod durable_file;
 pub mod encoding;
 pub mod ereport;
 pub mod ffi;

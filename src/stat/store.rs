@@ -3,9 +3,6 @@
 //! Written by the launcher every minute in which something was counted, and by the postmaster when it is the last process;
 //! read when shared memory is set up.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
@@ -16,12 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::memory::{self, Key, Numbers};
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::contained::contained;
+use crate::pg::durable_file::{self, DurableFile};
 use crate::pg::ereport::log_line;
-use crate::pg::ffi;
 
-/// Beside PostgreSQL's own statistics; relative to the data directory.
-const FILE: &str = "pg_stat/pg_writeguard.stat";
-const UNFINISHED: &str = "pg_stat/pg_writeguard.stat.tmp";
+static FILE: DurableFile = DurableFile::new(c"pg_stat/pg_writeguard.stat", c"pg_stat/pg_writeguard.stat.tmp");
 
 /// How often the launcher writes it.
 const PAUSE: Duration = Duration::from_secs(55);
@@ -84,22 +79,13 @@ impl Numbers {
 ///
 /// # Safety
 /// In the postmaster (or the single-user backend), from a plain old frame.
-#[expect(ffi_unwind_calls, reason = "plain old frame")]
 pub unsafe fn startup() {
-    contained("reading the stored statistics", restore);
-    // SAFETY: a plain old frame; the callback lives as long as the process.
-    unsafe { ffi::on_shmem_exit(Some(shutdown), pg_sys::Datum::from(0)) };
+    // SAFETY: the caller's promise.
+    unsafe { durable_file::between_restarts("reading the stored statistics", restore, shutdown) };
 }
 
 fn restore() {
-    let bytes = match fs::read(FILE) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(error) => {
-            log_line(&format!("pg_writeguard: could not read \"{FILE}\": {error}"), None);
-            return;
-        }
-    };
+    let Some(bytes) = FILE.read() else { return };
     let (mut unreadable, mut without_room) = (0, 0);
     for line in bytes.split(|letter| *letter == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice::<Line>(line) {
@@ -108,7 +94,7 @@ fn restore() {
         }
     }
     if unreadable > 0 {
-        log_line(&format!("pg_writeguard: {unreadable} lines of \"{FILE}\" cannot be read"), None);
+        log_line(&format!("pg_writeguard: {unreadable} lines of \"{}\" cannot be read", FILE.name()), None);
     }
     if without_room > 0 {
         log_line(
@@ -127,27 +113,12 @@ unsafe extern "C-unwind" fn shutdown(code: i32, _argument: pg_sys::Datum) {
 
 /// Writes the file. False, and a line in the server log, when that fails.
 fn write(numbers: &[Numbers]) -> bool {
-    let written = try_write(numbers);
-    if let Err(error) = &written {
-        log_line(&format!("pg_writeguard: could not write \"{FILE}\": {error}"), None);
+    if numbers.is_empty() && !FILE.exists() {
+        return true;
     }
-    written.is_ok()
-}
-
-fn try_write(numbers: &[Numbers]) -> io::Result<()> {
-    if numbers.is_empty() && !Path::new(FILE).exists() {
-        return Ok(());
-    }
-    let mut text = Vec::new();
-    for line in numbers.iter().filter_map(Line::of) {
-        serde_json::to_writer(&mut text, &line)?;
-        text.push(b'\n');
-    }
-    let mut file = fs::File::create(UNFINISHED)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(UNFINISHED, FILE)?;
-    fs::File::open(Path::new(FILE).parent().unwrap_or(Path::new(".")))?.sync_all()
+    let lines: Vec<String> =
+        numbers.iter().filter_map(Line::of).filter_map(|line| serde_json::to_string(&line).ok()).collect();
+    FILE.write(lines.join("\n").as_bytes())
 }
 
 struct Written {
