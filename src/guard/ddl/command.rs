@@ -12,7 +12,7 @@ use rules::words::Operation;
 use super::leaving_coverage::{self, Leaving};
 use super::live_rows;
 use super::own_tables::{self, Gone};
-use crate::guard::limits::charge;
+use crate::guard::limits::bindings;
 use crate::guard::verdict::decide;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::{Failure, PendingError};
@@ -112,7 +112,7 @@ pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut PendingError) {
         unsafe {
             // Core refuses it there, in its own words.
             if !ffi::IsTransactionBlock() && !pg_sys::XactReadOnly {
-                return (begun, charge::deciding(|| before_detach(node.cast())));
+                return (begun, bindings::deciding(|| before_detach(node.cast())));
             }
         }
     }
@@ -171,7 +171,7 @@ pub fn end(begun: usize) -> *mut PendingError {
     let decides = |(_, note): &(i32, Note)| matches!(note, Note::MayLeave(_) | Note::Own(_));
     let is_due = notes().get(begun..).unwrap_or_default().iter().any(decides);
     if is_due {
-        return charge::deciding(|| decide_leaving(begun));
+        return bindings::deciding(|| decide_leaving(begun));
     }
     notes().truncate(begun);
     core::ptr::null_mut()
@@ -205,32 +205,32 @@ pub unsafe fn accessed(
     unsafe {
         if pg_sys::proc_exit_inprogress {
             if access == pg_sys::ObjectAccessType::OAT_DROP && class == pg_sys::RelationRelationId {
-                let _nobody_to_tell = charge::deciding(|| vanish_with_session(object));
+                let _nobody_to_tell = bindings::deciding(|| vanish_with_session(object));
             }
             return core::ptr::null_mut();
         }
         match access {
-            pg_sys::ObjectAccessType::OAT_TRUNCATE => charge::deciding(|| truncate(object)),
+            pg_sys::ObjectAccessType::OAT_TRUNCATE => bindings::deciding(|| truncate(object)),
             pg_sys::ObjectAccessType::OAT_DROP if class == pg_sys::RelationRelationId && sub_id == 0 => {
                 let internal = (*argument.cast::<pg_sys::ObjectAccessDrop>()).dropflags
                     & pg_sys::PERFORM_DELETION_INTERNAL as i32
                     != 0;
                 // The heap that a rewrite leaves behind is nobody's table.
-                charge::deciding(|| if internal && rewritten(object).is_some() { Ok(()) } else { vanish(object, "") })
+                bindings::deciding(|| if internal && rewritten(object).is_some() { Ok(()) } else { vanish(object, "") })
             }
             pg_sys::ObjectAccessType::OAT_DROP if class == pg_sys::RelationRelationId => {
-                charge::deciding(|| column_vanishes(object))
+                bindings::deciding(|| column_vanishes(object))
             }
             pg_sys::ObjectAccessType::OAT_POST_CREATE
                 if class == pg_sys::RelationRelationId
                     && (*argument.cast::<pg_sys::ObjectAccessPostCreate>()).is_internal
                     && command() == Command::ChangesTypes =>
             {
-                charge::deciding(|| rewrite(object))
+                bindings::deciding(|| rewrite(object))
             }
             pg_sys::ObjectAccessType::OAT_POST_ALTER if class == INHERITS => {
                 let leaves = matches!(command(), Command::Moves | Command::ChangesTypes);
-                charge::deciding(|| {
+                bindings::deciding(|| {
                     // A table without columns changes nothing else of its own when it gets a parent.
                     pg_sys::CacheInvalidateRelcacheByRelid(object);
                     if leaves { may_leave(&[object]) } else { Ok(()) }
@@ -241,8 +241,8 @@ pub unsafe fn accessed(
                     && matches!(command(), Command::Moves | Command::ChangesTypes) =>
             {
                 match class {
-                    pg_sys::RelationRelationId if sub_id == 0 => charge::deciding(|| may_leave(&[object])),
-                    pg_sys::NamespaceRelationId => charge::deciding(|| may_leave(&in_schema(object))),
+                    pg_sys::RelationRelationId if sub_id == 0 => bindings::deciding(|| may_leave(&[object])),
+                    pg_sys::NamespaceRelationId => bindings::deciding(|| may_leave(&in_schema(object))),
                     _ => core::ptr::null_mut(),
                 }
             }
@@ -264,10 +264,10 @@ unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
             note(Note::Own(gone));
             return Ok(());
         }
-        let Some(binding) = charge::binding_to_count(relation, Actor::current())? else {
+        let Some(binding) = bindings::binding_to_count(relation, Actor::current())? else {
             return Ok(());
         };
-        if !charge::is_counted(&binding, &[Operation::Truncate]) {
+        if !bindings::is_counted(&binding, &[Operation::Truncate]) {
             return Ok(());
         }
         let allowed = pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), pg_sys::ACL_TRUNCATE as pg_sys::AclMode);
@@ -292,7 +292,7 @@ unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
     if never_covered(relation).is_some() || is_counted(relation) {
         return Ok(());
     }
-    let Some(binding) = charge::binding(relation, Actor::current())? else {
+    let Some(binding) = bindings::binding(relation, Actor::current())? else {
         return Ok(());
     };
     note(Note::Counted(relation));
@@ -311,7 +311,7 @@ unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
 /// A session ends, and a column goes with a temporary type of its own.
 fn vanish_with_session(relation: pg_sys::Oid) -> Result<(), Failure> {
     if never_covered(relation).is_none()
-        && let Some(binding) = charge::binding(relation, Actor::current())?
+        && let Some(binding) = bindings::binding(relation, Actor::current())?
     {
         let policy = binding.policies().next().map(|policy| policy.policy.name.as_str());
         let why = "It went with the temporary objects of a session that ended.";

@@ -15,7 +15,7 @@ use rules::words::Operation;
 
 use super::live_rows;
 use crate::guard::limits::binding::{Binding, Charge};
-use crate::guard::limits::charge;
+use crate::guard::limits::bindings;
 use crate::guard::verdict::decide;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::{self, PgError};
@@ -48,7 +48,7 @@ pub fn candidates(tables: &[pg_sys::Oid], mut found: impl FnMut(Leaving)) -> Res
             if never_covered(relation).is_some() {
                 continue;
             }
-            match charge::binding(relation, Actor::current()) {
+            match bindings::binding(relation, Actor::current()) {
                 Ok(Some(binding)) => found(Leaving { relation, before: Before::Covered(binding) }),
                 Ok(None) => {}
                 Err(Failure::Ours(error @ Error::Undecided { .. })) => {
@@ -166,7 +166,7 @@ impl Allowed {
 /// Records that a table came under policies that allow more than those that covered it, which name it still: a new name,
 /// or a new parent's, is closer than theirs.
 fn loosen(relation: pg_sys::Oid, before: &Binding) -> Result<(), Failure> {
-    let after = charge::binding(relation, Actor::current())?;
+    let after = bindings::binding(relation, Actor::current())?;
     for operation in Operation::ALL {
         let charges = |binding: &'_ Binding| binding.charges(operation).to_vec();
         let (old, new) = (charges(before), after.as_deref().map_or_else(Vec::new, charges));
@@ -199,7 +199,7 @@ pub unsafe fn before_detach(parent: *mut pg_sys::RangeVar, partition: *mut pg_sy
         }
         let link = Link { child, parent };
         for relation in with_descendants(child) {
-            if let Some(before) = charge::binding(relation, Actor::current())? {
+            if let Some(before) = bindings::binding(relation, Actor::current())? {
                 leave(relation, &before, target::coverable(relation, Some(link)).as_ref())?;
             }
         }

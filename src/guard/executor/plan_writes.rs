@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::modify_node::{self, Draft, Kind, ModifyNode, Remote};
 use super::{capture, count};
 use crate::guard::limits::binding::Binding;
-use crate::guard::limits::charge;
+use crate::guard::limits::bindings;
 use crate::guard::rehearsal::account;
 use crate::guard::verdict::violation;
 use crate::guard::where_clause::scan_filters::estimate;
@@ -69,7 +69,7 @@ pub unsafe fn begin_plainly(query_desc: *mut pg_sys::QueryDesc, actor: Actor) ->
         if !alone {
             return false;
         }
-        match charge::known((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, actor) {
+        match bindings::known((*(*(*node).resultRelInfo).ri_RelationDesc).rd_id, actor) {
             Some(Some(binding)) => watch_plainly((*query_desc).estate, node, binding, actor),
             Some(None) => true,
             None => false,
@@ -131,7 +131,7 @@ unsafe fn put_in_front(mut modify: Draft, node: *mut pg_sys::ModifyTableState, c
 /// `query_desc` was just started; called from a plain old frame.
 pub unsafe fn begin(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> *mut PendingError {
     // SAFETY: the caller's promise.
-    charge::deciding(|| unsafe { begin_watching(query_desc, actor) })
+    bindings::deciding(|| unsafe { begin_watching(query_desc, actor) })
 }
 
 unsafe fn begin_watching(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Result<(), Failure> {
@@ -191,9 +191,9 @@ unsafe fn watch_node(
         let mut captures = everything;
         let mut modify = modify_node::fresh(kind, estate, actor);
         for index in 0..relations {
-            let binding = charge::binding_to_count(relation(index), actor)?;
+            let binding = bindings::binding_to_count(relation(index), actor)?;
             captures |= binding.as_ref().is_some_and(|binding| capture::wants(binding, operations));
-            counted |= binding.as_ref().is_some_and(|binding| charge::is_counted(binding, operations));
+            counted |= binding.as_ref().is_some_and(|binding| bindings::is_counted(binding, operations));
             modify.bindings.push(binding);
         }
         if counted {
@@ -359,8 +359,8 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         let Some(entry) = pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(index.saturating_sub(1)) else {
             return Ok(());
         };
-        let binding = charge::binding_to_count((*entry).relid, actor)?;
-        if binding.as_ref().is_none_or(|binding| !charge::is_counted(binding, &[operation])) {
+        let binding = bindings::binding_to_count((*entry).relid, actor)?;
+        if binding.as_ref().is_none_or(|binding| !bindings::is_counted(binding, &[operation])) {
             return Ok(());
         }
         if let Some(binding) = binding.as_ref().filter(|binding| binding.wants_where(operation)) {

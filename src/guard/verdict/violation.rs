@@ -7,6 +7,7 @@ use rules::words::{Operation, Place, Serial};
 use super::decide::{self, Attempt};
 use super::overrides;
 use crate::guard::limits::binding::{Binding, Charge};
+use crate::guard::limits::bindings;
 use crate::guard::limits::charge::{self, Verdict};
 use crate::guard::limits::extra_limits::Charged;
 use crate::guard::limits::observe::{self, Counted};
@@ -132,7 +133,10 @@ pub fn check_grant(attempt: &Attempt<'_>) -> Result<(), Failure> {
         return Ok(());
     }
     let rows = charge::rows_by_table(statement);
-    overrides::count_in(statement, rows.iter().filter_map(|(name, _)| Some((name.as_str(), charge::meter_of(name)?))));
+    overrides::count_in(
+        statement,
+        rows.iter().filter_map(|(name, _)| Some((name.as_str(), bindings::meter_of(name)?))),
+    );
     decide::check_grant(attempt, &rows)
 }
 
