@@ -43,6 +43,7 @@ mod fractions;
 mod frames;
 mod fuzz;
 mod hardening;
+mod house;
 mod jwt;
 mod log_statement;
 mod long_texts;

@@ -11,39 +11,19 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::error::{Error, LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 use rules::policy::model::Policy;
-use rules::policy::resolve::{self, Candidate, Target};
+use rules::policy::resolve::{Candidate, Target, self};
 use rules::words::{Operation, RelationName};
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
+use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::ereport::Failure;
+use crate::pg::ffi::PgError;
+use crate::pg::preload;
+use crate::session::actor::{Actor, role_name};
 use super::conditions::{self, Now};
 use super::relation::{never_covered, role_oid};
 use super::table::{self, Loaded, Place, Policies};
-use super::target::{self, Change};
-use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
-use crate::pg::ereport::Failure;
-use crate::pg::ffi::PgError;
-use crate::pg::{encoding, preload};
-use crate::session::actor::{Actor, role_name};
-
-// What invalidations read and change, apart from the rest: they come at any moment, whoever has that.
-
-/// What PostgreSQL tells of the extension's schema with, by its name; none: not registered for invalidations yet.
-static SCHEMA_HASH: BackendCell<Option<u32>> = BackendCell::new(None);
-/// See [`changes`].
-static CHANGES: BackendCell<u64> = BackendCell::new(1);
-/// See [`generation`].
-static GENERATION: BackendCell<u64> = BackendCell::new(1);
-/// The policies are those in the table.
-static VALID: BackendCell<bool> = BackendCell::new(false);
-/// The table is where it was, and the extension is installed or not as it was.
-static FOUND: BackendCell<bool> = BackendCell::new(false);
-/// Where the policies were found.
-static PLACE: BackendCell<Place> = BackendCell::new(Place::NotInstalled);
-/// What PostgreSQL tells of the roles with that policies name, and of acting roles, by their names. Never borrowed across
-/// anything that may take invalidations in.
-static ROLE_HASHES: BackendLocal<FxHashSet<u32>> = BackendLocal::new(FxHashSet::with_hasher(FxBuildHasher));
-/// Changes of roles that may matter to memberships.
-static ROLE_CHANGES: BackendCell<u64> = BackendCell::new(0);
+use super::{invalidation, target};
 
 /// What was read.
 struct State {
@@ -56,25 +36,6 @@ struct State {
     actors: FxHashMap<Actor, Rc<resolve::Actor>>,
     /// Of the changes of roles, those that `actors` knows of.
     roles_seen: u64,
-}
-
-fn count_one(number: &BackendCell<u64>) {
-    number.set(number.get().wrapping_add(1));
-}
-
-/// All answers are stale.
-fn drop_answers() {
-    count_one(&GENERATION);
-    count_one(&CHANGES);
-}
-
-/// Some are, or all.
-fn note(change: Change) {
-    match change {
-        Change::Nothing => {}
-        Change::Some => count_one(&CHANGES),
-        Change::All => drop_answers(),
-    }
 }
 
 /// Acting roles whose memberships this backend keeps; past that it starts again.
@@ -93,64 +54,10 @@ fn state() -> Borrowed<State> {
     STATE.borrow()
 }
 
-unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    // Where the table is not there, any may have become it.
-    let place = PLACE.get();
-    if relation == pg_sys::InvalidOid || place == Place::Table(relation) || place == Place::Missing {
-        VALID.set(false);
-        drop_answers();
-    } else {
-        note(target::relation_changed(relation));
-    }
-}
-
-/// A role came, went, or got another name.
-unsafe extern "C-unwind" fn role_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    if hash == ALL || ROLE_HASHES.borrow().contains(&hash) {
-        count_one(&ROLE_CHANGES);
-        count_one(&CHANGES);
-    }
-}
-
-/// A role joined another one, or left it.
-unsafe extern "C-unwind" fn member_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
-    count_one(&ROLE_CHANGES);
-    count_one(&CHANGES);
-}
-
-/// A schema was made, renamed or dropped: by its OID, for the names of what is in it.
-unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    let change = if hash == ALL { Change::All } else { target::schema_changed(hash) };
-    note(change);
-}
-
-/// The same by its name: the extension may have come or gone.
-unsafe extern "C-unwind" fn schema_name_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    if hash == ALL || SCHEMA_HASH.get() == Some(hash) {
-        FOUND.set(false);
-        drop_answers();
-    }
-}
-
-/// In place of a hash: all that a cache holds may have changed.
-const ALL: u32 = 0;
-
-/// A number that changes when any answer of this file may have. Invalidations must have been accepted.
-#[inline]
-pub fn changes() -> u64 {
-    CHANGES.get()
-}
-
-/// A number that changes when all answers are stale at once; else [`target::take_changed`] tells which are.
-#[inline]
-pub fn generation() -> u64 {
-    GENERATION.get()
-}
-
 /// Whether nothing has changed since `changes`, as far as that can be told without looking anything up.
 #[inline]
 pub fn answers_hold(changes: u64) -> bool {
-    CHANGES.get() == changes && state().now.as_ref().is_none_or(Now::is_current)
+    invalidation::CHANGES.get() == changes && state().now.as_ref().is_none_or(Now::is_current)
 }
 
 /// Looks whether other policies are in force than before, or acting roles are members of others; all answers change with
@@ -174,13 +81,13 @@ fn settle_conditions() {
         state.now = now;
         if state.in_force != in_force {
             state.in_force = in_force;
-            drop_answers();
+            invalidation::drop_answers();
         }
     }
 }
 
 fn settle_roles(policies: &Policies) {
-    let seen = ROLE_CHANGES.get();
+    let seen = invalidation::ROLE_CHANGES.get();
     if state().roles_seen == seen {
         return;
     }
@@ -189,7 +96,7 @@ fn settle_roles(policies: &Policies) {
     // A change that arrives while these are looked up makes another round, and so does an error.
     if known.iter().any(|(actor, known)| memberships(&actor.roles(), policies) != **known) {
         state().actors.clear();
-        drop_answers();
+        invalidation::drop_answers();
     }
     state().roles_seen = seen;
 }
@@ -200,34 +107,6 @@ fn in_force(policies: &Policies) -> (Vec<bool>, Option<Now>) {
     (all().map(conditions::hold).collect(), all().any(Policy::is_conditional).then(Now::current))
 }
 
-type Callback = unsafe extern "C-unwind" fn(pg_sys::Datum, i32, u32);
-
-/// Registers for invalidations, once per backend that writes. The slots for them are few in core.
-fn register() {
-    if SCHEMA_HASH.get().is_some() {
-        return;
-    }
-    let schema =
-        target::hash_of(pg_sys::SysCacheIdentifier::NAMESPACENAME, pg_sys::Datum::from(table::SCHEMA.as_ptr()));
-    SCHEMA_HASH.set(Some(schema));
-    // Sets up the cache of names, which may take invalidations in; from then on taking a hash does not.
-    role_hash("public");
-    target::make_room();
-    let nothing = pg_sys::Datum::from(0);
-    // SAFETY: the callbacks live as long as the process; they neither raise nor allocate.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), nothing);
-        for (cache, callback) in [
-            (pg_sys::SysCacheIdentifier::AUTHNAME, role_changed as Callback),
-            (pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM, member_changed),
-            (pg_sys::SysCacheIdentifier::NAMESPACEOID, schema_changed),
-            (pg_sys::SysCacheIdentifier::NAMESPACENAME, schema_name_changed),
-        ] {
-            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(callback), nothing);
-        }
-    }
-}
-
 /// Takes back the claim that what was read is valid, unless reading it came to its end.
 struct Reading {
     done: bool,
@@ -236,8 +115,8 @@ struct Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         if !self.done {
-            VALID.set(false);
-            FOUND.set(false);
+            invalidation::VALID.set(false);
+            invalidation::FOUND.set(false);
         }
     }
 }
@@ -254,22 +133,22 @@ const MOST_READINGS: usize = 64;
 /// # Errors
 /// What waiting for the table's lock may raise.
 fn policies() -> Result<Rc<Policies>, PgError> {
-    register();
+    invalidation::register();
     for _ in 0..MOST_READINGS {
-        if FOUND.get()
-            && VALID.get()
+        if invalidation::FOUND.get()
+            && invalidation::VALID.get()
             && let Some(policies) = &state().policies
         {
             return Ok(Rc::clone(policies));
         }
         // Claimed before reading: a change that arrives while we read is not lost.
         let mut reading = Reading { done: false };
-        FOUND.set(true);
+        invalidation::FOUND.set(true);
         let place = table::find();
         let before = state().policies.clone();
-        let same = PLACE.replace(place) == place && before.is_some();
-        if !(same && VALID.get()) {
-            VALID.set(true);
+        let same = invalidation::PLACE.replace(place) == place && before.is_some();
+        if !(same && invalidation::VALID.get()) {
+            invalidation::VALID.set(true);
             let policies = match place {
                 Place::NotInstalled => Rc::new(Policies::not_installed()),
                 Place::Missing => Rc::new(Policies::unreadable("table writeguard.policy is not there".into())),
@@ -282,8 +161,8 @@ fn policies() -> Result<Rc<Policies>, PgError> {
             // Where they are as they were there is nothing to set up.
             if before.is_none_or(|before| !Rc::ptr_eq(&before, &policies)) {
                 let (in_force, now) = in_force(&policies);
-                let role_hashes = policies.roles.iter().filter_map(|role| role_hash(role)).collect();
-                *ROLE_HASHES.borrow() = role_hashes;
+                let role_hashes = policies.roles.iter().filter_map(|role| invalidation::role_hash(role)).collect();
+                *invalidation::ROLE_HASHES.borrow() = role_hashes;
                 let mut state = state();
                 state.policies = Some(policies);
                 // Memberships are those in roles that policies name.
@@ -293,7 +172,7 @@ fn policies() -> Result<Rc<Policies>, PgError> {
             }
         }
         reading.done = true;
-        if !(FOUND.get() && VALID.get())
+        if !(invalidation::FOUND.get() && invalidation::VALID.get())
             && table::find() == place
             && let Some(policies) = &state().policies
         {
@@ -351,16 +230,10 @@ fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
     if state.actors.len() >= MOST_ACTORS {
         // Of what is forgotten nobody could tell whether it comes out otherwise.
         state.actors.clear();
-        drop_answers();
+        invalidation::drop_answers();
     }
     state.actors.insert(actor, Rc::clone(&known));
     known
-}
-
-/// The hash with which PostgreSQL tells of a role; none for what is no role's name.
-fn role_hash(name: &str) -> Option<u32> {
-    let name = encoding::name_to_c(name)?;
-    Some(target::hash_of(pg_sys::SysCacheIdentifier::AUTHNAME, pg_sys::Datum::from(name.as_ptr())))
 }
 
 /// The names of roles, and which of those that policies name they are members of. From now on a change of any of them is
@@ -374,7 +247,7 @@ fn memberships(roles: &[pg_sys::Oid], policies: &Policies) -> resolve::Actor {
         (!name.is_null()).then(of)
     };
     let hashes: Vec<u32> = roles.iter().filter_map(hash).collect();
-    ROLE_HASHES.borrow().extend(hashes);
+    invalidation::ROLE_HASHES.borrow().extend(hashes);
     let member_of = policies
         .roles
         .iter()
@@ -413,7 +286,7 @@ pub struct From {
 /// foreign error when reading the policies was interrupted.
 pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<(From, Option<Covering>), Failure> {
     if !target::has_room() {
-        drop_answers();
+        invalidation::drop_answers();
     }
     let policies = policies()?;
     let mut from = From { policies: Rc::as_ptr(&policies), target: None, acting: None };

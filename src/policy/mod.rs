@@ -4,7 +4,7 @@
 //! `conditions` asks PostgreSQL whether a policy is in force for this session now, `interval` translates intervals, `size`
 //! estimates tables, `key` looks for primary keys. `table` reads the policies, `relation` what the system catalogs say of
 //! names, `target` the names by which one relation can be covered; `catalog` keeps policies and answers in this backend until
-//! a change is committed. `schema_compat` knows
+//! a change is committed, which `invalidation` hears of. `schema_compat` knows
 //! what the tables of an older version of the extension have no place for. `api` is what a DBA calls for one policy, `import`
 //! for all of them at once, `setup` what `check_setup` asks, `install` what the install and upgrade scripts call.
 //!
@@ -16,6 +16,7 @@ pub mod conditions;
 pub mod import;
 pub mod install;
 pub mod interval;
+pub mod invalidation;
 pub mod key;
 pub mod relation;
 pub mod schema_compat;

@@ -7,23 +7,23 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::error::Error;
 use rules::limits::ledger::{Ledger, MeterId};
-use rules::policy::steady::{self, Steady};
+use rules::policy::steady::{Steady, self};
 use rules::words::{Operation, RelationName};
 use rustc_hash::FxBuildHasher;
 use rustc_hash::FxHashMap;
 
-use super::binding::{Binding, Charge};
-use super::extra_limits::Further;
 use crate::guard::rehearsal::account;
 use crate::guard::verdict::overrides;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::policy::relation::relation_name;
 use crate::policy::table::Revision;
-use crate::policy::{catalog, size, target};
+use crate::policy::{catalog, invalidation, size, target};
 use crate::session::actor::Actor;
 use crate::session::{settings, statement};
 use crate::stat::counters;
+use super::binding::{Binding, Charge};
+use super::extra_limits::Further;
 
 /// Past this many relations the answers are thrown away and found again.
 const MOST_BINDINGS: usize = 20_000;
@@ -33,7 +33,7 @@ type Answers = Vec<(Actor, Option<Rc<Binding>>)>;
 
 /// What was found, and the meters that it needs.
 pub struct Book {
-    /// What [`catalog::changes`] and [`catalog::generation`] gave when the answers were good.
+    /// What [`invalidation::changes`] and [`invalidation::generation`] gave when the answers were good.
     changes: u64,
     generation: u64,
     bindings: FxHashMap<u32, Answers>,
@@ -85,7 +85,7 @@ pub static LEDGER: BackendLocal<Ledger> = BackendLocal::new(Ledger::new());
 
 /// Forgets answers that may be stale. Invalidations must have been accepted.
 fn refresh(book: &mut Book) {
-    let generation = catalog::generation();
+    let generation = invalidation::generation();
     let changed = target::take_changed();
     if book.generation != generation || book.bindings.len() > MOST_BINDINGS {
         book.bindings.clear();
@@ -98,7 +98,7 @@ fn refresh(book: &mut Book) {
             book.bindings.remove(&relation);
         }
     }
-    book.changes = catalog::changes();
+    book.changes = invalidation::changes();
 }
 
 /// What a relation's rows are charged to; none where no policy covers it. One hash look-up after the first time.
@@ -198,7 +198,7 @@ pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<Option<Rc<Binding>>>
 #[cold]
 fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<(Option<Rc<Binding>>, bool), Failure> {
     // Looking it up may process invalidations.
-    let read = steady::read(catalog::changes, || catalog::covering(relation, actor))?;
+    let read = steady::read(invalidation::changes, || catalog::covering(relation, actor))?;
     refresh(&mut book());
     let Some(Steady { value: covering, lasts }) = read else {
         return Err(Failure::Ours(Error::Undecided {
