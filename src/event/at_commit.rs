@@ -11,13 +11,13 @@ use pgrx::pg_sys;
 use rules::error::Error;
 use rules::words::Serial;
 
+use super::record::{Event, Kind, top_xid};
+use super::statement::told;
+use super::{counters, queue, store};
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::log_line::Line;
 use crate::pg::{ffi, process};
 use crate::session::excerpt::Excerpt;
-use super::record::{Event, Kind, top_xid};
-use super::statement::told;
-use super::{counters, queue, store};
 
 struct Pending {
     level: i32,

@@ -10,9 +10,9 @@ use std::hash::{Hash, Hasher};
 use pgrx::pg_sys;
 use rustc_hash::FxHasher;
 
+use super::record::{Event, Kind};
 use crate::pg::shmem::{Plain, Region};
 use crate::pg::{encoding, stray};
-use super::record::{Event, Kind};
 
 /// Databases and policies that are counted at the same time.
 const PLACES: usize = 1_024;

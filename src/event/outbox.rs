@@ -13,12 +13,12 @@ use pgrx::pg_sys::TimestampTz;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::pg::encoding;
-use crate::pg::ereport::log_line;
-use crate::pg::process::{self, Failed, attempt, in_subtransaction, must};
 use super::counters;
 use super::memory::{self, Locked, MOST_WORKERS, Unsent};
 use super::record::Kind;
+use crate::pg::encoding;
+use crate::pg::ereport::log_line;
+use crate::pg::process::{self, Failed, attempt, in_subtransaction, must};
 
 /// Notifications of one transaction.
 const BATCH: usize = 1_000;

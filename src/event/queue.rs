@@ -4,11 +4,11 @@ use core::sync::atomic::Ordering;
 
 use pgrx::pg_sys;
 
-use crate::pg::ffi;
-use crate::session::settings;
 use super::counters;
 use super::memory::{self, Entry, Locked, Phase, set_latch};
 use super::record::Event;
+use crate::pg::ffi;
+use crate::session::settings;
 
 /// A session's claim to learn what became of its event.
 #[derive(Debug, Clone, Copy)]

@@ -7,12 +7,12 @@
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
+use super::memory::{Locked, Phase};
+use super::{queue, rate_limit};
 use crate::pg::contained::contained;
 use crate::pg::durable_file::{self, DurableFile};
 use crate::pg::ereport::log_line;
 use crate::pg::{encoding, stray};
-use super::memory::{Locked, Phase};
-use super::{queue, rate_limit};
 
 static FILE: DurableFile = DurableFile::new(c"pg_stat/pg_writeguard.events", c"pg_stat/pg_writeguard.events.tmp");
 

@@ -13,13 +13,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use pgrx::pg_sys;
 use rules::words::beginning;
 
+use super::memory::Locked;
+use super::record::Event;
+use super::{counters, queue};
 use crate::pg::ereport::log_line;
 use crate::pg::shmem::{Plain, Region};
 use crate::pg::{ffi, preload};
 use crate::session::settings;
-use super::memory::Locked;
-use super::record::Event;
-use super::{counters, queue};
 
 /// What is told apart at the same time.
 const OWN_PLACES: usize = 256;

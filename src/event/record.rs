@@ -8,12 +8,12 @@ use pgrx::pg_sys;
 use rules::words::shortened;
 use serde::{Deserialize, Serialize};
 
+use super::memory;
 use crate::pg::encoding;
 use crate::pg::log_line::Line;
 use crate::session::actor::{self, Actor};
 use crate::session::excerpt::MOST_BYTES;
 use crate::session::settings;
-use super::memory;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering;
 
 use pgrx::pg_sys;
 
-use crate::session::settings;
 use super::memory::{self, Kept, Locked, MOST_WORKERS, Phase, Serving, Visit, set_latch};
+use crate::session::settings;
 
 /// Makes this process the one that is woken for databases without a worker.
 pub fn become_launcher() {

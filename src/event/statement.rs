@@ -3,10 +3,10 @@
 use pgrx::pg_sys;
 use rules::lexer;
 
-use crate::session::excerpt::Excerpt;
-use crate::session::settings::{self, LogStatement};
 use super::memory;
 use super::record::Event;
+use crate::session::excerpt::Excerpt;
+use crate::session::settings::{self, LogStatement};
 
 /// A longer statement is not shown in a hint: nobody pastes it from there.
 const MOST_IN_HINT: usize = 8 * 1024;

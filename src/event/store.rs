@@ -6,11 +6,11 @@
 use pgrx::pg_sys;
 use rules::error::Error;
 
+use super::queue;
+use super::record::Event;
 use crate::pg::backend_local::BackendCell;
 use crate::pg::contained::contained;
 use crate::pg::owner;
-use super::queue;
-use super::record::Event;
 
 /// Inserts one event given as JSON, and gives its id.
 pub const INSERT: &str = "INSERT INTO writeguard.event \

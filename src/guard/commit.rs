@@ -9,6 +9,10 @@ use core::ffi::c_void;
 
 use pgrx::pg_sys;
 
+use super::ddl::command;
+use super::limits::{charge, observe};
+use super::rehearsal::{account, policy_verdicts};
+use super::verdict::{decide, expect, overrides};
 use crate::event::{at_commit, store};
 use crate::pg::contained::contained;
 use crate::pg::ereport::{guarded, raise};
@@ -17,10 +21,6 @@ use crate::session::{actor, expectation, pooled, portal, rehearsing, statement, 
 use crate::stat::counters as stat_counters;
 use crate::undo::capture::row_capture;
 use crate::undo::in_progress;
-use super::ddl::command;
-use super::limits::{charge, observe};
-use super::rehearsal::{account, policy_verdicts};
-use super::verdict::{decide, expect, overrides};
 
 /// What happens at the end of a transaction, in order.
 pub unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {

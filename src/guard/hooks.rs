@@ -10,6 +10,12 @@ use std::sync::OnceLock;
 
 use pgrx::pg_sys;
 
+use super::commit;
+use super::ddl::command;
+use super::executor::{count, modify_node, plan_writes};
+use super::limits::{charge, observe, rate_memory};
+use super::rehearsal::account;
+use super::verdict::expect;
 use crate::event::{counters, memory, queue, queue_file, rate_limit};
 use crate::pg::contained::contained;
 use crate::pg::ereport::{PendingError, raise, unwound};
@@ -19,12 +25,6 @@ use crate::session::actor::Actor;
 use crate::session::portal::{self, Frame};
 use crate::session::{expectation, settings, statement, transaction_block};
 use crate::stat;
-use super::commit;
-use super::ddl::command;
-use super::executor::{count, modify_node, plan_writes};
-use super::limits::{charge, observe, rate_memory};
-use super::rehearsal::account;
-use super::verdict::expect;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
 #[cfg(not(feature = "pg18"))]

@@ -7,14 +7,14 @@ use rules::policy::pattern::{Element, Pattern, parse_element};
 use rules::policy::schedule::Schedule;
 use rules::words::{Operation, literal};
 
-use crate::event::record::{Event, Kind};
-use crate::event::store;
-use crate::pg::function::{Arguments, Returns, json, sql_function, value};
-use crate::pg::{encoding, owner};
 use super::interval::Span;
 use super::key::never_undone;
 use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
 use super::{catalog, conditions, schema_compat};
+use crate::event::record::{Event, Kind};
+use crate::event::store;
+use crate::pg::function::{Arguments, Returns, json, sql_function, value};
+use crate::pg::{encoding, owner};
 
 sql_function!(
     /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.

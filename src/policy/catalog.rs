@@ -11,19 +11,19 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::error::{Error, LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 use rules::policy::model::Policy;
-use rules::policy::resolve::{Candidate, Target, self};
+use rules::policy::resolve::{self, Candidate, Target};
 use rules::words::{Operation, RelationName};
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
+use super::conditions::{self, Now};
+use super::relation::{never_covered, role_oid};
+use super::table::{self, Loaded, Place, Policies};
+use super::{invalidation, target};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::PgError;
 use crate::pg::preload;
 use crate::session::actor::{Actor, role_name};
-use super::conditions::{self, Now};
-use super::relation::{never_covered, role_oid};
-use super::table::{self, Loaded, Place, Policies};
-use super::{invalidation, target};
 
 /// What was read.
 struct State {

@@ -10,18 +10,18 @@ use std::collections::HashMap;
 use pgrx::spi::SpiClient;
 use pgrx::{direct_function_call, pg_sys};
 use rules::error::Error;
-use rules::policy::document::{Given, KEYS, Key, Kind, self};
+use rules::policy::document::{self, Given, KEYS, Key, Kind};
 use rules::policy::model;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::{api, schema_compat};
 use crate::event::record::{Event, Kind as EventKind};
 use crate::event::store;
 use crate::pg::encoding::{self, from_server};
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
 use crate::pg::{ffi, owner};
-use super::{api, schema_compat};
 
 sql_function!(
     /// `import_policies(document jsonb, prune boolean, dry_run boolean)`: a row for each policy: name, action,

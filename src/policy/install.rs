@@ -4,11 +4,11 @@ use pgrx::pg_sys;
 use pgrx::spi::SpiClient;
 use rules::error::Error;
 
+use super::relation::dependents_of_schema;
+use super::table::SCHEMA;
 use crate::pg::function::{Arguments, Returns, sql_function};
 use crate::pg::owner;
 use crate::session::actor::shown_role;
-use super::relation::dependents_of_schema;
-use super::table::SCHEMA;
 
 sql_function!(
     /// `assert_installable()`: raises 55000 unless the library was preloaded, WG007 unless the schema can be trusted.

@@ -7,10 +7,10 @@ use pgrx::pg_sys;
 use rustc_hash::FxBuildHasher;
 use rustc_hash::FxHashSet;
 
-use crate::pg::backend_local::{BackendCell, BackendLocal};
-use crate::pg::encoding;
 use super::table::{self, Place};
 use super::target::{self, Change};
+use crate::pg::backend_local::{BackendCell, BackendLocal};
+use crate::pg::encoding;
 
 /// What PostgreSQL tells of the extension's schema with, by its name; none: not registered for invalidations yet.
 static SCHEMA_HASH: BackendCell<Option<u32>> = BackendCell::new(None);

@@ -2,8 +2,8 @@
 
 use pgrx::pg_sys;
 
-use crate::pg::ffi;
 use super::size::root_of_tree;
+use crate::pg::ffi;
 
 /// The columns of a relation's primary key, as numbers; nothing where it has none.
 #[expect(ffi_unwind_calls, reason = "pgrx makes a panic of an ERROR")]

@@ -5,8 +5,8 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::words::RelationName;
 
-use crate::pg::encoding;
 use super::table::SCHEMA;
+use crate::pg::encoding;
 
 /// The name of a relation; none when it is gone.
 pub fn relation_name(relation: pg_sys::Oid) -> Option<RelationName> {

@@ -6,20 +6,20 @@ use std::collections::BTreeSet;
 use pgrx::pg_sys;
 use rules::policy::model::Policy;
 use rules::policy::pattern::Pattern;
-use rules::policy::resolve::{Actor, Target, self};
+use rules::policy::resolve::{self, Actor, Target};
 use rules::words::{Operation, RelationName};
 use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
+use super::key::never_undone;
+use super::relation::{coverable_tables, never_covered, relation_name, relation_of, with_descendants};
+use super::table::{self, Place, Policies};
 use crate::event::record::in_utc;
 use crate::event::{outbox, queue, serve};
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function};
 use crate::pg::preload;
 use crate::stat;
-use super::key::never_undone;
-use super::relation::{coverable_tables, never_covered, relation_name, relation_of, with_descendants};
-use super::table::{self, Place, Policies};
 
 sql_function!(
     /// `_setup_facts() → jsonb`: the first row of `check_setup`'s query.

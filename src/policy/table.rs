@@ -11,10 +11,10 @@ use rules::policy::model::{Document, Policy};
 use rules::policy::resolve::{AsPolicy, Index, Target};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::interval::Span;
 use crate::pg::encoding::{self, from_name};
 use crate::pg::ffi::{self, PgError};
 use crate::pg::function::FromSql;
-use super::interval::Span;
 
 /// The schema of the extension; fixed by its control file.
 pub const SCHEMA: &CStr = c"writeguard";

@@ -4,8 +4,8 @@ use pgrx::pg_sys;
 use rules::policy::resolve::Target;
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
-use crate::pg::backend_local::{BackendLocal, Borrowed};
 use super::relation::{never_covered, parents, relation_name};
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 /// More changed relations than this are taken as if all had changed.
 const MOST_CHANGED: usize = 1_000;

@@ -8,6 +8,8 @@ use rules::error::Error;
 use rules::token::statement::sha256;
 use rules::words::{duration, shortened};
 
+use super::decision::fresh_token;
+use super::request::rehearse_and_store;
 use crate::event::queue::{self, Record};
 use crate::event::record::{Event, Kind};
 use crate::pg::ereport::{log_line, tell};
@@ -15,8 +17,6 @@ use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::owner;
 use crate::session::actor::{Actor, shown_role};
 use crate::session::{rehearsing, settings, statement};
-use super::decision::fresh_token;
-use super::request::rehearse_and_store;
 
 sql_function!(
     /// `break_glass(statement text, reason text, parameters text[]) → text`.

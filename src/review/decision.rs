@@ -9,6 +9,7 @@ use rules::token::statement::sha256;
 use rules::words::{Override, count, duration};
 use serde::Deserialize;
 
+use super::approval::{self, Ask};
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::pg::ereport::{Failure, tell};
@@ -19,7 +20,6 @@ use crate::session::actor::Actor;
 use crate::session::excerpt::Excerpt;
 use crate::session::settings;
 use crate::token::check::Bound;
-use super::approval::{self, Ask};
 
 sql_function!(
     /// `approve(request bigint, comment text, valid_for interval, max_rows bigint) → text`.

@@ -12,6 +12,7 @@ use rules::error::Error;
 use rules::token::grant::Grant;
 use rules::words::{Serial, count};
 
+use super::run::{Rows, Run, all_given, values};
 use crate::event::rate_limit;
 use crate::event::record::{Event, Kind};
 use crate::guard::limits::charge;
@@ -23,7 +24,6 @@ use crate::pg::function::{Arguments, Returns, sql_function};
 use crate::session::excerpt::Excerpt;
 use crate::session::{rehearsing, settings, statement};
 use crate::token::check::{self, Reviewed};
-use super::run::{Rows, Run, all_given, values};
 
 sql_function!(
     /// `execute(request bigint) → setof jsonb`.

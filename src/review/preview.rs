@@ -5,12 +5,12 @@ use rules::error::Error;
 use rules::policy::model::Policy;
 use rules::words::{Mode, count};
 
+use super::{rehearse, run};
 use crate::guard::rehearsal::account::{Account, Line, Wanted};
 use crate::guard::rehearsal::policy_verdicts::Concern;
 use crate::pg::ereport::{Failure, tell};
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
 use crate::session::settings;
-use super::{rehearse, run};
 
 sql_function!(
     /// `preview(statement text, sample integer) → setof …`: a row for each table and operation.

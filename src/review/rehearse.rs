@@ -10,13 +10,13 @@ use std::ffi::CString;
 
 use pgrx::pg_sys;
 
+use super::run::{Run, values};
 use crate::guard::limits::charge;
 use crate::guard::rehearsal::account::{self, Account, Wanted};
 use crate::guard::rehearsal::policy_verdicts::{self, Concern};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
 use crate::session::{rehearsing, statement};
-use super::run::{Run, values};
 
 /// What a rehearsal found.
 pub struct Rehearsed {

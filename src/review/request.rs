@@ -9,6 +9,8 @@ use rules::words::{Override, cut_from, literal, shortened};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::preview::tell_what_is_missing;
+use super::{rehearse, run};
 use crate::event::record::{Event, Kind};
 use crate::event::statement::{hinted, lacks_values};
 use crate::event::{memory, queue, rate_limit, store};
@@ -21,8 +23,6 @@ use crate::session::actor::{self, Actor, shown_role};
 use crate::session::excerpt::{Excerpt, MOST_BYTES};
 use crate::session::settings;
 use crate::token::check::Bound;
-use super::preview::tell_what_is_missing;
-use super::{rehearse, run};
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.

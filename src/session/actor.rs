@@ -13,9 +13,9 @@ use core::ffi::{c_char, c_void};
 use pgrx::datum::Inet;
 use pgrx::pg_sys;
 
+use super::{settings, xact};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::{encoding, ffi};
-use super::{settings, xact};
 
 /// The acting role by OID; compared on every covered write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

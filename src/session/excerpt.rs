@@ -2,8 +2,8 @@
 
 use rules::words::{beginning, marked};
 
-use crate::pg::encoding;
 use super::actor;
+use crate::pg::encoding;
 
 /// Bytes that an event has of any text at most; the queue may have room for fewer.
 pub const MOST_BYTES: usize = 64 * 1024;

@@ -10,9 +10,9 @@ use core::ffi::{c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
-use crate::pg::backend_local::{BackendCell, BackendLocal};
 use super::settings::{self, NO_EXPECTATION};
 use super::{actor, xact};
+use crate::pg::backend_local::{BackendCell, BackendLocal};
 
 /// The assignments of the setting, as far as they can still matter.
 struct Assignments {

@@ -7,9 +7,9 @@ use core::ffi::c_void;
 
 use pgrx::PgLogLevel;
 
+use super::{actor, expectation, settings, transaction_block};
 use crate::pg::ereport;
 use crate::pg::ffi::PgError;
-use super::{actor, expectation, settings, transaction_block};
 
 /// Whether something that was set outside of a transaction block ends with this commit before any write could use it.
 #[inline]

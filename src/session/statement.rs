@@ -17,13 +17,13 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::words::{Place, Serial};
 
-use crate::pg::backend_local::{BackendLocal, Borrowed};
-use crate::pg::encoding;
-use crate::pg::ffi::{self, Opaque};
 use super::excerpt::Excerpt;
 use super::portal::{self, Frame, OUTERMOST, Outermost};
 use super::statement_text::Text;
 use super::xact;
+use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::encoding;
+use crate::pg::ffi::{self, Opaque};
 
 /// What ties a statement to its portal. Never freed and never borrowed, because PostgreSQL keeps a pointer to it: it is read
 /// and written in place.

@@ -12,10 +12,10 @@ use rules::lexer::bounds;
 #[cfg(feature = "pg18")]
 use rules::lexer::start_of;
 
+use super::excerpt::MOST_BYTES;
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::encoding;
 use crate::pg::ffi::{self, Opaque};
-use super::excerpt::MOST_BYTES;
 
 /// A statement's part of the client's string: where it is, for as long as the string is there, and its beginning, copied, because what
 /// it was copied from may go before the statement does.

@@ -8,11 +8,11 @@ use rules::stat::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
 use rules::words::{RelationName, count};
 use serde_json::json;
 
+use super::memory::{self, Numbers};
 use crate::pg::encoding;
 use crate::pg::function::{Arguments, Returns, bigint, jsonb, sql_function, text};
 use crate::policy::relation::{never_covered, relation_of, role_oid};
 use crate::session::actor::{role_name, shown_role};
-use super::memory::{self, Numbers};
 
 sql_function!(
     /// `_stat_numbers() → setof record`: the rows of the view `stat`.

@@ -12,8 +12,8 @@ use rules::stat::histogram::bucket_of;
 use rules::words::{Operation, RelationName};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use crate::pg::backend_local::{BackendLocal, Borrowed};
 use super::memory::{self, Entry, Key};
+use crate::pg::backend_local::{BackendLocal, Borrowed};
 
 /// Place of a table's counters in this session, by role; its operations follow in the order of [`Operation::ALL`].
 pub type StatId = usize;

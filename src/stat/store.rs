@@ -10,11 +10,11 @@ use rules::stat::histogram::{BUCKETS, without_empty_end};
 use rules::words::Operation;
 use serde::{Deserialize, Serialize};
 
+use super::memory::{self, Key, Numbers};
 use crate::pg::backend_local::BackendLocal;
 use crate::pg::contained::contained;
 use crate::pg::durable_file::{self, DurableFile};
 use crate::pg::ereport::log_line;
-use super::memory::{self, Key, Numbers};
 
 static FILE: DurableFile = DurableFile::new(c"pg_stat/pg_writeguard.stat", c"pg_stat/pg_writeguard.stat.tmp");
 

@@ -9,9 +9,9 @@ use rules::token::statement::sha256;
 use rules::words::{RelationName, quote_identifier};
 use serde::Deserialize;
 
+use super::jwt_spend;
 use crate::pg::owner;
 use crate::session::actor::{self, Actor};
-use super::jwt_spend;
 
 /// A request as far as its token is concerned.
 #[derive(Deserialize)]

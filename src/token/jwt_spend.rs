@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use pgrx::pg_sys;
 use rules::error::Error;
-use rules::token::claims::{Accepted, Expected, Refusal, is_name, self, shown};
+use rules::token::claims::{self, Accepted, Expected, Refusal, is_name, shown};
 use rules::token::grant::{Grant, Source};
 use rules::token::jwt;
 use rules::words::RelationName;
 use serde_json::json;
 
+use super::key;
 use crate::pg::{encoding, owner};
 use crate::session::actor::{Actor, role_name};
 use crate::session::settings;
-use super::key;
 
 /// Waits for another transaction that spends the same token; gives nothing when that committed.
 const SPEND: &str = "INSERT INTO writeguard.used_jti (key, jti, expires_at) \

@@ -4,11 +4,11 @@ use pgrx::pg_sys;
 use rules::error::Error;
 use serde::Deserialize;
 
+use super::restore::column_names::{Known, Naming};
+use super::restore::table_definition::{self, Shape};
 use crate::pg::ereport::Failure;
 use crate::pg::function::Arguments;
 use crate::pg::owner;
-use super::restore::column_names::{Known, Naming};
-use super::restore::table_definition::{self, Shape};
 
 /// A statement whose rows are kept.
 #[derive(Debug, Deserialize)]

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::prune;
+use super::prune_schedule::{Rounds, pause_for};
 use crate::event::memory::Visit;
 use crate::event::serve;
 use crate::pg::process::{connect, exists, start};
 use crate::session::settings;
-use super::prune;
-use super::prune_schedule::{Rounds, pause_for};
 
 /// How long after its start the launcher begins with the first round, where the retention does not ask for more.
 const FIRST: Duration = Duration::from_secs(10);

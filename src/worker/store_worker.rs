@@ -16,6 +16,8 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::prelude::*;
 use rules::error::{LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
 
+use super::pruner::Sender;
+use super::{batch, prune};
 use crate::event::serve::{self, Taken};
 use crate::event::{outbox, queue_file, rate_limit};
 use crate::pg::contained::contained;
@@ -23,8 +25,6 @@ use crate::pg::ereport::{log_line, tell};
 use crate::pg::process::{connect, exists, handle_signals, start};
 use crate::pg::{ffi, preload};
 use crate::stat;
-use super::pruner::Sender;
-use super::{batch, prune};
 
 /// How long a worker without work stays connected. DROP DATABASE waits five seconds for others to leave.
 const LINGER: Duration = Duration::from_millis(500);

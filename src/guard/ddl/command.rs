@@ -9,6 +9,9 @@
 use pgrx::pg_sys;
 use rules::words::Operation;
 
+use super::leaving_coverage::{self, Leaving};
+use super::live_rows;
+use super::own_tables::{self, Gone};
 use crate::guard::limits::bindings;
 use crate::guard::verdict::decide;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -16,9 +19,6 @@ use crate::pg::ereport::{Failure, PendingError};
 use crate::pg::ffi;
 use crate::policy::relation::{INHERITS, in_schema, never_covered, tables_with_values_of};
 use crate::session::actor::Actor;
-use super::leaving_coverage::{self, Leaving};
-use super::live_rows;
-use super::own_tables::{self, Gone};
 
 /// What is remembered of the utility commands that are running.
 enum Note {

@@ -10,9 +10,10 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::error::Error;
 use rules::policy::model::Policy;
-use rules::policy::resolve::{Target, self};
+use rules::policy::resolve::{self, Target};
 use rules::words::Operation;
 
+use super::live_rows;
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::guard::limits::bindings;
 use crate::guard::verdict::decide;
@@ -22,7 +23,6 @@ use crate::policy::relation::{never_covered, relation_name, with_descendants};
 use crate::policy::table::Loaded;
 use crate::policy::target::{self, Link};
 use crate::session::actor::Actor;
-use super::live_rows;
 
 /// A table whose names may change.
 pub struct Leaving {

@@ -6,12 +6,12 @@ use pgrx::pg_sys;
 use rules::error::Error;
 use rules::words::Operation;
 
+use super::live_rows;
 use crate::event::at_commit::record_at_commit;
 use crate::event::record::{Event, Kind};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
 use crate::session::statement;
-use super::live_rows;
 
 /// Those whose rows people miss, and what these are.
 const TABLES: [(&str, &str); 4] =

@@ -6,6 +6,7 @@
 use pgrx::pg_sys;
 use rules::words::{Operation, Serial};
 
+use super::modify_node::{Kind, ModifyNode};
 use crate::guard::limits::binding::Binding;
 use crate::guard::rehearsal::account;
 use crate::pg::ereport::Failure;
@@ -13,7 +14,6 @@ use crate::pg::ffi::PgError;
 use crate::pg::row_version::{self, Node, Versions};
 use crate::undo::capture::row_capture::{self, Reason, Relation};
 use crate::undo::in_progress;
-use super::modify_node::{Kind, ModifyNode};
 
 /// Whether changed rows of a covered relation are to be seen.
 #[inline]

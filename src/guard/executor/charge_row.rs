@@ -4,13 +4,13 @@ use core::ptr;
 
 use rules::words::{Operation, Place};
 
+use super::capture;
+use super::modify_node::ModifyNode;
 use crate::guard::limits::{charge, uncharged};
 use crate::guard::verdict::violation;
 use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::pg::ffi;
 use crate::session::{actor, statement};
-use super::capture;
-use super::modify_node::ModifyNode;
 
 /// Charges rows of the result relation whose row was changed last.
 ///

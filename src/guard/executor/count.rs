@@ -9,10 +9,10 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::words::Operation;
 
-use crate::guard::limits::uncharged;
-use crate::pg::ereport::{PendingError, raise, unwound};
 use super::modify_node::{self, Kind, ModifyNode};
 use super::{capture, charge_row, moved_row, upsert};
+use crate::guard::limits::uncharged;
+use crate::pg::ereport::{PendingError, raise, unwound};
 
 /// Stands in for the child of a ModifyTable. What is asked here is asked for each row of a bulk write: while a run
 /// is open, a row costs a few compares and a jump.

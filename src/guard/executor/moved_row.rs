@@ -6,11 +6,11 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::words::Operation;
 
+use super::charge_row;
+use super::modify_node::ModifyNode;
 use crate::pg::ereport::{PendingError, guarded};
 use crate::pg::ffi::{self, PgError};
 use crate::pg::row_version;
-use super::charge_row;
-use super::modify_node::ModifyNode;
 
 /// Whether a slot has no row.
 ///

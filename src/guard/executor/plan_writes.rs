@@ -12,6 +12,8 @@ use rules::error::Error;
 use rules::words::Operation;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::modify_node::{self, Draft, Kind, ModifyNode, Remote};
+use super::{capture, count};
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::bindings;
 use crate::guard::rehearsal::account;
@@ -24,8 +26,6 @@ use crate::pg::row_version;
 use crate::policy::{catalog, relation};
 use crate::session::actor::{self, Actor};
 use crate::session::statement;
-use super::modify_node::{self, Draft, Kind, ModifyNode, Remote};
-use super::{capture, count};
 
 /// The ModifyTable node of the plan itself, also below custom scans.
 unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableState {

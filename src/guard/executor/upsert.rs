@@ -5,10 +5,10 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::words::Operation;
 
-use crate::guard::limits::bindings;
-use crate::pg::ereport::PendingError;
 use super::modify_node::ModifyNode;
 use super::{capture, charge_row, moved_row};
+use crate::guard::limits::bindings;
+use crate::pg::ereport::PendingError;
 
 /// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition
 /// it was in is told by the slot that the conflicting row was locked into; both marks are wiped for the next row.

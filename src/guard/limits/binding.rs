@@ -6,9 +6,9 @@ use rules::limits::ledger::MeterId;
 use rules::policy::model::Keep;
 use rules::words::{Operation, RelationName};
 
+use super::extra_limits::More;
 use crate::policy::table::Loaded;
 use crate::stat::counters::StatId;
-use super::extra_limits::More;
 
 /// A policy's budget that a relation's rows are charged to.
 #[derive(Clone)]

@@ -7,11 +7,13 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::error::Error;
 use rules::limits::ledger::{Ledger, MeterId};
-use rules::policy::steady::{Steady, self};
+use rules::policy::steady::{self, Steady};
 use rules::words::{Operation, RelationName};
 use rustc_hash::FxBuildHasher;
 use rustc_hash::FxHashMap;
 
+use super::binding::{Binding, Charge};
+use super::extra_limits::Further;
 use crate::guard::rehearsal::account;
 use crate::guard::verdict::overrides;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -22,8 +24,6 @@ use crate::policy::{catalog, invalidation, size, target};
 use crate::session::actor::Actor;
 use crate::session::{settings, statement};
 use crate::stat::counters;
-use super::binding::{Binding, Charge};
-use super::extra_limits::Further;
 
 /// Past this many relations the answers are thrown away and found again.
 const MOST_BINDINGS: usize = 20_000;

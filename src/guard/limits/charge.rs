@@ -7,14 +7,14 @@ use pgrx::pg_sys;
 use rules::limits::ledger::{Ledger, MeterId, Past};
 use rules::words::{Operation, Place, Serial};
 
+use super::binding::{Binding, Charge};
+use super::uncharged::{self, Run};
+use super::{bindings, observe, rate};
 use crate::guard::verdict::overrides;
 use crate::pg::backend_local::Borrowed;
 use crate::session::{rehearsing, settings, statement};
 use crate::stat::counters;
 use crate::undo::in_progress;
-use super::binding::{Binding, Charge};
-use super::uncharged::{self, Run};
-use super::{bindings, observe, rate};
 
 /// The numbers, with everything that was counted in them.
 #[track_caller]

@@ -11,14 +11,14 @@ use rules::policy::model::Policy;
 use rules::words::{Place, Serial};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use super::observe::Counted;
+use super::rate::{self, BucketId};
+use super::rate_memory::Owner;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi;
 use crate::policy::size;
 use crate::policy::table::{Loaded, Revision};
 use crate::session::{settings, transaction_block};
-use super::observe::Counted;
-use super::rate::{self, BucketId};
-use super::rate_memory::Owner;
 
 /// A policy's further limits, as far as the tables of one tree are concerned.
 pub struct More {

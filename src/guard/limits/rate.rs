@@ -9,9 +9,9 @@ use rules::limits::gcra::{Rate, Share};
 use rules::limits::ledger::{Ledger, MeterId};
 use rules::words::Serial;
 
+use super::rate_memory::{self, Known, Owner, Pinned};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::function::{Arguments, Returns, sql_function, value};
-use super::rate_memory::{self, Known, Owner, Pinned};
 
 sql_function!(
     /// `_rate_counters() → bigint[]`: the numbers of the view `rate_slots`.

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::words::{Operation, Place};
 
-use crate::pg::backend_local::BackendLocal;
 use super::binding::Binding;
+use crate::pg::backend_local::BackendLocal;
 
 /// The run that is open.
 pub struct Run {

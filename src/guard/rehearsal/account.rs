@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use rules::error::Error;
 use rules::words::RelationName;
 
+use super::shown_row;
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
@@ -19,7 +20,6 @@ use crate::policy::catalog;
 use crate::policy::table::Loaded;
 use crate::session::settings;
 use crate::undo::in_progress;
-use super::shown_row;
 
 /// What a rehearsal wants to know.
 #[derive(Debug, Clone, Copy)]

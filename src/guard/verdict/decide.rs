@@ -11,6 +11,7 @@ use rules::token::grant::{Grant, Source};
 use rules::token::statement::StatementHash;
 use rules::words::{Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
 
+use super::overrides;
 use crate::event::at_commit::record_at_commit;
 use crate::event::rate_limit::{self, Class};
 use crate::event::record::{Event, Kind};
@@ -23,7 +24,6 @@ use crate::policy::table::Loaded;
 use crate::session::{actor, statement};
 use crate::token::{check, required_approvals};
 use crate::undo::capture::row_capture;
-use super::overrides;
 
 /// A write that went past a limit.
 pub struct Attempt<'a> {

@@ -4,6 +4,8 @@
 use rules::limits::ledger::Past;
 use rules::words::{Operation, Place, Serial};
 
+use super::decide::{self, Attempt};
+use super::overrides;
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::guard::limits::bindings;
 use crate::guard::limits::charge::{self, Verdict};
@@ -15,8 +17,6 @@ use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::pg::ffi::PgError;
 use crate::session::{rehearsing, settings, statement};
 use crate::stat::counters;
-use super::decide::{self, Attempt};
-use super::overrides;
 
 /// Charges rows to a relation's budgets and decides about what is past a limit. Null: they may stay; otherwise what to raise.
 #[inline]

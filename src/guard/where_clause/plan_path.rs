@@ -8,8 +8,8 @@ use pg_sys::NodeTag;
 use pgrx::{PgTupleDesc, pg_sys};
 use rules::condition::Condition;
 
-use crate::pg::ffi::{PgError, pointers};
 use super::expression::{Columns, Reader};
+use crate::pg::ffi::{PgError, pointers};
 
 /// How the path goes on below a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,9 +6,9 @@
 use pg_sys::NodeTag;
 use pgrx::pg_sys;
 
-use crate::pg::ffi::{PgError, pointers};
 use super::expression::{Columns, Reader};
 use super::plan_path::{Step, Target, Via, is_never_null, is_own};
+use crate::pg::ffi::{PgError, pointers};
 
 /// A table that is scanned whole.
 pub struct WholeScan {

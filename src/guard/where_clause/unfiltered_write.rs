@@ -9,6 +9,8 @@ use pgrx::pg_sys;
 use rules::limits::ledger::Past;
 use rules::words::{Operation, Place};
 
+use super::plan_path::Step;
+use super::scan_filters;
 use crate::guard::limits::binding::{Binding, Charge};
 use crate::guard::limits::observe::Counted;
 use crate::guard::rehearsal::policy_verdicts;
@@ -18,8 +20,6 @@ use crate::pg::backend_local::BackendLocal;
 use crate::pg::ereport::Failure;
 use crate::session::{actor, rehearsing, settings, statement};
 use crate::undo::in_progress;
-use super::plan_path::Step;
-use super::scan_filters;
 
 /// Room for the path to a scan, used again and again.
 static PATH: BackendLocal<Vec<Step>> = BackendLocal::new(Vec::new());

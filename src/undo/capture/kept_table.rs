@@ -15,11 +15,11 @@ use rules::words::RelationName;
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use serde::Deserialize;
 
+use super::row_format::{self, Column, Image, Member, Printer, Values, is_same};
 use crate::pg::backend_local::{BackendCell, BackendLocal};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, owner};
 use crate::policy::relation::ancestors;
-use super::row_format::{self, Column, Image, Member, Printer, Values, is_same};
 
 /// Numbers of columns by the names that images have.
 pub type Columns = BTreeMap<String, i16>;

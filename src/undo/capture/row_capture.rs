@@ -15,15 +15,15 @@ use rules::policy::model::Keep;
 use rules::words::{Operation, RelationName, Serial};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
+use super::kept_table;
+use super::row_format::Image;
+use super::statement_tables::{Filed, Tables};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::ffi;
 use crate::pg::row_version::Versions;
 use crate::session::{actor, rehearsing, settings, statement, xact};
 use crate::undo::in_progress;
-use super::kept_table;
-use super::row_format::Image;
-use super::statement_tables::{Filed, Tables};
 
 /// Rows that were kept one after the other in a statement and a subtransaction.
 pub struct Span {

@@ -10,9 +10,9 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::error::Error;
 
+use super::format_settings::{self, Modes};
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::{self, PgError};
-use super::format_settings::{self, Modes};
 
 /// One column that is printed.
 pub struct Column {

@@ -12,6 +12,9 @@ use rules::words::Serial;
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
 
+use super::kept_table::Columns;
+use super::row_capture::{self, Kept};
+use super::statement_tables::{Tables, Tree};
 use crate::event::record::{Event, Kind, top_xid};
 use crate::event::store;
 use crate::pg::function::{Arguments, Returns, sql_function};
@@ -19,9 +22,6 @@ use crate::pg::{encoding, owner};
 use crate::policy::schema_compat;
 use crate::session::actor::{Actor, shown_role};
 use crate::session::settings;
-use super::kept_table::Columns;
-use super::row_capture::{self, Kept};
-use super::statement_tables::{Tables, Tree};
 
 sql_function!(
     /// `discard(change bigint)`.

@@ -7,6 +7,9 @@ use rules::error::Error;
 use rules::policy::model::Keep;
 use rules::words::RelationName;
 
+use super::current_state::{Purpose, compare};
+use super::plan::Standing;
+use super::write::write;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::pg::ereport::{Failure, PendingError, guarded};
@@ -17,9 +20,6 @@ use crate::session::actor::{Actor, shown_role};
 use crate::session::{rehearsing, statement};
 use crate::undo::change_record::{self, Change};
 use crate::undo::in_progress;
-use super::current_state::{Purpose, compare};
-use super::plan::Standing;
-use super::write::write;
 
 sql_function!(
     /// `undo(change bigint, on_conflict text, dry_run boolean) → setof …`: a row for each table.

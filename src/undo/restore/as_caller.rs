@@ -6,10 +6,10 @@ use std::ffi::CString;
 
 use pgrx::pg_sys;
 
+use super::rows::Rows;
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
 use crate::undo::capture::row_format::attribute;
-use super::rows::Rows;
 
 /// Runs raw calls, and stays in the memory context that was current before.
 unsafe fn raw(body: impl FnOnce()) -> Result<(), Failure> {

@@ -6,8 +6,8 @@ use rules::error::Error;
 use rules::net_change::Values;
 use serde::Deserialize;
 
-use crate::pg::encoding::{from_server, to_server};
 use super::table_definition::{Shape, quote};
+use crate::pg::encoding::{from_server, to_server};
 
 /// What a change says of the columns that it has images of.
 #[derive(Debug, Default, Deserialize)]

@@ -4,12 +4,12 @@ use pgrx::pg_sys;
 use rules::error::Error;
 use rules::net_change::{Net, Values};
 
-use crate::pg::encoding::from_server;
-use crate::pg::ereport::Failure;
 use super::as_caller::check_interrupts;
 use super::column_names::Naming;
 use super::table_definition::{Column, KeyColumn, Shape};
 use super::text;
+use crate::pg::encoding::from_server;
+use crate::pg::ereport::Failure;
 
 /// A column of a changed row: its place, the value before and the value after.
 pub type Changed<'n> = (usize, &'n Option<Vec<u8>>, &'n Option<Vec<u8>>);

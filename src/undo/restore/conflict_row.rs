@@ -5,10 +5,10 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::net_change::{Net, Values};
 
-use crate::pg::ereport::Failure;
-use crate::pg::{encoding, ffi};
 use super::compare::Comparison;
 use super::table_definition::Column;
+use crate::pg::ereport::Failure;
+use crate::pg::{encoding, ffi};
 
 /// A conflict as JSON; none: there is, or was, no row.
 pub struct Told {

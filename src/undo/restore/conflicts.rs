@@ -2,10 +2,10 @@
 
 use pgrx::pg_sys;
 
-use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
-use crate::undo::change_record::{self, Change};
 use super::conflict_row::Told;
 use super::current_state::{Purpose, compare};
+use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
+use crate::undo::change_record::{self, Change};
 
 sql_function!(
     /// `undo_conflicts(change bigint) → setof …`.

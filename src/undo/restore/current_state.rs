@@ -4,8 +4,6 @@
 use pgrx::{IntoDatum, pg_sys};
 use rules::net_change::Net;
 
-use crate::pg::ereport::{Failure, tell};
-use crate::undo::change_record::{Change, Table};
 use super::as_caller::{Connection, Cursor};
 use super::compare::{Comparison, Found};
 use super::conflict_row::{self, Told};
@@ -14,6 +12,8 @@ use super::plan::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
 use super::rows::{Rows, Typed};
 use super::table_definition::Column;
 use super::text::{self, Fixed};
+use crate::pg::ereport::{Failure, tell};
+use crate::undo::change_record::{Change, Table};
 
 /// What to do besides comparing.
 pub enum Purpose<'a> {

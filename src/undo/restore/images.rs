@@ -10,11 +10,11 @@ use rules::error::Error;
 use rules::net_change::{Done, Image, Net, Values, roots};
 use serde::Deserialize;
 
-use crate::pg::ereport::Failure;
-use crate::pg::{encoding, owner};
 use super::rows::{Rows, Typed};
 use super::table_definition::Shape;
 use super::text;
+use crate::pg::ereport::Failure;
+use crate::pg::{encoding, owner};
 
 /// Images of one row are those with the same root, one after the other.
 pub struct Images {

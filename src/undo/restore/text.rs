@@ -6,10 +6,10 @@ use std::ffi::CString;
 
 use pgrx::pg_sys;
 
+use super::table_definition::Column;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi;
 use crate::undo::capture::format_settings::{self, Modes};
-use super::table_definition::Column;
 
 /// The settings that values are printed and read under, while this is alive; after an error the rollback ends them.
 pub struct Fixed(c_int);

@@ -1,10 +1,10 @@
 //! Writes what was found to be taken back: one statement per table and operation, as the caller and with the caller's
 //! rights; row by row, last change first, where the order matters.
 
-use crate::pg::ereport::Failure;
 use super::as_caller::{Connection, Cursor, Plan, check_interrupts, together};
 use super::plan::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
 use super::table_definition::{Column, Shape};
+use crate::pg::ereport::Failure;
 
 /// The name of all set-aside rows, where [`ROWS`] is one of them at a time.
 const ALL_ROWS: &str = "writeguard_all_rows";

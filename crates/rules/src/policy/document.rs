@@ -8,8 +8,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use crate::error::Error;
 use super::model::{DEFAULT_RATE_INTERVAL, Document};
+use crate::error::Error;
 
 /// One policy of a document: the keys that were given, each of the right type.
 pub type Given = Map<String, Value>;

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
-use crate::words::{Mode, Operation, Override};
 use super::pattern::Pattern;
 use super::schedule::Schedule;
+use crate::error::Error;
+use crate::words::{Mode, Operation, Override};
 
 /// One row of `writeguard.policy`, as a caller gives it: nothing is checked yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]

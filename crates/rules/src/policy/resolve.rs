@@ -8,9 +8,9 @@ use std::rc::Rc;
 
 use rustc_hash::FxHashSet;
 
-use crate::words::{Operation, RelationName};
 use super::model::Policy;
 use super::pattern::Fit;
+use crate::words::{Operation, RelationName};
 
 /// Something that has a policy: policies are kept in several ways, and resolved in one.
 pub trait AsPolicy {

@@ -7,8 +7,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::words::{RelationName, duration, quote_identifier};
 use super::name::qualified_name;
+use crate::words::{RelationName, duration, quote_identifier};
 
 /// One claim as it stands in the token, `null` included; none where it is absent.
 #[derive(Debug, Default)]
