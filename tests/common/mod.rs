@@ -87,13 +87,18 @@ pub struct Server {
     dir: PathBuf,
     port: u16,
     keeper: Mutex<Option<Child>>,
+    /// A database with the extension that the others are copies of, on the shared server.
+    guarded: Option<OnceLock<()>>,
 }
+
+const GUARDED: &str = "guarded";
 
 impl Server {
     /// The server that all tests of this test binary share.
     pub fn shared() -> &'static Server {
         SHARED.get_or_init(|| {
-            let server = Server::start(&[]);
+            let mut server = Server::start(&[]);
+            server.guarded = Some(OnceLock::new());
             atexit(stop_shared);
             server
         })
@@ -192,7 +197,7 @@ impl Server {
         fs::write(data.join("postgresql.conf"), conf).expect("cannot write postgresql.conf");
 
         let keeper = Mutex::new(Some(keeper(bin, &dir)));
-        let server = Server { bin: bin.to_owned(), dir, port, keeper };
+        let server = Server { bin: bin.to_owned(), dir, port, keeper, guarded: None };
         server.start_again();
         server
     }
@@ -245,11 +250,17 @@ impl Server {
 
     /// A new database with the extension in it.
     pub fn database(&self) -> Database {
-        let database = self.plain_database();
-        database
-            .admin()
-            .batch_execute("CREATE EXTENSION pg_writeguard")
-            .unwrap_or_else(|error| panic!("CREATE EXTENSION failed: {:?}", Refusal::of(&error)));
+        let database = match &self.guarded {
+            Some(guarded) => {
+                guarded.get_or_init(|| self.make_guarded());
+                self.create_database(&format!("TEMPLATE {GUARDED} STRATEGY file_copy"))
+            }
+            None => {
+                let database = self.plain_database();
+                create_extension(&database);
+                database
+            }
+        };
         if let Ok(setting) = std::env::var("PGWG_SETTING") {
             let sql = format!("ALTER DATABASE {} SET {setting}", database.name);
             database.admin().batch_execute(&sql).expect("a setting");
@@ -257,10 +268,25 @@ impl Server {
         database
     }
 
+    /// Copying it takes a third of the time of CREATE DATABASE and CREATE EXTENSION. Nobody may connect, neither a
+    /// background worker, because nobody may be connected to what is copied.
+    fn make_guarded(&self) {
+        let mut postgres = self.postgres();
+        postgres.batch_execute(&format!("CREATE DATABASE {GUARDED}")).expect("cannot create a database");
+        create_extension(&self.existing(GUARDED));
+        let close = format!("ALTER DATABASE {GUARDED} ALLOW_CONNECTIONS false");
+        postgres.batch_execute(&close).expect("cannot close a database");
+    }
+
     /// A new database without the extension.
     pub fn plain_database(&self) -> Database {
+        self.create_database("")
+    }
+
+    fn create_database(&self, options: &str) -> Database {
         let name = format!("test_{}", next_name());
-        self.postgres().batch_execute(&format!("CREATE DATABASE {name}")).expect("cannot create a database");
+        let sql = format!("CREATE DATABASE {name} {options}");
+        self.postgres().batch_execute(&sql).unwrap_or_else(|error| panic!("{sql}: {:?}", Refusal::of(&error)));
         Database { name, socket_dir: self.socket_dir(), port: self.port }
     }
 
@@ -449,6 +475,13 @@ pub fn wait_until(seconds: u64, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "still not so after {seconds} s");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn create_extension(database: &Database) {
+    database
+        .admin()
+        .batch_execute("CREATE EXTENSION pg_writeguard")
+        .unwrap_or_else(|error| panic!("CREATE EXTENSION failed: {:?}", Refusal::of(&error)));
 }
 
 fn next_name() -> u32 {
