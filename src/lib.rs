@@ -4,6 +4,9 @@
 //! the record, `stat` what statements change, `review` is the people's side, `undo` puts rows back, `worker` stores what
 //! must survive a rollback, `monitor` is what monitoring reads. `session` is what a session has and runs, `pg` how all of
 //! it reaches the server. What is decided without asking PostgreSQL anything is in the crate `rules` (crates/rules).
+//!
+//! ARCHITECTURE.md follows a statement, an event, an approval and a kept row through these rooms, and says what may run when.
+//! CONTRIBUTING.md says how to build, test and change the library.
 
 // Hooks and callbacks are called by PostgreSQL only; their safety sections are at the modules.
 #![allow(clippy::missing_safety_doc)]

@@ -1,5 +1,5 @@
-//! Every SQL example of the README and of the pages of docs/, typed into psql in the order of the page, and what the
-//! README's tables say that the catalogs know as well.
+//! Every SQL example of the README and of the pages of docs/, typed into psql in the order of the page, what the README's
+//! tables say that the catalogs know as well, and the files and commands that the pages for developers name.
 //!
 //! An example runs as superuser unless its first line says `-- as ROLE`, and passes unless that line says
 //! `refused with SQLSTATE`. Each role has one session for the whole page, and no example leaves a transaction open.
@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -274,4 +275,72 @@ fn the_settings_are_those_of_the_library() {
         named.insert(name);
     }
     assert_eq!(named, strings(&mut admin, all));
+}
+
+// ---- The pages for developers ----
+
+const FOR_DEVELOPERS: [(&str, &str); 2] =
+    [("ARCHITECTURE.md", include_str!("../ARCHITECTURE.md")), ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md"))];
+
+/// Every file that a release has, relative to the top.
+fn files_below(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+        let path = entry.strip_prefix(env!("CARGO_MANIFEST_DIR")).expect("below the top").to_owned();
+        if matches!(path.to_str(), Some("target" | ".git")) {
+            continue;
+        }
+        if entry.is_dir() {
+            files_below(&entry, found);
+        }
+        found.insert(path.to_str().expect("a name").to_owned());
+    }
+}
+
+/// The words of a page that look like files, as long as they are not of somewhere else.
+fn named_files(page: &str) -> impl Iterator<Item = &str> {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.' | '/');
+    let words = page.split(move |letter| !is_part(letter)).map(|word| word.trim_end_matches(['.', '/']));
+    let elsewhere = |word: &str| ["/", "target/", "pg_stat/", "target"].iter().any(|there| word.starts_with(there));
+    words.filter(move |word| !elsewhere(word)).filter(|word| {
+        let (name, ending) = word.rsplit_once('.').unwrap_or((word, ""));
+        // `pgNN` is any version of the server.
+        let is_name = !name.is_empty() && !word.contains("NN");
+        is_name && (word.contains('/') || matches!(ending, "rs" | "md" | "sql" | "toml" | "json"))
+    })
+}
+
+#[test]
+fn the_pages_for_developers_name_files_that_are_there() {
+    let mut all = BTreeSet::new();
+    files_below(Path::new(env!("CARGO_MANIFEST_DIR")), &mut all);
+    // A file of src/ goes by its room, and within a sentence about its folder by its name.
+    let is_there = |word: &str| {
+        let of_src = format!("src/{word}");
+        all.contains(word)
+            || all.contains(&of_src)
+            || all.contains(&format!("{of_src}.rs"))
+            || !word.contains('/') && all.iter().any(|file| file.rsplit('/').next() == Some(word))
+    };
+    for (name, page) in FOR_DEVELOPERS {
+        let gone: Vec<&str> = named_files(page).filter(|word| !is_there(word)).collect();
+        assert!(named_files(page).count() > 30, "{name} names files");
+        assert!(gone.is_empty(), "{name}: {gone:?}");
+    }
+}
+
+#[test]
+fn the_pages_for_developers_name_commands_that_are_there() {
+    let makefile = include_str!("../Makefile");
+    let targets: BTreeSet<&str> =
+        makefile.lines().filter_map(|line| line.split_once(':')).map(|(target, _)| target).collect();
+    for (name, page) in FOR_DEVELOPERS {
+        let blocks = page.lines().filter_map(|line| line.strip_prefix("    "));
+        let code: Vec<&str> = blocks.chain(page.split('`').skip(1).step_by(2)).collect();
+        let made = code.iter().flat_map(|code| code.split("make ").skip(1)).filter_map(|rest| {
+            let target = rest.split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-')).next();
+            target.filter(|target| !target.is_empty())
+        });
+        let gone: Vec<&str> = made.filter(|target| !targets.contains(target)).collect();
+        assert!(gone.is_empty(), "{name}: {gone:?}");
+    }
 }

@@ -34,7 +34,7 @@ static EVENT_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 
 const NOTHING_MORE: &CStr = c"";
 
-/// What events tell of a statement.
+/// How much of a statement's text events have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub enum LogStatement {
     /// Its text.
@@ -101,7 +101,7 @@ pub fn event_retention() -> Option<i32> {
     Some(EVENT_RETENTION.get()).filter(|seconds| *seconds > 0)
 }
 
-/// What events tell of a statement.
+/// How much of a statement's text events have.
 pub fn log_statement() -> LogStatement {
     LOG_STATEMENT.get()
 }
@@ -143,12 +143,12 @@ pub fn event_queue_bytes() -> usize {
     usize::try_from(EVENT_QUEUE_SIZE.get()).unwrap_or(0) * 1024
 }
 
-/// Events of one policy that only looks on which are stored one by one in a minute.
+/// Events of one policy of mode observe or warn that are stored one by one in a minute.
 pub fn observed_per_minute() -> u64 {
     u64::try_from(OBSERVED_PER_MINUTE.get()).unwrap_or(0)
 }
 
-/// Refusals of one policy and login which are stored one by one in a minute.
+/// Refusals of one policy and login that are stored one by one in a minute.
 pub fn blocked_per_minute() -> u64 {
     u64::try_from(BLOCKED_PER_MINUTE.get()).unwrap_or(0)
 }
@@ -329,7 +329,7 @@ pub fn register(arming: Arming, expecting: Expecting, assign_pooled: pg_sys::Guc
     GucRegistry::define_int_guc(
         c"writeguard.stat_entries",
         c"Sets the number of statistics that the shared memory has room for; 0 is none at all.",
-        c"There is one for each database, table, role and operation, of about 650 bytes.",
+        c"There is one for each database, table, role and operation, of 512 bytes.",
         &STAT_ENTRIES,
         0,
         1_048_576,
