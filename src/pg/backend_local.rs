@@ -10,7 +10,7 @@
 //!   the tests that run with assertions are what says that there is no second one.
 //!
 //! While a borrow lives nothing may be called that may borrow the same static, that runs other people's code (SPI, output
-//! functions, the executor), that tells the client something, or that an ERROR may jump out of: inside
+//! functions, the executor), that sends the client something, or that an ERROR may jump out of: inside
 //! [`protect`](crate::pg::ffi::protect), or where pgrx turns the ERROR into a panic, it does not.
 
 use core::cell::{Cell, UnsafeCell};

@@ -12,7 +12,7 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 
 use super::ereport::log_line;
 
-/// Runs `body`. Neither a panic nor an ERROR comes out of it, and PostgreSQL goes on as if none had been.
+/// Runs `body`. Neither a panic nor an ERROR comes out of it, and PostgreSQL continues as if there had been none.
 #[inline]
 pub fn contained(what: &str, body: impl FnOnce()) {
     // SAFETY: statics of this process, which an ERROR sets to zero.

@@ -17,8 +17,8 @@ use super::log_line::Line;
 use super::stray::OutOfMemory;
 use super::{client, encoding};
 
-/// What is told to the client or the server log: plain data in palloc'ed memory, so that the frame which tells it has
-/// nothing to destroy. NULL and 0: not said.
+/// The fields of an error, notice or log line: plain data in palloc'ed memory, so that the frame which reports it has
+/// nothing to destroy. NULL and 0: the field is absent.
 #[repr(C)]
 struct Report {
     sqlstate: c_int,
@@ -42,7 +42,7 @@ impl Report {
         hides_statement: false,
     };
 
-    /// How much there is to tell.
+    /// Bytes of all its texts.
     ///
     /// # Safety
     /// None of it is gone yet.
@@ -52,7 +52,7 @@ impl Report {
         texts.iter().filter(|text| !text.is_null()).map(|text| unsafe { CStr::from_ptr(*text) }.count_bytes()).sum()
     }
 
-    /// Tells it. Below ERROR this returns, unless the session is interrupted meanwhile: while a client reads nothing a
+    /// Reports it. Below ERROR this returns, unless the session is interrupted meanwhile: while a client reads nothing a
     /// termination ends the session here, and once it has read, what it cancelled is an ERROR.
     ///
     /// # Safety
@@ -146,7 +146,7 @@ impl PendingError {
         Self::alloc(PendingError { foreign: ptr::null_mut(), report })
     }
 
-    /// That there is no memory to tell what went wrong.
+    /// Out of memory, where there is none left for the error's own texts; allocates nothing.
     fn out_of_memory() -> *mut PendingError {
         const REPORT: Report = Report {
             sqlstate: pack_sqlstate("53200"),
@@ -264,14 +264,14 @@ unsafe fn raise_now(raise: *mut PendingError) {
     }
 }
 
-/// Tells the client something that is no error: a NOTICE, or a WARNING, which the server log has as well.
+/// Sends the client a NOTICE, or a WARNING, which the server log has as well.
 ///
 /// Interrupts are served meanwhile, as while core sends anything: a client that does not read keeps its session waiting
 /// here, and that must end when the session is terminated or the server shut down. So never under a lock that an error
 /// does not release, and never once a transaction has committed or is being rolled back.
 ///
 /// # Errors
-/// What interrupts the session meanwhile, which goes on to abort the transaction.
+/// What interrupts the session meanwhile; the caller raises it, so that the transaction aborts.
 pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option<&str>) -> Result<(), PgError> {
     let report = Report {
         message: encode(message),
@@ -284,7 +284,7 @@ pub fn tell(level: PgLogLevel, message: &str, detail: Option<&str>, hint: Option
     unsafe { ffi::protect(|| report.tell(level as c_int)) }
 }
 
-/// Tells the client of something that was let pass. Statement and context are left out of the log's line, as by
+/// Sends the WARNING of a policy with mode warn. Statement and context are left out of the log's line, as by
 /// [`log_line`].
 ///
 /// # Errors
@@ -321,13 +321,13 @@ pub fn guarded<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut PendingError
     })
 }
 
-/// The same for what gives by itself what is to be raised, and of which no panic is known.
+/// The same for a body that returns the `PendingError` itself.
 #[inline]
 pub fn unwound(body: impl FnOnce() -> *mut PendingError) -> *mut PendingError {
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(told)
 }
 
-/// For want of memory what was caught may not even be told.
+/// Without memory, what was caught may be impossible to report.
 #[cold]
 #[inline(never)]
 fn told(thrown: Box<dyn Any + Send>) -> *mut PendingError {
@@ -357,14 +357,14 @@ fn caught(thrown: Box<dyn Any + Send>) -> *mut PendingError {
     PendingError::plain(report.sql_error_code() as c_int, report.message(), report.detail(), report.hint())
 }
 
-/// Somebody else's error on its way to the frame on the outside.
+/// A foreign error that unwinds to the nearest [`guarded`].
 struct Thrown(PgError);
 
 // SAFETY: a backend is one thread; the error goes from one frame of it to another.
 unsafe impl Send for Thrown {}
 
-/// Gives somebody else's error, which is in memory that outlives the frames around us, to the nearest [`guarded`]: they are
-/// left as after a panic.
+/// Unwinds with somebody else's error to the nearest [`guarded`], as a panic does. The error must be in memory that outlives
+/// the frames in between.
 pub fn throw(error: PgError) -> ! {
     panic::resume_unwind(Box::new(Thrown(error)))
 }

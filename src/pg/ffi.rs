@@ -6,7 +6,7 @@
 //!
 //! * A *plain old frame* (no local with a destructor, no panic) may call the raw functions below; an ERROR
 //!   jumps over it. All hooks and all SQL functions of this library have such a frame on the outside.
-//! * Rust proper runs inside [`guarded`](crate::pg::ereport::guarded), which returns before the frame goes on. What it wants
+//! * Rust proper runs inside [`guarded`](crate::pg::ereport::guarded), which returns before the frame continues. What it wants
 //!   raised it returns as a `PendingError`, and the frame raises it; it raises nothing by itself. Inside it the functions of
 //!   `pg_sys` may be called, whose ERRORs become panics, but not those below.
 
@@ -303,7 +303,7 @@ impl PgError {
         self.0
     }
 
-    /// The same error where `query` was not what the client sent: a position in it is told together with it.
+    /// The same error where `query` was not what the client sent: its cursor position becomes one in an internal query.
     pub fn in_query(self, query: &CStr) -> Self {
         // SAFETY: a copy that is ours; a position in an inner query keeps the query that it is for.
         unsafe {
@@ -384,8 +384,7 @@ fn out_of_memory() -> *mut pg_sys::ErrorData {
     error
 }
 
-/// Runs `body` for what it does on the side, and goes on whatever comes of it: false where it raised an ERROR, of which
-/// nothing is left. Interrupts are held off, and nobody adds context to what it reports. For a few raw calls that hold
+/// Runs `body` and drops an ERROR that it raises: false then, and nothing is left of it. Interrupts are held off, and nobody adds context to what it reports. For a few raw calls that hold
 /// nothing when they fail, where an ERROR must not come out: after a commit it would be a PANIC.
 ///
 /// # Safety
@@ -463,5 +462,5 @@ pub fn monotonic_nanoseconds() -> u64 {
     (time.seconds as u64).wrapping_mul(1_000_000_000).wrapping_add(time.nanoseconds as u64)
 }
 
-/// A pointer that an ERROR handler or a callback hands around.
+/// The argument of a callback.
 pub type Opaque = *mut c_void;

@@ -1,13 +1,16 @@
-//! PostgreSQL's side of the house: what everything else reaches the server by. The only place where raw pointers, frames and
-//! processes of the server are what a file is about.
+//! The border to PostgreSQL: how the library calls the server, raises through it, and keeps memory and text in it.
 //!
-//! `ffi` has core's functions declared raw and the two ways across the border of errors; `ereport` raises ours, and whatever
-//! is told to a client or the server log; `log_line` is a line of that which is ready; `function` is the frame of each SQL function; `contained` is for callbacks that may
-//! neither fail nor panic. `backend_local` holds the statics of a backend, `shmem` is the one way to fixed tables in shared
-//! memory, and `durable_file` keeps over a restart what these held. `encoding` is the one border between PostgreSQL's bytes and Rust's text, with `conversion` and `stray` behind
-//! it. `owner` runs SQL of ours as the extension's owner, `process` is what a background process needs, `client` what
-//! PostgreSQL knows of the other side, `row_version` finds the versions of a row that was just changed, `preload` says
-//! whether the library was preloaded.
+//! * Errors: `ffi` declares core's functions raw and catches ERRORs whole, `ereport` raises ours and sends notices, `log_line`
+//!   is a prepared line of the server log, `function` the frame of each SQL function. `contained` is for callbacks in which
+//!   nothing may be raised, and `client` waits for room in the client's connection before an error is sent.
+//! * Memory: `backend_local` has the statics of a backend, `shmem` the areas of shared memory, and `durable_file` is a file that
+//!   keeps over a restart what these held.
+//! * Text: `encoding` converts between PostgreSQL's bytes and Rust's strings, by means of `conversion` and `stray`.
+//! * The server: `owner` runs SQL of ours as the extension's owner, `process` starts and sets up background processes,
+//!   `row_version` finds the versions of a row that was just changed, `preload` says whether the library was preloaded.
+//!
+//! What comes in are the server's calls, bytes and ERRORs. What goes out are Rust values, and errors to be raised by a plain
+//! old frame. Nothing here reads policies or counts rows.
 
 pub mod backend_local;
 pub mod client;

@@ -19,7 +19,7 @@ fn missing(what: &str) -> Error {
     }
 }
 
-/// The owner of the extension's tables.
+/// The owner of the extension's tables: that of `writeguard.event`.
 fn owner() -> Result<pg_sys::Oid, Error> {
     // SAFETY: syscache look-ups; the tuple is released before we return.
     unsafe {
@@ -40,7 +40,7 @@ fn owner() -> Result<pg_sys::Oid, Error> {
     }
 }
 
-/// Runs `body` with an SPI connection as the owner. An ERROR inside goes on to abort the (sub)transaction, which also
+/// Runs `body` with an SPI connection as the owner. An ERROR inside aborts the (sub)transaction, which also
 /// restores user and settings.
 ///
 /// # Errors
@@ -131,7 +131,7 @@ impl Argument<'_> {
 }
 
 /// Runs one of our own statements and gives its rows, the text in the first column of each. An ERROR inside, which may be
-/// somebody else's (of a trigger on a table of ours, say), unwinds to the guard around us and goes on with all its fields.
+/// somebody else's (of a trigger on a table of ours, say), unwinds to the guard around us and is raised there with all its fields.
 ///
 /// # Errors
 /// WG008 when SPI itself fails.

@@ -6,24 +6,24 @@ use super::backend_local::BackendCell;
 
 static PRELOADED: BackendCell<bool> = BackendCell::new(false);
 
-/// It did; called once, in the postmaster.
+/// The library is preloaded; called once, in the postmaster.
 pub fn note() {
     PRELOADED.set(true);
 }
 
-/// Whether it did.
+/// Whether the library was preloaded.
 pub fn was() -> bool {
     PRELOADED.get()
 }
 
 static ATTACHED: BackendCell<bool> = BackendCell::new(false);
 
-/// The shared memory is there; called where it is attached.
+/// This process is attached to the library's shared memory.
 pub fn note_attached() {
     ATTACHED.set(true);
 }
 
-/// Whether it is: the library was preloaded, and no other one kept its shared memory from being set up.
+/// Whether it is attached: the library was preloaded, and no other one kept its shared memory from being set up.
 pub fn is_attached() -> bool {
     ATTACHED.get()
 }

@@ -13,7 +13,7 @@ use super::ffi;
 
 const LIBRARY: &CStr = c"pg_writeguard";
 
-/// Dies by core's own handler, and reads the configuration again when told to.
+/// Sets the signal handlers: core's own `die` on SIGTERM, and a flag on SIGHUP.
 pub fn handle_signals() {
     // SAFETY: before signals are unblocked, which attach_signal_handlers does.
     unsafe {
@@ -110,7 +110,7 @@ impl Failed {
 }
 
 /// Runs one transaction. An error of whatever kind, that of the commit included, rolls it back and is given to the caller:
-/// the process goes on.
+/// the process continues.
 ///
 /// # Errors
 /// What `body` or the commit raises.
@@ -163,7 +163,7 @@ pub fn own_table(name: &CStr) -> pg_sys::Oid {
     unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true)) }
 }
 
-/// A statement of our own that fails ends its transaction.
+/// The result of one of our own statements; a failure is an ERROR, which ends its transaction.
 pub fn must<T>(result: Result<T, pgrx::spi::Error>) -> T {
     result.unwrap_or_else(|error| {
         ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("own statement failed: {error}"));
@@ -215,7 +215,7 @@ fn ignore_database_settings() {
     }
 }
 
-/// What kind of process this is, once it has been looked at; that never changes.
+/// The answer of [`stays_out`], once it is known; it never changes.
 static STAYS_OUT: BackendCell<Option<bool>> = BackendCell::new(None);
 
 /// Whether the guard stays out of this process for good: it is no client's.

@@ -115,7 +115,7 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
     let (text, path) = (to_c(&reviewed.statement), to_c(&reviewed.search_path));
     let values = values(&reviewed.parameters);
     let wanted = {
-        // SAFETY: `Run::execute` is a plain old frame over raw calls; its error goes on to abort the (sub)transaction.
+        // SAFETY: `Run::execute` is a plain old frame over raw calls; its error aborts the (sub)transaction.
         unsafe {
             let mut run = Run::new(&text, &values, &mut [], pg_sys::CurrentMemoryContext);
             ffi::protect(|| run.execute(&path, rows)).map_err(|error| error.in_query(&text))?;

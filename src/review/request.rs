@@ -147,7 +147,7 @@ const SAMPLE: usize = 5;
 /// # Errors
 /// WG007 where no approval helps, or none is needed.
 fn to_be_lifted(concerns: &[Concern], statement: &str) -> Result<Vec<String>, Error> {
-    // A policy that only looks on refuses nothing, whatever its limits say.
+    // A policy of mode observe or warn refuses nothing, whatever its limits are.
     let concerns: Vec<&Concern> = concerns.iter().filter(|concern| concern.policy.policy.mode.refuses()).collect();
     let refusing = |override_: Override| {
         concerns.iter().find(move |concern| concern.refuses && concern.policy.policy.override_ == override_)

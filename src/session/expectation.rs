@@ -97,7 +97,7 @@ pub fn is_armed() -> bool {
     in_force() >= 0
 }
 
-/// The expectation, which is over with this, whatever becomes of the transaction.
+/// The expectation, which is used up by this, whatever becomes of the transaction.
 pub fn use_up() -> i32 {
     change(Assignments::use_up)
 }

@@ -1,12 +1,14 @@
-//! What a session has and runs, and what is forgotten at its ends.
+//! What a session has set, what it runs, and what is forgotten when its transaction ends.
 //!
-//! `settings` are the settings `writeguard.*`, `actor` is who is acting and from where, `expectation` the number of rows that
-//! the client says its next write changes, `pooled` what becomes of all that where clients share sessions. `portal` knows
-//! which of the client's commands is running, `statement` the statement that a write belongs to, `statement_text` its text
-//! and `excerpt` the beginning of that. `transaction_block` knows whether the client opened one, `xact` whether the library
-//! has anything to forget when it ends, `rehearsing` whether what runs is taken back.
+//! `settings` has the settings `writeguard.*`, `actor` who acts and which override is armed, `expectation` the number of rows
+//! that the client's next write must change; `pooled` ends the latter two with each transaction where clients share sessions.
+//! `portal` knows which of the client's commands is running, `statement` which statement a write belongs to, `statement_text`
+//! where its text is, and `excerpt` has the beginning of that. `transaction_block` knows whether the client opened one, `xact`
+//! whether there is anything to forget at the transaction's end, `rehearsing` whether what runs is rolled back afterwards.
 //!
-//! Nothing here knows of policies, tables or events.
+//! What comes in is what the hooks see and what SET assigns. What goes out are the acting role, serial numbers of statements
+//! and their texts. Not promised: the whole of a long text once the client's message is over. Nothing here knows of
+//! policies, tables or events.
 
 pub mod actor;
 pub mod excerpt;

@@ -17,7 +17,7 @@ pub fn ends_unused() -> bool {
     settings::pooled() && (actor::is_armed_unused() || expectation::is_armed()) && !transaction_block::is_explicit()
 }
 
-/// Tells the client of it.
+/// Sends the client a WARNING that it has no effect.
 ///
 /// # Errors
 /// What interrupts that.
@@ -37,7 +37,7 @@ pub fn before_commit() -> Result<(), PgError> {
     )
 }
 
-/// Assign hook of `writeguard.pooled`: what was armed before the session was called pooled is over as well.
+/// Assign hook of `writeguard.pooled`: disarms what was armed before the session was declared pooled.
 pub unsafe extern "C-unwind" fn assign(new: bool, _extra: *mut c_void) {
     // Not with each reload that says the same again.
     if new && !settings::pooled() {

@@ -1,10 +1,10 @@
-//! Whether what runs now is run to be taken back: nothing is refused in it, nothing is kept of it for an undo, and it
-//! cannot ask for anything that stays.
+//! Whether what runs now is rolled back afterwards, as a rehearsal: no limit refuses anything in it, nothing is kept of it for
+//! an undo, and it cannot execute a request or break the glass.
 
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ffi;
 
-/// The subtransactions in which a statement is rehearsed, the innermost last.
+/// Nest levels of the subtransactions in which a statement is rehearsed, the innermost last.
 static LEVELS: BackendLocal<Vec<i32>> = BackendLocal::new(Vec::new());
 
 #[track_caller]
@@ -18,7 +18,7 @@ pub fn is_on() -> bool {
     !levels().is_empty()
 }
 
-/// It runs until the subtransaction that was just begun is rolled back, whichever way that comes about.
+/// A rehearsal runs from now on, until the subtransaction that was just begun is rolled back.
 pub fn begin() {
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };

@@ -8,7 +8,7 @@
 //! statement that started at the same time.
 //!
 //! What `execute` runs for a request is a statement of its own, with the reviewed text, inside the client's one: its
-//! rows and its lifts are told apart from all that the client's statement does besides.
+//! rows and its lifts are kept apart from all else that the client's statement does.
 //!
 //! Every commit starts the counts again, because meters are also marked with their transaction.
 
@@ -74,7 +74,7 @@ impl Statement {
     }
 }
 
-/// The memory of a statement's portal goes.
+/// Reset callback on the memory of a statement's portal.
 unsafe extern "C-unwind" fn portal_gone(argument: Opaque) {
     // SAFETY: the argument is the tie that registered this; it is never freed.
     unsafe { (*argument.cast::<Tie>()).portal = ptr::null_mut() }
@@ -88,7 +88,7 @@ struct Executed {
 }
 
 struct State {
-    /// Runs, because one does not go on inside another.
+    /// The run of a request's text, if there is one: one never runs inside another.
     executed: Option<Executed>,
     last_serial: Serial,
     /// Place of the current statement among `all`.
@@ -232,7 +232,7 @@ pub fn running() -> Option<Serial> {
     state.current.map(|current| state.all[current].serial)
 }
 
-/// Whether a statement may go on later.
+/// Whether a statement may still change rows: its portal is alive, or it waits for one.
 pub fn may_resume(serial: Serial) -> bool {
     let alive = |statement: &Statement| !statement.portal().is_null() || statement.awaits_portal;
     let state = state();
@@ -303,7 +303,7 @@ pub fn between_commands() {
     state().current = None;
 }
 
-/// The transaction is over; a procedure that commits goes on in the same statement, which this tells.
+/// The transaction is over. True where the statement continues, as in a procedure that commits.
 pub fn end_transaction() -> bool {
     let state = &mut *state();
     state.executed = None;

@@ -142,7 +142,7 @@ unsafe fn length_of(source: *const c_char) -> usize {
     }
 }
 
-/// The memory of the client's message goes.
+/// Reset callback on the memory of the client's message.
 unsafe extern "C-unwind" fn message_gone(_argument: Opaque) {
     // SAFETY: a static of this process.
     unsafe {

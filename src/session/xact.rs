@@ -1,17 +1,17 @@
-//! Whether something of the library's is to be told of the transaction's end: most transactions only read, and cost nothing
+//! Whether the library has something to forget when the transaction ends. Most transactions only read, and cost one compare
 //! there.
 
 use crate::pg::backend_local::BackendCell;
 
 static TOUCHED: BackendCell<bool> = BackendCell::new(false);
 
-/// Something is to be told of it.
+/// There is something to forget when this transaction ends.
 #[inline(always)]
 pub fn touch() {
     TOUCHED.set(true);
 }
 
-/// Whether anything is; asks once.
+/// Whether there is, and from now on there is not.
 #[inline(always)]
 pub fn take_touched() -> bool {
     TOUCHED.replace(false)

@@ -167,7 +167,7 @@ pub fn overridden(place: StatId, operation: Operation, statement: u64) {
     }
 }
 
-/// A procedure committed and goes on: what follows counts as another statement.
+/// A procedure committed and continues: what follows counts as another statement.
 pub fn forget_statements() {
     for local in &mut state().locals {
         (local.statement, local.refused, local.overridden) = (0, 0, 0);

@@ -129,7 +129,7 @@ struct Written {
 
 static WRITTEN: BackendLocal<Written> = BackendLocal::new(Written { at: None, sums: (0, 0, 0, 0) });
 
-/// Writes the file when it is time; for the launcher. `exists` tells of a database.
+/// Writes the file when it is time; for the launcher. `exists`: whether there is still such a database.
 pub fn write_every_minute(exists: impl Fn(pg_sys::Oid) -> bool) {
     if WRITTEN.borrow().at.is_some_and(|at| at.elapsed() < PAUSE) {
         return;

@@ -115,7 +115,7 @@ fn store_together(buffer: &[u8], taken: &[Taken], unsent: &mut Vec<i64>) -> Resu
     }
 }
 
-/// The table does not take this event: the server log has it, and whoever waits for it goes on.
+/// The table does not take this event: it is written to the server log, and the session that waits for it is woken.
 fn set_aside(buffer: &[u8], one: &Taken, failed: &Failed) {
     let message = format!("pg_writeguard: an event cannot be stored and is in this log only: {}", failed.message);
     log_line(&message, Some(&stray::from_unknown(&buffer[one.bytes.clone()])));
@@ -158,6 +158,6 @@ fn lock_tables() -> bool {
     }
 }
 
-/// Lets the events' numbers go on after the last one.
+/// Sets the sequence of event ids behind the last id that is stored.
 const REPAIR_NUMBERS: &str = "SELECT pg_catalog.setval('writeguard.event_id_seq', \
      (SELECT COALESCE(pg_catalog.max(e.id), 0) FROM writeguard.event AS e) OPERATOR(pg_catalog.+) 1, false)";

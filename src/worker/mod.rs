@@ -1,8 +1,11 @@
-//! The background processes. `store_worker` has the launcher and the workers that store what waits in the queue of events
-//! (`batch`) and send their notifications; `pruner` is sent to one database after another to delete what is older than the
-//! settings say (`prune`), and `prune_schedule` (pure) says which one is next.
+//! The background processes: they store events, send notifications, and delete what is older than the settings say.
 //!
-//! What they take in is shared memory, laid out in `event`. None of them runs on a standby.
+//! `store_worker` has the launcher and the workers, `batch` stores what a worker took from the queue. The launcher sends a
+//! `pruner` to one database after another, where `prune` deletes; `prune_schedule` (pure) says which database is next.
+//!
+//! What comes in is the queue in shared memory, laid out in `event`. What goes out are rows of `writeguard.event`,
+//! notifications, and fewer old rows. Not promised: that an event is stored while a lock, a full disk or a missing worker slot
+//! prevents it; it waits in the queue until then. None of these processes runs on a standby.
 
 pub mod batch;
 pub mod prune;

@@ -11,7 +11,7 @@ use crate::event::memory::Visit;
 
 /// How soon a visit that ended with work left is followed by the next one.
 const AGAIN: Duration = Duration::from_secs(2);
-/// A visit that says nothing for so long is taken for over.
+/// A visit that reports nothing for so long counts as over.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most time between two visits of a database.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);

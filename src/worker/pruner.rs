@@ -22,7 +22,7 @@ fn pause() -> Duration {
     pause_for(settings::event_retention().map(seconds))
 }
 
-/// The launcher's part: which database is next.
+/// The launcher's bookkeeping of the databases that pruners visit.
 pub struct Sender {
     rounds: Rounds,
 }
@@ -61,7 +61,7 @@ impl Sender {
     }
 }
 
-/// The databases that one can connect to, but for templates: nobody is to find a visitor in those.
+/// The databases that one can connect to, without templates: a connection would be in the way of CREATE DATABASE.
 fn databases() -> HashSet<u32> {
     pgrx::bgworkers::BackgroundWorker::transaction(|| {
         let mut found = HashSet::new();

@@ -69,7 +69,7 @@ fn wait(duration: Duration) {
     let milliseconds = core::ffi::c_long::try_from(duration.as_millis()).unwrap_or(core::ffi::c_long::MAX);
     // SAFETY: nothing but the raw call inside.
     if unsafe { ffi::protect(|| ffi::sleep_on_latch(milliseconds)) }.is_err() {
-        // Somebody cancelled a process that has nothing to cancel; the next one goes on where this one ends.
+        // A cancel reached a process that has nothing to cancel; the next process continues where this one ends.
         // SAFETY: the normal end of a process that wants to be restarted.
         unsafe { pg_sys::proc_exit(1) };
     }
@@ -108,12 +108,12 @@ pub extern "C-unwind" fn writeguard_launcher_main(_argument: pg_sys::Datum) {
     }
 }
 
-/// The launcher's part: the workers that it sends.
+/// The launcher's bookkeeping of the workers that it started.
 #[derive(Default)]
 struct Workers {
     /// When one was sent to a database last.
     started: HashMap<u32, Instant>,
-    /// When the log was told that no slot was free.
+    /// When the log said last that no slot was free.
     told: Option<Instant>,
 }
 
@@ -150,7 +150,7 @@ impl Workers {
         BACK_OFF
     }
 
-    /// No slot is free for a worker; the log is told once a minute. `kept`: the one that is kept ready was sent.
+    /// No slot is free for a worker; says so in the log once a minute. `kept`: the worker that is kept ready was sent.
     fn starved(&mut self, kept: bool) {
         if kept {
             serve::count_starved();
@@ -245,7 +245,7 @@ fn work(is_needed: impl Fn() -> bool) {
     }
 }
 
-/// However the worker ends, nobody shall take another process with its number for it.
+/// However the worker ends, its pid is taken out of shared memory, because another process may get it.
 unsafe extern "C-unwind" fn leave(_code: c_int, _argument: pg_sys::Datum) {
     contained("a worker's end", serve::leave);
 }
