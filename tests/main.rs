@@ -57,6 +57,7 @@ mod newer_servers;
 mod our_tables;
 mod overrides;
 mod packaging;
+mod pglogical;
 mod policies;
 mod pools;
 mod preload_order;
