@@ -5,6 +5,10 @@
 //! changes without a lock; what is `Guarded`, which is reached through its LWLock alone; and what follows these two, as
 //! much as was asked for, whose owner says how it is read.
 //!
+//! These are fixed tables, and not ShmemInitHash or dshash: where a table is full the quietest entry has to give way, which
+//! dynahash cannot find under the lock of one partition, and dshash grows by memory that can be refused where nothing may
+//! fail and that the postmaster cannot read when it is the last process.
+//!
 //! Under a lock nothing allocates, sleeps, or calls anything that may raise: it is held for a copy of bytes at most. If a
 //! panic passes all the same, the lock is released on the way.
 
