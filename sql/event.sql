@@ -10,7 +10,7 @@ COMMENT ON COLUMN writeguard.event.application IS 'application_name of the sessi
 COMMENT ON COLUMN writeguard.event.client IS 'address of the client; NULL: a local socket';
 COMMENT ON COLUMN writeguard.event.pid IS 'of the session''s server process';
 COMMENT ON COLUMN writeguard.event.xid IS 'transaction, where it had a number by then';
-COMMENT ON COLUMN writeguard.event.operation IS 'update, delete, truncate, drop; of a failed expectation also merge';
+COMMENT ON COLUMN writeguard.event.operation IS 'update, delete, truncate, drop; of a failed expectation also merge; of a policy that no function of the extension wrote also insert; of the extension''s own tables also alter';
 COMMENT ON COLUMN writeguard.event.relation IS 'qualified name of the table; past a limit, of the one whose row went past it';
 COMMENT ON COLUMN writeguard.event.scope IS 'what the limit is counted over: statement, transaction, rate, fraction; block or where: that was missing; expectation';
 COMMENT ON COLUMN writeguard.event.row_limit IS 'the limit; of a failed expectation the number that was expected';

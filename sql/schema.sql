@@ -10,3 +10,13 @@ CREATE OR REPLACE FUNCTION writeguard._owner_only() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'writeguard_owner_only';
 COMMENT ON FUNCTION writeguard._owner_only() IS 'internal: refuses writes by anybody but the owner';
+
+CREATE OR REPLACE FUNCTION writeguard._policy_written() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'writeguard_policy_written';
+COMMENT ON FUNCTION writeguard._policy_written() IS 'internal: records a policy that no function of the extension wrote';
+
+CREATE OR REPLACE FUNCTION writeguard._event_restored() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'writeguard_event_restored';
+COMMENT ON FUNCTION writeguard._event_restored() IS 'internal: lets events that a restore brings keep their numbers';

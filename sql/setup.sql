@@ -81,7 +81,7 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
                    pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I;', t.tgrelid::pg_catalog.regclass, t.tgname)
             FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
             WHERE c.relnamespace = 'writeguard'::pg_catalog.regnamespace
-              AND t.tgname IN ('owner_only', 'policy_changed') AND t.tgenabled <> 'A'
+              AND t.tgname IN ('owner_only', 'policy_changed', 'policy_written', 'restore_begins', 'restore_ends') AND t.tgenabled <> 'A'
 
         -- Events.
         UNION ALL

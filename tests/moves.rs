@@ -14,7 +14,8 @@ const REQUESTED: &str = "UPDATE t SET note = 'requested'";
 /// All that is to arrive: whole tables of the extension, as JSON.
 const STORED: &str = "SELECT jsonb_build_object(
     'policy', (SELECT jsonb_agg(to_jsonb(p) - 'samples' ORDER BY p.name) FROM writeguard.policy AS p),
-    'event', (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e),
+    'event', (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e
+              WHERE e.relation IS DISTINCT FROM 'writeguard.policy'),
     'request', (SELECT jsonb_agg(r ORDER BY r.id) FROM writeguard.request AS r),
     'approval', (SELECT jsonb_agg(a ORDER BY a.request) FROM writeguard.approval AS a),
     'trusted_key', (SELECT jsonb_agg(k) FROM writeguard.trusted_key AS k),
@@ -108,6 +109,18 @@ impl Lived {
         assert_eq!(number(&mut admin, &format!("SELECT count(*) FROM writeguard.request WHERE id >= {id}")), 1);
     }
 
+    /// The policies that a restore wrote are events of the database that it made, numbered after those that it brought.
+    #[track_caller]
+    fn was_restored(&self, db: &Database) {
+        let (mut source, mut admin) = (self.db.admin(), db.admin());
+        let last = number(&mut source, "SELECT max(id) FROM writeguard.event");
+        let of_policies = "SELECT count(*) FROM writeguard.event
+                           WHERE relation = 'writeguard.policy' AND operation = 'insert' AND policy IN ('p', 'q')";
+        wait_until(30, || number(&mut admin, of_policies) == 2);
+        assert_eq!(number(&mut admin, &format!("{of_policies} AND id > {last}")), 2);
+        assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.event WHERE id < 1"), 0);
+    }
+
     /// The token is good, as in the same database.
     #[track_caller]
     fn takes_token(&self, db: &Database) {
@@ -172,6 +185,7 @@ fn dump_has_all_but_kept_rows() {
     let lived = lived_in(server.database()).keeping_rows();
 
     let copy = dumped(server, &lived.db, &[]);
+    lived.was_restored(&copy);
     lived.arrived(&copy);
     let mut client = copy.admin();
     for table in ["change_statement", "change_relation", "image", "outbox"] {
@@ -180,6 +194,75 @@ fn dump_has_all_but_kept_rows() {
     }
     assert_eq!(number(&mut client, "SELECT count(*) FROM u WHERE note = 'kept'"), 10);
     lived.takes_no_token(&copy);
+}
+
+/// Whatever order a restore brings the tables in, and with whatever statements; with several jobs it is any.
+#[test]
+fn restore_in_another_order_brings_the_events_with_their_numbers() {
+    let server = Server::shared();
+    let lived = lived_in(server.database());
+    for options in [&["-Fc"][..], &["-Fc", "--inserts"], &["-Fc", "--rows-per-insert=2"]] {
+        let file = server.socket_dir().join(format!("dump-of-{}", lived.db.name));
+        run(server.client_program("pg_dump").args(options).args(["-d", &lived.db.name, "-f"]).arg(&file));
+        let listed = server.client_program("pg_restore").arg("-l").arg(&file).output().unwrap();
+        let list = String::from_utf8(listed.stdout).unwrap();
+        let is_of_policies = |line: &&str| line.contains(" TABLE DATA writeguard policy ");
+        let is_of_events = |line: &&str| line.contains(" TABLE DATA writeguard event ");
+        assert_eq!((list.lines().filter(is_of_policies).count(), list.lines().filter(is_of_events).count()), (1, 1));
+        let copy = server.plain_database();
+        let mut admin = copy.admin();
+        let only = |name: &str, keep: &dyn Fn(&&str) -> bool| {
+            let part = server.socket_dir().join(format!("{name}-of-{}", lived.db.name));
+            std::fs::write(&part, list.lines().filter(keep).collect::<Vec<_>>().join("\n")).unwrap();
+            run(server
+                .client_program("pg_restore")
+                .args(["--exit-on-error", "-d", &copy.name, "-L"])
+                .arg(&part)
+                .arg(&file));
+        };
+        run(server.client_program("pg_restore").args(["--section=pre-data", "-d", &copy.name]).arg(&file));
+        only("policies", &is_of_policies);
+        wait_until(30, || number(&mut admin, "SELECT count(*) FROM writeguard.event") == 2);
+        only("others", &|line| (line.contains(" DATA ") || line.contains("SEQUENCE SET")) && !is_of_policies(line));
+        run(server.client_program("pg_restore").args(["--section=post-data", "-d", &copy.name]).arg(&file));
+        lived.was_restored(&copy);
+        lived.arrived(&copy);
+    }
+}
+
+#[test]
+fn restore_in_one_transaction_arrives() {
+    let server = Server::shared();
+    let lived = lived_in(server.database());
+    for options in [["--single-transaction"], ["--disable-triggers"]] {
+        let file = server.socket_dir().join(format!("jobs-of-{}", lived.db.name));
+        run(server.client_program("pg_dump").args(["-Fc", "-d", &lived.db.name, "-f"]).arg(&file));
+        let copy = server.plain_database();
+        run(server.client_program("pg_restore").args(["--exit-on-error", "-d", &copy.name]).args(options).arg(&file));
+        lived.was_restored(&copy);
+        lived.arrived(&copy);
+    }
+}
+
+/// What a write records in its own transaction finds its number too, right after a restore that set the numbers last.
+#[test]
+fn first_event_after_a_restore_is_one_that_belongs_to_a_write() {
+    let server = Server::shared();
+    let lived = lived_in(server.database());
+    for sql in [
+        "BEGIN; SET LOCAL writeguard.override = on; UPDATE u SET note = 'x'; COMMIT",
+        "SELECT writeguard.set_policy('r', tables => '{public.u}', max_rows => 1)",
+        "SELECT writeguard.import_policies('[{\"name\": \"r\"}, {\"name\": \"s\"}]')",
+    ] {
+        let copy = dumped(server, &lived.db, &[]);
+        lived.was_restored(&copy);
+        let mut admin = copy.admin();
+        let (count, max) = ("SELECT count(*) FROM writeguard.event", "SELECT max(id) FROM writeguard.event");
+        pass(&mut admin, "SELECT setval('writeguard.event_id_seq', 1, false)");
+        let (before, last) = (number(&mut admin, count), number(&mut admin, max));
+        pass(&mut admin, sql);
+        assert!(number(&mut admin, count) > before && number(&mut admin, max) > last, "{sql}");
+    }
 }
 
 /// pg_dump leaves the rows of extensions' tables out of such a dump, as all others.
@@ -235,6 +318,7 @@ fn dump_of_the_whole_server_arrives_in_another() {
         "{failed:?}"
     );
     let copy = other.existing(&lived.db.name);
+    lived.was_restored(&copy);
     lived.arrived(&copy);
     lived.takes_no_token(&copy);
 }

@@ -131,3 +131,179 @@ fn each_line_of_an_event_names_its_database() {
     }
     assert!(events.iter().all(|event| event["database"].is_string()), "{events:?}");
 }
+
+/// The events of a database that say what was done to the policy table past the functions, oldest first: login, policy,
+/// operation, and what the reason has behind its first words.
+fn written(client: &mut Client) -> Vec<(String, String, String, String)> {
+    let sql = "SELECT login, policy, operation, reason FROM writeguard.event
+               WHERE kind = 'policy_changed' AND relation = 'writeguard.policy' AND operation <> 'alter' ORDER BY id";
+    let rows = client.query(sql, &[]).unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
+}
+
+/// One event for each policy that a statement changed, and none for what it left as it was.
+#[test]
+fn a_write_past_the_functions_is_told_and_an_event_with_who_and_what() {
+    let server = Server::start(&[]);
+    let (db, mut admin) = filled(&server);
+    let role = db.role("grantee");
+    pass(&mut admin, &format!("GRANT ALL ON SCHEMA writeguard TO {role}; GRANT ALL ON writeguard.policy TO {role}"));
+    // owner_only keeps a grantee out.
+    expect_refusal(db.connect(&role).batch_execute("DELETE FROM writeguard.policy"));
+    let before = number(&mut admin, "SELECT count(*) FROM writeguard.event");
+    let mut told = 0;
+    for (sql, expected) in [
+        ("INSERT INTO writeguard.policy (name, max_rows) VALUES ('new', 7)", vec![("new", "insert", "\"max_rows\":7")]),
+        (
+            "UPDATE writeguard.policy SET max_rows = max_rows * 10 WHERE name <> 'q'",
+            vec![
+                ("p", "update", "{\"max_rows\":{\"from\":1,\"to\":10}}"),
+                ("new", "update", "{\"max_rows\":{\"from\":7,\"to\":70}}"),
+            ],
+        ),
+        ("UPDATE writeguard.policy SET max_rows = max_rows", vec![]),
+        ("BEGIN; DELETE FROM writeguard.policy; ROLLBACK", vec![]),
+        ("BEGIN; SAVEPOINT s; DELETE FROM writeguard.policy; ROLLBACK TO s; COMMIT", vec![]),
+        (
+            "INSERT INTO writeguard.policy (name) VALUES ('new') ON CONFLICT (name) DO UPDATE SET name = 'other'",
+            vec![("new", "update", "{\"name\":{\"from\":\"new\",\"to\":\"other\"}}")],
+        ),
+        (
+            "MERGE INTO writeguard.policy AS p USING (VALUES ('other'), ('third')) AS n (name) ON p.name = n.name
+             WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT (name) VALUES (n.name)",
+            vec![("other", "delete", "\"max_rows\":70"), ("third", "insert", "\"mode\":\"enforce\"")],
+        ),
+        (
+            "SET session_replication_role = replica; DELETE FROM writeguard.policy WHERE name = 'third'",
+            vec![("third", "delete", "\"name\":\"third\"")],
+        ),
+        ("DO $$ BEGIN DELETE FROM writeguard.policy WHERE name = 'q'; END $$", vec![("q", "delete", "\"max_rows\":9")]),
+    ] {
+        pass(&mut db.admin(), sql);
+        told += expected.len();
+        wait_until(30, || written(&mut admin).len() >= told);
+        let written = written(&mut admin);
+        let new = &written[told - expected.len()..];
+        assert_eq!(new.len(), expected.len(), "{sql}: {written:?}");
+        for ((login, policy, operation, reason), (name, word, part)) in new.iter().zip(expected) {
+            assert_eq!((login.as_str(), policy.as_str(), operation.as_str()), ("postgres", name, word), "{sql}");
+            assert!(reason.contains(" past the extension's functions: ") && reason.contains(part), "{sql}: {reason}");
+        }
+    }
+    let mut copy = db.admin();
+    let mut writer = copy.copy_in("COPY writeguard.policy (name, max_rows) FROM STDIN").unwrap();
+    std::io::Write::write_all(&mut writer, b"copied\t5\n").unwrap();
+    writer.finish().unwrap();
+    wait_until(30, || written(&mut admin).len() == told + 1);
+    let last = written(&mut admin).pop().unwrap();
+    assert_eq!((last.1.as_str(), last.2.as_str()), ("copied", "insert"));
+    let statement = "SELECT count(*) FROM writeguard.event WHERE policy = 'copied' AND statement LIKE 'COPY %'";
+    assert_eq!(number(&mut admin, statement), 1);
+    assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.event"), before + told as i64 + 1);
+    let log = server.log();
+    let lines = log.lines().filter(|line| line.contains("pg_writeguard: policy changed, policy "));
+    assert_eq!(lines.filter(|line| line.contains(" past the extension's functions: ")).count(), told + 1, "{log}");
+}
+
+/// What the functions do is one event as before, also where a trigger of somebody else's writes policies meanwhile.
+#[test]
+fn what_the_functions_write_is_not_told_twice_and_what_a_trigger_writes_meanwhile_is() {
+    let server = Server::start(&[]);
+    let (_db, mut admin) = filled(&server);
+    let all = "SELECT count(*) FROM writeguard.event WHERE kind = 'policy_changed'";
+    let before = number(&mut admin, all);
+    pass(
+        &mut admin,
+        "SELECT writeguard.set_policy('mine', max_rows => 1);
+         SELECT writeguard.set_policy('mine', max_rows => 2);
+         SELECT * FROM writeguard.import_policies('[{\"name\": \"doc\"}, {\"name\": \"mine\", \"max_rows\": 3}]');
+         SELECT writeguard.drop_policy('doc')",
+    );
+    expect_refusal(admin.batch_execute("SELECT writeguard.set_policy('mine', max_rows => -1)"));
+    assert_eq!(number(&mut admin, all), before + 5);
+    assert!(written(&mut admin).is_empty());
+    // The mark of a call that failed inside its own statement is gone.
+    pass(&mut admin, "ALTER TABLE writeguard.policy ADD CONSTRAINT no CHECK (name <> 'no')");
+    expect_refusal(admin.batch_execute("SELECT writeguard.set_policy('no', max_rows => 1)"));
+    pass(&mut admin, "DELETE FROM writeguard.policy WHERE name = 'mine'");
+    wait_until(30, || written(&mut admin).iter().any(|event| event.1 == "mine"));
+    pass(
+        &mut admin,
+        "CREATE FUNCTION widen() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN UPDATE writeguard.policy SET max_rows = 99 WHERE name = ''q''; RETURN NULL; END';
+         CREATE TRIGGER widen AFTER INSERT ON writeguard.policy FOR EACH STATEMENT EXECUTE FUNCTION widen();
+         SELECT writeguard.set_policy('last', max_rows => 1)",
+    );
+    wait_until(30, || written(&mut admin).iter().any(|event| event.1 == "q"));
+    assert!(!written(&mut admin).iter().any(|event| event.1 == "last"));
+}
+
+/// Ten thousand at once are a hundred events, the last of which says how many more there are.
+#[test]
+fn a_bulk_of_policies_is_a_bounded_number_of_events_with_the_number_of_all() {
+    let server = Server::start(&[]);
+    let (_db, mut admin) = filled(&server);
+    pass(
+        &mut admin,
+        "INSERT INTO writeguard.policy (name, tables) SELECT 'n' || n, '{s.none}' FROM generate_series(1, 10000) AS n",
+    );
+    wait_until(60, || written(&mut admin).len() == 100);
+    let last = written(&mut admin).pop().unwrap();
+    assert!(last.3.ends_with("And 9900 further changes by the same statement."), "{last:?}");
+}
+
+/// Who takes the triggers away, which see these writes, is seen doing that.
+#[test]
+fn an_alteration_of_the_extension_s_tables_is_told_and_an_event() {
+    let server = Server::start(&[]);
+    let (db, mut admin) = filled(&server);
+    let stored = "SELECT count(*) FROM writeguard.event WHERE kind = 'policy_changed' AND operation = 'alter'";
+    let mut expected = 0;
+    for (sql, events) in [
+        ("ALTER TABLE writeguard.policy DISABLE TRIGGER policy_written", 1),
+        ("BEGIN; ALTER TABLE writeguard.policy DISABLE TRIGGER ALL; ROLLBACK", 0),
+        ("SET search_path = writeguard; ALTER TABLE policy ENABLE ALWAYS TRIGGER policy_written; RESET search_path", 1),
+        ("DO $$ BEGIN DROP TRIGGER policy_written ON writeguard.policy; END $$", 1),
+        ("DROP TRIGGER IF EXISTS policy_written ON writeguard.policy", 1),
+        ("ALTER TRIGGER owner_only ON writeguard.event RENAME TO owner_too", 1),
+        ("CREATE RULE none AS ON INSERT TO writeguard.policy DO INSTEAD NOTHING", 1),
+        ("DROP RULE none ON writeguard.policy", 1),
+        ("CREATE TRIGGER none BEFORE INSERT ON writeguard.image EXECUTE FUNCTION writeguard._owner_only()", 1),
+        ("ALTER TABLE t ADD c int; ALTER TABLE IF EXISTS none ADD c int; ALTER TABLE IF EXISTS none.none ADD c int", 0),
+        ("CREATE TABLE none (id int); DROP TABLE none; DROP TABLE IF EXISTS none.none", 0),
+    ] {
+        pass(&mut admin, sql);
+        expected += events;
+        wait_until(30, || number(&mut admin, stored) >= expected);
+        assert_eq!(number(&mut admin, stored), expected, "{sql}");
+    }
+    let role = db.role("anna");
+    expect_refusal(db.connect(&role).batch_execute("ALTER TABLE writeguard.policy DISABLE TRIGGER policy_changed"));
+    assert_eq!(number(&mut admin, stored), expected);
+    let said = "SELECT count(*) FROM writeguard.event WHERE operation = 'alter' AND relation = 'writeguard.policy'
+                AND statement LIKE '%DISABLE TRIGGER policy_written%' AND login = 'postgres'";
+    assert_eq!(number(&mut admin, said), 1);
+}
+
+/// A policy that logical replication brings is in force in sessions that knew the ones before it.
+#[test]
+fn a_policy_that_replication_brings_is_in_force_and_an_event() {
+    let publisher = Server::start(&["wal_level = logical"]);
+    let (source, mut admin) = filled(&publisher);
+    let subscriber = Server::start(&[]);
+    let (_copy, mut target) = filled(&subscriber);
+    pass(&mut target, "DELETE FROM writeguard.policy; UPDATE t SET note = 'free'");
+    pass(&mut admin, "CREATE PUBLICATION policies FOR TABLE writeguard.policy");
+    let address = publisher.address(&source.name);
+    pass(
+        &mut target,
+        &format!("CREATE SUBSCRIPTION policies CONNECTION '{address}' PUBLICATION policies WITH (copy_data = false)"),
+    );
+    let ready = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate = 'r'";
+    wait_until(60, || number(&mut target, ready) == 1);
+    pass(&mut admin, "SELECT writeguard.set_policy('far', tables => '{public.t}', max_rows => 2)");
+    wait_until(60, || number(&mut target, "SELECT count(*) FROM writeguard.policy WHERE name = 'far'") == 1);
+    expect_refusal(target.batch_execute("UPDATE t SET note = 'limited'"));
+    wait_until(30, || written(&mut target).iter().any(|event| event.1 == "far"));
+    pass(&mut target, "DROP SUBSCRIPTION policies");
+}

@@ -229,6 +229,9 @@ fn upgrade_takes_over_nothing_that_is_somebody_elses() {
     assert!(!brought.is_empty());
     for object in brought {
         let body = match object.split_once(' ').expect("a type").0 {
+            "function" if object.ends_with("_policy_written()") || object.ends_with("_event_restored()") => {
+                "RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+            }
             "function" => "RETURNS integer LANGUAGE sql AS 'SELECT 1'",
             "view" => "AS SELECT 1 AS one",
             _ => "(one integer)",

@@ -37,8 +37,16 @@ CREATE TRIGGER owner_only
 CREATE TRIGGER owner_only
     BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.outbox
     FOR EACH STATEMENT EXECUTE FUNCTION writeguard._owner_only();
+CREATE TRIGGER restore_begins
+    BEFORE INSERT ON writeguard.event
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard._event_restored();
+CREATE TRIGGER restore_ends
+    AFTER INSERT ON writeguard.event
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard._event_restored();
 ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER owner_only;
 ALTER TABLE writeguard.outbox ENABLE ALWAYS TRIGGER owner_only;
+ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER restore_begins;
+ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER restore_ends;
 
 SELECT pg_catalog.pg_extension_config_dump('writeguard.event', '');
 SELECT pg_catalog.pg_extension_config_dump('writeguard.event_id_seq', '');

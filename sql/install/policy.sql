@@ -30,7 +30,11 @@ CREATE TRIGGER policy_changed
 CREATE TRIGGER owner_only
     BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON writeguard.policy
     FOR EACH STATEMENT EXECUTE FUNCTION writeguard._owner_only();
+CREATE TRIGGER policy_written
+    AFTER INSERT OR UPDATE OR DELETE ON writeguard.policy
+    FOR EACH ROW EXECUTE FUNCTION writeguard._policy_written();
 ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER policy_changed;
 ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER owner_only;
+ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER policy_written;
 
 SELECT pg_catalog.pg_extension_config_dump('writeguard.policy', '');

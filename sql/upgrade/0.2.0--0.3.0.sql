@@ -19,3 +19,24 @@ ALTER FUNCTION writeguard.stat_numbers() RENAME TO _stat_numbers;
 ALTER FUNCTION writeguard.setup_facts() RENAME TO _setup_facts;
 
 -- include *.sql
+
+CREATE TRIGGER policy_written
+    AFTER INSERT OR UPDATE OR DELETE ON writeguard.policy
+    FOR EACH ROW EXECUTE FUNCTION writeguard._policy_written();
+ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER policy_written;
+CREATE TRIGGER restore_begins
+    BEFORE INSERT ON writeguard.event
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard._event_restored();
+CREATE TRIGGER restore_ends
+    AFTER INSERT ON writeguard.event
+    FOR EACH STATEMENT EXECUTE FUNCTION writeguard._event_restored();
+ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER restore_begins;
+ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER restore_ends;
+
+-- What ALTER DEFAULT PRIVILEGES grants on new objects is not meant for these.
+CREATE FUNCTION writeguard.revoke_default_privileges(names text[]) RETURNS void
+    LANGUAGE c STRICT
+    AS 'MODULE_PATHNAME', 'writeguard_revoke_default_privileges';
+SELECT writeguard.revoke_default_privileges('{_policy_written,_event_restored}');
+DROP FUNCTION writeguard.revoke_default_privileges(text[]);
+REVOKE ALL ON FUNCTION writeguard._policy_written(), writeguard._event_restored() FROM PUBLIC;

@@ -131,7 +131,8 @@ fn take() -> impl Iterator<Item = Event> {
             event.statement.clone_from(&statement.told);
             if further > 0 {
                 let whose = if others { "in the same transaction" } else { "by the same statement" };
-                let more = format!("And {further} further tables {whose}.");
+                let what = if event.kind == Kind::PolicyChanged { "changes" } else { "tables" };
+                let more = format!("And {further} further {what} {whose}.");
                 event.reason = Some(event.reason.map_or(more.clone(), |reason| format!("{reason} {more}")));
             }
             Some(event)

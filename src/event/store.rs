@@ -21,6 +21,21 @@ pub const INSERT: &str = "INSERT INTO writeguard.event \
      FROM pg_catalog.jsonb_populate_record(NULL::writeguard.event, $1::pg_catalog.jsonb) \
      RETURNING id::pg_catalog.text";
 
+/// The end of [`INSERT`] where a number that is taken already is no error.
+const UNLESS_TAKEN: &str = "ON CONFLICT (id) DO NOTHING RETURNING id::pg_catalog.text";
+
+/// Lets the events' numbers go on after the last one. A restore brings events first and sets the numbers last, and anybody
+/// who owns them may set them back.
+pub const REPAIR_NUMBERS: &str = "SELECT pg_catalog.setval('writeguard.event_id_seq', \
+     (SELECT COALESCE(pg_catalog.max(e.id), 0) FROM writeguard.event AS e) OPERATOR(pg_catalog.+) 1, false)::pg_catalog.text";
+
+/// The same where the next number is taken already.
+const REPAIR_WHERE_BEHIND: &str = "SELECT pg_catalog.setval('writeguard.event_id_seq', \
+     last.id OPERATOR(pg_catalog.+) 1, false)::pg_catalog.text \
+     FROM writeguard.event_id_seq AS s, (SELECT pg_catalog.max(e.id) AS id FROM writeguard.event AS e) AS last \
+     WHERE s.last_value OPERATOR(pg_catalog.<) last.id \
+        OR s.last_value OPERATOR(pg_catalog.=) last.id AND NOT s.is_called";
+
 const OUTBOX: &str = "INSERT INTO writeguard.outbox (event) VALUES ($1::pg_catalog.int8)";
 
 /// Whether this transaction left something in the outbox.
@@ -33,7 +48,13 @@ static WROTE: BackendCell<bool> = BackendCell::new(false);
 pub fn insert(event: &Event) -> Result<i64, Error> {
     event.log();
     let id = owner::connect(|client| {
-        let ids = owner::rows(client, INSERT, &[owner::json(&event.stored_json())])?;
+        let insert = INSERT.replace("RETURNING id::pg_catalog.text", UNLESS_TAKEN);
+        let json = event.stored_json();
+        let mut ids = owner::rows(client, &insert, &[owner::json(&json)])?;
+        if ids.is_empty() {
+            owner::rows(client, REPAIR_NUMBERS, &[])?;
+            ids = owner::rows(client, INSERT, &[owner::json(&json)])?;
+        }
         let id = ids.first().cloned().unwrap_or_default();
         owner::rows(client, OUTBOX, &[id.as_str().into()])?;
         Ok(id)
@@ -62,7 +83,10 @@ pub fn insert_all(events: &[Event]) -> Result<(), Error> {
     }
     events.iter().for_each(Event::log);
     let json: Vec<String> = events.iter().map(Event::stored_json).collect();
-    owner::connect(|client| owner::rows(client, INSERT_ALL, &[owner::json(&format!("[{}]", json.join(",")))]))?;
+    owner::connect(|client| {
+        owner::rows(client, REPAIR_WHERE_BEHIND, &[])?;
+        owner::rows(client, INSERT_ALL, &[owner::json(&format!("[{}]", json.join(",")))])
+    })?;
     WROTE.set(true);
     Ok(())
 }

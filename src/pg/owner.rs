@@ -1,6 +1,7 @@
 //! Our own SQL: it runs as the owner of the extension's tables, whoever acts, with a search_path of its own.
 //!
-//! Only for statements on tables of the extension, never for anything a user wrote.
+//! Only for statements on tables of the extension, never for anything a user wrote. While it runs, a mark of this backend, which
+//! no SQL can set, tells the triggers on these tables that the write is ours, and recorded where it belongs.
 
 use core::ffi::c_char;
 
@@ -8,8 +9,37 @@ use pgrx::spi::SpiClient;
 use pgrx::{IntoDatum, Spi, pg_sys};
 use rules::error::Error;
 
+use super::backend_local::BackendCell;
 use super::ereport::throw;
 use super::{encoding, ffi};
+
+/// The depth of triggers at which SQL of ours runs now: what somebody else's trigger writes meanwhile is one deeper.
+static MARKED: BackendCell<Option<i32>> = BackendCell::new(None);
+
+/// How many triggers are running.
+fn depth() -> i32 {
+    // SAFETY: core's function reads a static.
+    unsafe { pgrx::direct_function_call(pg_sys::pg_trigger_depth, &[]) }.unwrap_or(0)
+}
+
+/// Runs what writes tables of the extension as itself. An error that ends it takes the mark away too.
+pub fn marked<T>(body: impl FnOnce() -> T) -> T {
+    struct Until(Option<i32>);
+
+    impl Drop for Until {
+        fn drop(&mut self) {
+            MARKED.set(self.0);
+        }
+    }
+
+    let _until = Until(MARKED.replace(Some(depth())));
+    body()
+}
+
+/// Whether the trigger that is running was set off by such a write.
+pub fn is_own_write() -> bool {
+    MARKED.get() == Some(depth() - 1)
+}
 
 fn missing(what: &str) -> Error {
     Error::Undecided {
@@ -66,7 +96,7 @@ pub fn connect<T>(body: impl FnOnce(&mut SpiClient<'_>) -> Result<T, Error>) -> 
             0,
             false,
         );
-        let result = Spi::connect_mut(body);
+        let result = marked(|| Spi::connect_mut(body));
         pg_sys::AtEOXact_GUC(false, level);
         pg_sys::SetUserIdAndSecContext(user, context);
         result

@@ -16,7 +16,7 @@ use crate::event::serve::{self, Outcome, Taken};
 use crate::event::{outbox, store};
 use crate::pg::ereport::log_line;
 use crate::pg::process::{self, Failed, attempt, must};
-use crate::pg::{encoding, stray};
+use crate::pg::{encoding, owner, stray};
 
 /// Stores a batch. The events whose notification could not be left in the outbox are added to `unsent`.
 ///
@@ -38,7 +38,8 @@ fn store_part(buffer: &[u8], taken: &[Taken], unsent: &mut Vec<i64>) -> Result<(
     };
     if failed.is_about_numbers() {
         // Somebody may have set them ahead, or back.
-        let repaired = attempt(|| Spi::connect_mut(|client| must(client.update(REPAIR_NUMBERS, None, &[])).len()));
+        let repaired =
+            attempt(|| Spi::connect_mut(|client| must(client.update(store::REPAIR_NUMBERS, None, &[])).len()));
         if repaired.is_ok() && store_together(buffer, taken, unsent).is_ok() {
             return Ok(());
         }
@@ -68,30 +69,32 @@ fn store_together(buffer: &[u8], taken: &[Taken], unsent: &mut Vec<i64>) -> Resu
         }
         // SAFETY: in a transaction, which gets its id if it has none yet.
         let transaction = unsafe { pg_sys::GetTopFullTransactionId().value };
-        Some(Spi::connect_mut(|client| {
-            let insert = must(client.prepare_mut(store::INSERT, &[BuiltinOid::TEXTOID.into()]));
-            known.set(true);
-            let mut ids = Vec::with_capacity(taken.len());
-            for one in taken {
-                let json = core::str::from_utf8(&buffer[one.bytes.clone()]).unwrap_or_default();
-                if json.is_empty() || !serve::claim(one, transaction) {
-                    continue;
+        Some(owner::marked(|| {
+            Spi::connect_mut(|client| {
+                let insert = must(client.prepare_mut(store::INSERT, &[BuiltinOid::TEXTOID.into()]));
+                known.set(true);
+                let mut ids = Vec::with_capacity(taken.len());
+                for one in taken {
+                    let json = core::str::from_utf8(&buffer[one.bytes.clone()]).unwrap_or_default();
+                    if json.is_empty() || !serve::claim(one, transaction) {
+                        continue;
+                    }
+                    let id = client
+                        .update(&insert, None, &[encoding::json_argument(json)])
+                        .map(|rows| rows.first().get_one::<String>());
+                    let Some(id) = must(id).ok().flatten().and_then(|id| id.parse().ok()) else {
+                        ereport!(
+                            ERROR,
+                            PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+                            "table writeguard.event did not take it"
+                        );
+                    };
+                    serve::storing(one, transaction, id);
+                    ids.push(id);
                 }
-                let id = client
-                    .update(&insert, None, &[encoding::json_argument(json)])
-                    .map(|rows| rows.first().get_one::<String>());
-                let Some(id) = must(id).ok().flatten().and_then(|id| id.parse().ok()) else {
-                    ereport!(
-                        ERROR,
-                        PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
-                        "table writeguard.event did not take it"
-                    );
-                };
-                serve::storing(one, transaction, id);
-                ids.push(id);
-            }
-            let left = ids.is_empty() || outbox::leave(client, &ids);
-            if left { Vec::new() } else { ids }
+                let left = ids.is_empty() || outbox::leave(client, &ids);
+                if left { Vec::new() } else { ids }
+            })
         }))
     });
     match attempted {
@@ -157,7 +160,3 @@ fn lock_tables() -> bool {
         }
     }
 }
-
-/// Sets the sequence of event ids behind the last id that is stored.
-const REPAIR_NUMBERS: &str = "SELECT pg_catalog.setval('writeguard.event_id_seq', \
-     (SELECT COALESCE(pg_catalog.max(e.id), 0) FROM writeguard.event AS e) OPERATOR(pg_catalog.+) 1, false)";

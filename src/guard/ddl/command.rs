@@ -11,7 +11,7 @@ use rules::words::Operation;
 
 use super::leaving_coverage::{self, Leaving};
 use super::live_rows;
-use super::own_tables::{self, Gone};
+use super::own_tables::{self, Altered, Gone};
 use crate::guard::limits::bindings;
 use crate::guard::verdict::decide;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
@@ -30,6 +30,8 @@ enum Note {
     MayLeave(Leaving),
     /// One of the extension's own tables whose rows vanish.
     Own(Gone),
+    /// One of the extension's own tables that the command alters.
+    Altered(Altered),
 }
 
 /// What has to be known of a command while it runs.
@@ -107,6 +109,19 @@ pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut PendingError) {
     // SAFETY: the caller's promise.
     let command = unsafe { kind(node) };
     note(Note::Command(command));
+    // SAFETY: the caller's promise.
+    if unsafe { own_tables::may_alter((*node).type_) } {
+        let refusal = bindings::deciding(|| {
+            // SAFETY: the caller's promise.
+            if let Some(altered) = unsafe { own_tables::altered(node) } {
+                note(Note::Altered(altered));
+            }
+            Ok(())
+        });
+        if !refusal.is_null() {
+            return (begun, refusal);
+        }
+    }
     if command == Command::DetachesConcurrently {
         // SAFETY: statics of this process, and the caller's promise.
         unsafe {
@@ -168,7 +183,7 @@ unsafe fn alteration(statement: *mut pg_sys::AlterTableStmt, index: usize) -> *m
 /// The command that began there is done. Gives what to raise.
 #[inline]
 pub fn end(begun: usize) -> *mut PendingError {
-    let decides = |(_, note): &(i32, Note)| matches!(note, Note::MayLeave(_) | Note::Own(_));
+    let decides = |(_, note): &(i32, Note)| matches!(note, Note::MayLeave(_) | Note::Own(_) | Note::Altered(_));
     let is_due = notes().get(begun..).unwrap_or_default().iter().any(decides);
     if is_due {
         return bindings::deciding(|| decide_leaving(begun));
@@ -368,17 +383,19 @@ fn decide_leaving(begun: usize) -> Result<(), Failure> {
         let begun = begun.min(notes.len());
         notes.split_off(begun)
     };
-    let (mut counted, mut leaving, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut counted, mut leaving, mut gone, mut altered) = (Vec::new(), Vec::new(), Vec::new(), None);
     for (_, note) in own {
         match note {
             // What vanished, or was rewritten, was charged with all its rows already.
             Note::Counted(table) => counted.push(table),
             Note::MayLeave(candidate) => leaving.push(candidate),
             Note::Own(own) => gone.push(own),
+            Note::Altered(own) => altered = Some(own),
             Note::Command(_) => {}
         }
     }
     own_tables::record(&gone)?;
+    altered.map_or(Ok(()), own_tables::record_altered)?;
     leaving_coverage::decide(leaving, counted)
 }
 
