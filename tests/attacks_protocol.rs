@@ -239,6 +239,74 @@ fn rows_changed_by_a_bind_are_never_forgotten_while_the_portal_can_run() {
     }
 }
 
+/// Each command of a string answers for what was changed while it was planned, whether it writes anything itself or not.
+#[test]
+fn rows_changed_while_a_command_of_a_string_is_planned_are_that_commands() {
+    // Three rows while it is planned, inside an exception block or not, and none when it runs.
+    const FOLD: &str = "SELECT folded()";
+    const TRIED: &str = "SELECT tried()";
+    let (mut bed, _) = stage(FOLDED);
+    bed.passes(
+        "CREATE FUNCTION try_three() RETURNS int LANGUAGE plpgsql VOLATILE AS
+         'BEGIN RETURN three(); EXCEPTION WHEN division_by_zero THEN RETURN 0; END';
+         CREATE FUNCTION tried() RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN try_three(); END'",
+    );
+    let strings: [&[&str]; 9] = [
+        &[FOLD, THREE],
+        &[FOLD, FOLD],
+        &[THREE, FOLD],
+        &[FOLD, "SELECT 1", THREE],
+        &[THREE, "SELECT 1", FOLD, THREE, FOLD, "SELECT 1"],
+        &[FOLD, "PREPARE p AS SELECT 1", "EXECUTE p", "DEALLOCATE p", THREE],
+        &[FOLD, TRIED],
+        &[TRIED, THREE, FOLD],
+        &[FOLD, "DO 'BEGIN PERFORM three(); END'", FOLD],
+    ];
+    for commands in strings {
+        let string = commands.join("; ");
+        for string in [
+            string.clone(),
+            format!("{string};"),
+            format!("{string}; -- and no more"),
+            format!("BEGIN; {string}; COMMIT"),
+            format!("BEGIN; SAVEPOINT s; {string}; RELEASE s; COMMIT"),
+        ] {
+            bed.passes(&string);
+        }
+    }
+    // In a block an exception block while the next one is planned is known for what it is.
+    bed.passes(&format!("BEGIN; {THREE}; {TRIED}; {TRIED}; COMMIT"));
+    for commands in [[FOLD, WITH_FOLDED], [WITH_FOLDED, "SELECT 1"], [FOLD, ALL], [ALL, FOLD]] {
+        let string = commands.join("; ");
+        for string in
+            [string.clone(), format!("{string};"), format!("BEGIN; {string}; COMMIT"), format!("{string}; {FOLD}")]
+        {
+            bed.refused(&string);
+        }
+    }
+}
+
+/// Without a transaction block, what the triggers do that are deferred to the end of a string is not a statement of its own.
+#[test]
+fn deferred_triggers_at_the_end_of_a_string_go_on_with_its_last_write() {
+    let (mut bed, _) = stage(
+        "CREATE TABLE u (id int, v int); INSERT INTO u SELECT i, 0 FROM generate_series(1, 6) AS i;
+         CREATE FUNCTION follow() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN PERFORM touch(NEW.id); RETURN NULL; EXCEPTION WHEN division_by_zero THEN RETURN NULL; END';
+         CREATE CONSTRAINT TRIGGER follow AFTER UPDATE ON u DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW EXECUTE FUNCTION follow();",
+    );
+    let write = "UPDATE u SET v = v + 1 WHERE id <= 3";
+    for string in
+        [write.to_owned(), format!("{write};"), format!("{write}; SELECT 1"), format!("SELECT 1; {write}; SELECT 1;")]
+    {
+        bed.limit("{public.t, public.u}", 5);
+        bed.refused(&string);
+        bed.limit("{public.t, public.u}", 6);
+        bed.passes(&string);
+    }
+}
+
 /// Tries to change all rows each time it is called, and hides the refusal.
 const TRY: &str = "
     CREATE FUNCTION try() RETURNS int LANGUAGE plpgsql AS $$

@@ -28,6 +28,9 @@ unsafe extern "C" {
     pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
     pub fn IsLogicalWorker() -> bool;
 
+    /// Looks at no argument.
+    pub fn pg_trigger_depth(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+
     // These read the transaction's state and return.
     pub fn IsTransactionBlock() -> bool;
     pub fn IsAbortedTransactionBlockState() -> bool;

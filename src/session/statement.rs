@@ -12,6 +12,7 @@
 //!
 //! Every commit starts the counts again, because meters are also marked with their transaction.
 
+use core::ffi::CStr;
 use core::ptr;
 
 use pgrx::pg_sys;
@@ -20,17 +21,22 @@ use rules::words::{Place, Serial};
 use super::excerpt::Excerpt;
 use super::portal::{self, Frame, OUTERMOST, Outermost};
 use super::statement_text::Text;
-use super::xact;
+use super::{transaction_block, xact};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::encoding;
 use crate::pg::ffi::{self, Opaque};
 
-/// What ties a statement to its portal. Never freed and never borrowed, because PostgreSQL keeps a pointer to it: it is read
+/// What ties a statement to its portal and its command. Never freed and never borrowed, because PostgreSQL keeps a pointer to it: it is read
 /// and written in place.
 struct Tie {
     /// NULL when the portal is gone, or when there is none.
     portal: pg_sys::Portal,
     callback: pg_sys::MemoryContextCallback,
+    /// The next command of the client's string has begun.
+    is_over: bool,
+    /// Of the memory that PostgreSQL has for one command of a string, and whether it waits for that to go.
+    command: pg_sys::MemoryContextCallback,
+    awaits_end: bool,
 }
 
 /// A statement that charged, or may charge, covered rows.
@@ -46,7 +52,13 @@ struct Statement {
 
 impl Statement {
     fn new() -> Self {
-        let tie = Tie { portal: ptr::null_mut(), callback: pg_sys::MemoryContextCallback::default() };
+        let tie = Tie {
+            portal: ptr::null_mut(),
+            callback: pg_sys::MemoryContextCallback::default(),
+            is_over: false,
+            command: pg_sys::MemoryContextCallback::default(),
+            awaits_end: false,
+        };
         Self { serial: 0, tie: Box::into_raw(Box::new(tie)), awaits_portal: false, started: 0, text: Text::new() }
     }
 
@@ -54,6 +66,17 @@ impl Statement {
     fn portal(&self) -> pg_sys::Portal {
         // SAFETY: as `Tie` says.
         unsafe { (*self.tie).portal }
+    }
+
+    /// Whether it may be the statement of a portal that is still to come.
+    fn awaits_portal(&self) -> bool {
+        self.awaits_portal && !self.is_over()
+    }
+
+    /// Whether the next command of the client's string has begun.
+    fn is_over(&self) -> bool {
+        // SAFETY: as `Tie` says.
+        unsafe { (*self.tie).is_over }
     }
 
     /// Ties it to the client's portal, until that is gone.
@@ -68,9 +91,50 @@ impl Statement {
             (*self.tie).callback.func = Some(portal_gone);
             (*self.tie).callback.arg = self.tie.cast();
             let (location, length) = portal::part_of_string(to);
-            self.text.keep((*to).sourceText, location, length);
+            if self.text.keep((*to).sourceText, location, length) {
+                self.await_end();
+            }
             ffi::MemoryContextRegisterResetCallback((*to).portalContext, &raw mut (*self.tie).callback);
         }
+    }
+
+    /// Has it told when its command is over and another one of the client's string begins: all but the last one have
+    /// memory of their own.
+    #[cold]
+    fn await_end(&mut self) {
+        // SAFETY: walks the tree of memory contexts. As `Tie` says; what it waits for already is the same memory, because
+        // that of the command before is gone.
+        unsafe {
+            let mut context = pg_sys::MessageContext;
+            context = if context.is_null() { context } else { (*context).firstchild };
+            while !context.is_null() && CStr::from_ptr((*context).name) != c"per-parsetree message context" {
+                context = (*context).nextchild;
+            }
+            if !context.is_null() && !core::mem::replace(&mut (*self.tie).awaits_end, true) {
+                (*self.tie).command.func = Some(command_over);
+                (*self.tie).command.arg = self.tie.cast();
+                ffi::MemoryContextRegisterResetCallback(context, &raw mut (*self.tie).command);
+            }
+        }
+    }
+}
+
+/// The memory of a command goes that is not the last one of its string.
+unsafe extern "C-unwind" fn command_over(argument: Opaque) {
+    // SAFETY: the argument is the tie that registered this; it is never freed.
+    unsafe { ((*argument.cast::<Tie>()).awaits_end, (*argument.cast::<Tie>()).is_over) = (false, true) }
+}
+
+/// Whether what runs without a portal, after a command of a string, runs while a later one is planned. It may as well be
+/// set off by the commit at the string's end, and belongs to the command before then.
+#[cold]
+fn next_is_planned() -> bool {
+    // SAFETY: these read statics. A commit by COMMIT is no part of any command before it. Without a block the string has
+    // an implicit one, which its end closes first; but a subtransaction looks the same in both cases.
+    unsafe {
+        transaction_block::is_explicit()
+            || (ffi::GetCurrentTransactionNestLevel() == 1 && ffi::IsTransactionBlock())
+            || (pg_sys::ActivePortal.is_null() && ffi::pg_trigger_depth(ptr::null_mut()).value() == 0)
     }
 }
 
@@ -117,8 +181,11 @@ pub fn current() -> Serial {
     }
     if let Some(current) = state.current {
         let statement = &state.all[current];
-        let goes_on =
-            if outermost.portal.is_null() { statement.started == now } else { statement.portal() == outermost.portal };
+        let goes_on = if outermost.portal.is_null() {
+            statement.started == now && !(statement.is_over() && next_is_planned())
+        } else {
+            statement.portal() == outermost.portal
+        };
         if goes_on {
             return statement.serial;
         }
@@ -162,7 +229,7 @@ fn of_portal(state: &mut State, portal: pg_sys::Portal) -> Option<usize> {
     }
     // SAFETY: the outermost portal is running.
     let created = unsafe { (*portal).creation_time };
-    let place = state.all.iter().position(|statement| statement.awaits_portal && statement.started == created)?;
+    let place = state.all.iter().position(|statement| statement.awaits_portal() && statement.started == created)?;
     // SAFETY: it is running.
     unsafe { state.all[place].attach(portal) };
     Some(place)
@@ -173,7 +240,7 @@ fn of_portal(state: &mut State, portal: pg_sys::Portal) -> Option<usize> {
 #[cold]
 fn settle_waiting(state: &mut State) {
     state.some_wait = false;
-    for statement in state.all.iter_mut().filter(|statement| statement.awaits_portal) {
+    for statement in state.all.iter_mut().filter(|statement| statement.awaits_portal()) {
         statement.awaits_portal = false;
         // SAFETY: reads a static; a portal that is found is alive.
         unsafe {
@@ -191,7 +258,7 @@ fn open(state: &mut State, outermost: Outermost) -> usize {
     if state.some_wait && outermost.portal.is_null() {
         settle_waiting(state);
     }
-    let free = state.all.iter().position(|statement| statement.portal().is_null() && !statement.awaits_portal);
+    let free = state.all.iter().position(|statement| statement.portal().is_null() && !statement.awaits_portal());
     let place = free.unwrap_or_else(|| {
         state.all.push(Statement::new());
         state.all.len() - 1
@@ -199,11 +266,14 @@ fn open(state: &mut State, outermost: Outermost) -> usize {
     state.last_serial += 1;
     let statement = &mut state.all[place];
     statement.serial = state.last_serial;
+    // SAFETY: as `Tie` says.
+    unsafe { (*statement.tie).is_over = false };
     if outermost.portal.is_null() {
         statement.awaits_portal = true;
         state.some_wait = true;
         // SAFETY: NULL or the string of the message that is being worked on.
         unsafe { statement.text.keep(pg_sys::debug_query_string, -1, 0) };
+        statement.await_end();
     } else {
         // SAFETY: it is running.
         unsafe { statement.attach(outermost.portal) };
@@ -234,7 +304,7 @@ pub fn running() -> Option<Serial> {
 
 /// Whether a statement may still change rows: its portal is alive, or it waits for one.
 pub fn may_resume(serial: Serial) -> bool {
-    let alive = |statement: &Statement| !statement.portal().is_null() || statement.awaits_portal;
+    let alive = |statement: &Statement| !statement.portal().is_null() || statement.awaits_portal();
     let state = state();
     state.executed.as_ref().is_some_and(|executed| executed.serial == serial)
         || state.all.iter().any(|statement| statement.serial == serial && alive(statement))

@@ -59,15 +59,16 @@ impl Text {
         Self { source: ptr::null(), from: 0, to: 0, kept: Vec::new() }
     }
 
-    /// Notes the part of a string that is a statement, and copies its beginning.
+    /// Notes the part of a string that is a statement, and copies its beginning. Says whether something comes after it and its
+    /// semicolon.
     ///
     /// # Safety
     /// `source` is NULL or a C string, of which the location is a part.
-    pub unsafe fn keep(&mut self, source: *const c_char, location: i32, length: i32) {
+    pub unsafe fn keep(&mut self, source: *const c_char, location: i32, length: i32) -> bool {
         self.kept.clear();
         (self.source, self.from, self.to) = (source, 0, 0);
         if source.is_null() {
-            return;
+            return false;
         }
         // SAFETY: the caller's promise: a C string, of which the location is a part.
         let bytes = unsafe { core::slice::from_raw_parts(source.cast::<u8>(), length_of(source)) };
@@ -81,6 +82,7 @@ impl Text {
         let part = bounds(&bytes[from..to]);
         (self.from, self.to) = (from + part.start, from + part.end);
         self.kept.extend_from_slice(encoding::beginning(&bytes[self.from..self.to], MOST_BYTES));
+        to.saturating_add(1) < bytes.len()
     }
 
     /// All of the text, in the server's encoding, where it is still to be had: a copy of a short one, and a long one where
