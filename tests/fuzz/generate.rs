@@ -61,6 +61,9 @@ const MOVES: &[&str] =
     &["region = 'y'", "bucket = 22 - x.bucket", "region = CASE WHEN x.id % 2 = 0 THEN 'x' ELSE 'n' END"];
 const BUCKETS: &[&str] = &["bucket = 15", "bucket = 19 - x.bucket"];
 
+/// A table, its label, and what moves its rows.
+type Meeting = (&'static str, &'static str, &'static [&'static str]);
+
 const SOURCES: &[&str] = &[
     "fuzz.alpha",
     "fuzz.beta",
@@ -483,6 +486,9 @@ impl Generator {
 
     /// Several writing branches, whose results are used or not.
     fn with(&mut self) -> String {
+        if self.random.one_in(3) {
+            return self.meeting();
+        }
         let mut branches = Vec::new();
         let mut names: Vec<String> = Vec::new();
         for n in 0..1 + self.random.below(3) {
@@ -509,6 +515,92 @@ impl Generator {
             }
         };
         format!("WITH {} {last}", branches.join(", "))
+    }
+
+    /// Writing branches that are given each other's rows of one partitioned table, of which PostgreSQL lets one branch
+    /// change each row, whichever comes first.
+    fn meeting(&mut self) -> String {
+        self.labels.push("meeting branches");
+        let targets: &[Meeting] = if self.bare {
+            &[
+                ("bare.split", "no trigger", BUCKETS),
+                ("bare.split", "no trigger", BUCKETS),
+                ("bare.split_1", "no trigger", &[]),
+            ]
+        } else {
+            &[
+                ("fuzz.part", "partitions", MOVES),
+                ("fuzz.part", "partitions", MOVES),
+                ("fuzz.part_x", "partitions", BUCKETS),
+                ("fuzz.part_y", "partitions", BUCKETS),
+                ("fuzz.part_view", "view", MOVES),
+            ]
+        };
+        let mut branches: Vec<String> = Vec::new();
+        for n in 0..2 + self.random.below(2) {
+            let target = *self.random.pick(targets);
+            let given = (n > 0).then(|| format!("w{}", self.random.below(n)));
+            let sql = self.meets(target, given.as_deref());
+            branches.push(format!("w{n} AS ({sql} RETURNING x.id, x.v, x.w)"));
+        }
+        let given = format!("w{}", self.random.below(branches.len()));
+        let target = *self.random.pick(targets);
+        let last = match self.random.below(7) {
+            0 => "SELECT 1".to_owned(),
+            1 => format!("SELECT count(*) FROM {given}"),
+            2 => "SELECT * FROM w0 JOIN w1 USING (id) LIMIT 2".to_owned(),
+            3 | 4 if target.1 != "view" => self.merges(target, &given),
+            _ => self.meets(target, Some(&given)),
+        };
+        format!("WITH {} {last}", branches.join(", "))
+    }
+
+    /// A branch: all that it changes, or what has to do with the rows of another branch.
+    fn meets(&mut self, (name, label, moves): Meeting, given: Option<&str>) -> String {
+        self.labels.push(label);
+        let join = *self.random.pick(&[
+            "x.id = y.id",
+            "x.id = y.id",
+            "x.id = y.id + 1",
+            "x.id <= y.id",
+            "x.id % 7 = y.id % 7",
+        ]);
+        let predicate = self.predicate("x");
+        let set = self.moving(moves);
+        match (given, self.random.below(6)) {
+            (None, 0) => format!("DELETE FROM {name} AS x WHERE {predicate}"),
+            (None, _) => format!("UPDATE {name} AS x SET {set} WHERE {predicate}"),
+            (Some(given), 0 | 1) => format!("DELETE FROM {name} AS x USING {given} AS y WHERE {join} AND {predicate}"),
+            (Some(given), 2) => {
+                format!(
+                    "UPDATE {name} AS x SET {set} WHERE NOT EXISTS (SELECT FROM {given} AS y WHERE {join}) AND {predicate}"
+                )
+            }
+            (Some(given), _) => format!("UPDATE {name} AS x SET {set} FROM {given} AS y WHERE {join} AND {predicate}"),
+        }
+    }
+
+    fn merges(&mut self, (name, label, moves): Meeting, given: &str) -> String {
+        self.labels.extend([label, "merge"]);
+        let on = *self.random.pick(&["x.id = y.id", "x.id = y.id + 1", "x.id = y.id AND x.v >= 0"]);
+        let condition = *self.random.pick(&["", " AND x.v % 2 = 0", " AND x.id > (SELECT min(id) FROM w0)"]);
+        let action =
+            if self.random.one_in(3) { "DELETE".to_owned() } else { format!("UPDATE SET {}", self.moving(moves)) };
+        let mut sql =
+            format!("MERGE INTO {name} AS x USING {given} AS y ON {on} WHEN MATCHED{condition} THEN {action}");
+        if !condition.is_empty() && self.random.one_in(2) {
+            sql += &format!(" WHEN MATCHED THEN UPDATE SET {}", self.moving(moves));
+        }
+        sql
+    }
+
+    /// What a branch sets: mostly what moves a row to another partition.
+    fn moving(&mut self, moves: &[&'static str]) -> &'static str {
+        if moves.is_empty() || self.random.one_in(3) {
+            return "v = x.v + 1";
+        }
+        self.labels.push("row movement");
+        self.random.word(moves)
     }
 
     /// An UPDATE, DELETE or INSERT; a MERGE takes neither RETURNING nor a place in a WITH.

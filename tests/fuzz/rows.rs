@@ -37,6 +37,7 @@ const LABELS: &[&str] = &[
     "instead of trigger",
     "instead rule",
     "limit by ctid",
+    "meeting branches",
     "merge",
     "no trigger",
     "on conflict",
