@@ -55,6 +55,7 @@ mod worker;
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::ereport::keep_backtraces_out();
+    pg::reserve::ends_by(pg::ereport::die_without_memory);
     pg::ereport::keep_secret(session::actor::query_shows_token);
     // SAFETY: statics of this process; PostgreSQL calls this once, where the library is loaded.
     unsafe {

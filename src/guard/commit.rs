@@ -10,7 +10,7 @@ use core::ffi::c_void;
 use pgrx::pg_sys;
 
 use super::ddl::command;
-use super::limits::{charge, observe};
+use super::limits::{charge, lost_count, observe};
 use super::rehearsal::{account, policy_verdicts};
 use super::verdict::{decide, expect, overrides};
 use crate::event::{at_commit, store};
@@ -32,6 +32,7 @@ pub unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type,
                 || row_capture::any()
                 || at_commit::any()
                 || pooled::ends_unused()
+                || lost_count::is_lost()
             {
                 before_commit(prepares);
             }
@@ -76,6 +77,9 @@ fn begin_abort() {
 fn before_commit(prepares: bool) {
     // SAFETY: plain old frame; an error here still aborts the transaction.
     unsafe {
+        if lost_count::is_lost() {
+            raise(guarded(|| Ok(lost_count::refuse()?)));
+        }
         if observe::any() {
             raise(observe::before_commit(charge::ledger()));
         }
@@ -126,24 +130,87 @@ fn end_transaction(ending: Ending) {
 /// Something was charged in it. Apart, for most transactions only read.
 #[inline(never)]
 fn end_touched_transaction(ending: Ending) {
-    contained("forgetting a transaction", || {
-        decide::end_transaction();
-        overrides::end_transaction();
-        row_capture::end_transaction();
-        account::end_transaction();
-        in_progress::end_transaction();
-        rehearsing::end_transaction();
-        policy_verdicts::end_transaction();
-        charge::end_transaction(ending != Ending::RolledBack);
+    let ended = contained("forgetting a transaction", || take_each(&TRANSACTION_ENDS, ending));
+    if !ended && !take_each_apart(&TRANSACTION_ENDS, ending) {
+        lost_count::lose(true);
+    }
+}
+
+/// What is to be done where nothing may be raised: each step is one module's, can be taken twice, and needs no other one.
+type Steps<T, const N: usize> = [fn(T); N];
+
+#[inline(always)]
+fn take_each<T: Copy, const N: usize>(steps: &Steps<T, N>, with: T) {
+    for step in steps {
+        step(with);
+    }
+}
+
+/// After one of them failed: the others are taken all the same. Whether each one was, this time.
+#[cold]
+fn take_each_apart<T: Copy, const N: usize>(steps: &Steps<T, N>, with: T) -> bool {
+    steps.iter().fold(true, |all, step| contained("the same once more", || step(with)) && all)
+}
+
+/// The end of a transaction in which something was charged.
+const TRANSACTION_ENDS: Steps<Ending, 11> = [
+    |_| decide::end_transaction(),
+    |_| overrides::end_transaction(),
+    |_| row_capture::end_transaction(),
+    |_| account::end_transaction(),
+    |_| in_progress::end_transaction(),
+    |_| rehearsing::end_transaction(),
+    |_| policy_verdicts::end_transaction(),
+    |ending| charge::end_transaction(ending != Ending::RolledBack),
+    |_| {
         if statement::end_transaction() {
             stat_counters::forget_statements();
         }
+    },
+    |_| {
         expect::roll_back(0);
         actor::end_transaction();
+    },
+    |ending| {
         // SAFETY: reads the transaction's state, which is still that of what committed.
         expectation::end_transaction(ending != Ending::RolledBack && unsafe { ffi::IsTransactionBlock() });
-    });
-}
+    },
+];
+
+/// A subtransaction of that level is rolled back.
+const ROLLED_BACK: Steps<i32, 11> = [
+    |level| {
+        portal::rolled_back();
+        command::roll_back(level);
+    },
+    expect::roll_back,
+    at_commit::roll_back,
+    |_| {
+        if observe::any() {
+            observe::rolling_back(&charge::ledger());
+        }
+    },
+    charge::roll_back,
+    |_| {
+        if observe::any() && portal::nothing_runs() {
+            observe::died(charge::ledger());
+        }
+    },
+    overrides::roll_back,
+    account::roll_back,
+    in_progress::roll_back,
+    rehearsing::roll_back,
+    row_capture::roll_back,
+];
+
+/// A subtransaction of that level is released.
+const RELEASED: Steps<i32, 5> = [
+    |level| charge::ledger().release(level, statement::may_resume),
+    overrides::release,
+    account::release,
+    row_capture::release,
+    at_commit::release,
+];
 
 /// The same of a subtransaction.
 pub unsafe extern "C-unwind" fn subtransaction_ends(
@@ -155,31 +222,25 @@ pub unsafe extern "C-unwind" fn subtransaction_ends(
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
     match event {
-        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => contained("rolling a subtransaction's counts back", || {
-            portal::rolled_back();
-            command::roll_back(level);
-            expect::roll_back(level);
-            at_commit::roll_back(level);
-            if observe::any() {
-                observe::rolling_back(&charge::ledger());
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+            if !contained("rolling a subtransaction's counts back", || take_each(&ROLLED_BACK, level)) {
+                lose_count(&ROLLED_BACK, level);
             }
-            charge::roll_back(level);
-            if observe::any() && portal::nothing_runs() {
-                observe::died(charge::ledger());
+        }
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+            if !contained("keeping a subtransaction's counts", || take_each(&RELEASED, level)) {
+                lose_count(&RELEASED, level);
             }
-            overrides::roll_back(level);
-            account::roll_back(level);
-            in_progress::roll_back(level);
-            rehearsing::roll_back(level);
-            row_capture::roll_back(level);
-        }),
-        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => contained("keeping a subtransaction's counts", || {
-            charge::ledger().release(level, statement::may_resume);
-            overrides::release(level);
-            account::release(level);
-            row_capture::release(level);
-            at_commit::release(level);
-        }),
+        }
         _ => {}
     }
+}
+
+/// After a fault in a subtransaction's end nobody knows any more what was counted how far.
+#[cold]
+fn lose_count<const N: usize>(steps: &Steps<i32, N>, level: i32) {
+    if xact::is_touched() {
+        lost_count::lose(false);
+    }
+    take_each_apart(steps, level);
 }

@@ -11,20 +11,30 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 
 use super::ereport::log_line;
+use super::{fault, reserve};
 
-/// Runs `body`. Neither a panic nor an ERROR comes out of it, and PostgreSQL continues as if there had been none.
+/// Runs `body`. Neither a panic nor an ERROR comes out of it, and PostgreSQL continues as if there had been none. False
+/// where there was one: then the caller sees to what `body` has left undone.
 #[inline]
-pub fn contained(what: &str, body: impl FnOnce()) {
+pub fn contained(what: &str, body: impl FnOnce()) -> bool {
     // SAFETY: statics of this process, which an ERROR sets to zero.
     let held_off =
         unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount, pg_sys::CritSectionCount) };
-    if let Err(thrown) = catch_unwind(AssertUnwindSafe(body)) {
+    let went_on = reserve::go_on(true);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        fault::inject(what);
+        body();
+    }));
+    let is_done = outcome.is_ok();
+    if let Err(thrown) = outcome {
         // SAFETY: as above.
         unsafe {
             (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount, pg_sys::CritSectionCount) = held_off;
         }
         tell(what, thrown);
     }
+    reserve::go_on(went_on);
+    is_done
 }
 
 #[cold]

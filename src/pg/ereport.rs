@@ -15,7 +15,7 @@ use super::backend_local::BackendLocal;
 use super::ffi::{self, PgError};
 use super::log_line::Line;
 use super::stray::OutOfMemory;
-use super::{client, encoding};
+use super::{client, encoding, reserve};
 
 /// The fields of an error, notice or log line: plain data in palloc'ed memory, so that the frame which reports it has
 /// nothing to destroy. NULL and 0: the field is absent.
@@ -309,6 +309,24 @@ pub fn log_line(message: &str, detail: Option<&str>) {
     Line::new(message, detail).write();
 }
 
+/// Ends the session, where there is no memory to go on with and no way back; returns where PostgreSQL cannot be asked to.
+#[cold]
+pub fn die_without_memory() {
+    const REPORT: Report = Report {
+        sqlstate: pack_sqlstate("53200"),
+        message: c"out of memory".as_ptr(),
+        detail: c"pg_writeguard had none to go on with.".as_ptr(),
+        hides_statement: true,
+        ..Report::NOTHING
+    };
+    // SAFETY: a FATAL error does not come back, and jumps nowhere: the process exits from inside.
+    unsafe {
+        if pg_sys::CritSectionCount == 0 {
+            REPORT.tell(PgLogLevel::FATAL as c_int);
+        }
+    }
+}
+
 /// Runs Rust proper, and gives what is to be raised; NULL: nothing.
 ///
 /// It raises nothing itself, whatever `body` does: a panic, and an ERROR that pgrx made a panic of, end here and are given
@@ -316,6 +334,7 @@ pub fn log_line(message: &str, detail: Option<&str>) {
 /// frame on the outside ever jumps.
 pub fn guarded<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut PendingError {
     unwound(|| match body() {
+        Ok(()) if reserve::is_low() => PendingError::out_of_memory(),
         Ok(()) => ptr::null_mut(),
         Err(failure) => failure.into_raise(),
     })

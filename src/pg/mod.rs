@@ -2,9 +2,9 @@
 //!
 //! * Errors: `ffi` declares core's functions raw and catches ERRORs whole, `ereport` raises ours and sends notices, `log_line`
 //!   is a prepared line of the server log, `function` the frame of each SQL function. `contained` is for callbacks in which
-//!   nothing may be raised, and `client` waits for room in the client's connection before an error is sent.
+//!   nothing may be raised, `fault` has it fail for a test, and `client` waits for room in the client's connection before an error is sent.
 //! * Memory: `backend_local` has the statics of a backend, `shmem` the areas of shared memory, and `durable_file` is a file that
-//!   keeps over a restart what these held.
+//!   keeps over a restart what these held. `reserve` is what Rust allocates when there is no memory left.
 //! * Text: `encoding` converts between PostgreSQL's bytes and Rust's strings, by means of `conversion` and `stray`.
 //! * The server: `owner` runs SQL of ours as the extension's owner, `process` starts and sets up background processes,
 //!   `row_version` finds the versions of a row that was just changed, `preload` says whether the library was preloaded.
@@ -19,12 +19,14 @@ pub mod conversion;
 pub mod durable_file;
 pub mod encoding;
 pub mod ereport;
+pub mod fault;
 pub mod ffi;
 pub mod function;
 pub mod log_line;
 pub mod owner;
 pub mod preload;
 pub mod process;
+pub mod reserve;
 pub mod row_version;
 pub mod shmem;
 pub mod stray;

@@ -1,7 +1,9 @@
-//! Bytes that are no letters, inside Rust's strings, and what is shown for them. Pure.
+//! Bytes that are no letters, inside Rust's strings, and what is shown for them.
 //!
 //! A byte that cannot be converted to UTF-8 is a *stray*: inside a string it is a character of a private range, one for
 //! each byte, so that the text can go back to exactly the same bytes. Where text is only shown, a stray is `\x81`.
+
+use super::reserve;
 
 /// The character that stands for byte 0.
 const FIRST: u32 = 0x10_F800;
@@ -39,14 +41,18 @@ pub trait Sink {
 
 impl Sink for String {
     fn put(&mut self, text: &str) {
-        self.try_reserve(text.len()).unwrap_or_else(|_| out_of_memory());
+        if self.try_reserve(text.len()).is_err() || reserve::is_low() {
+            out_of_memory();
+        }
         self.push_str(text);
     }
 }
 
 /// The same for bytes.
 pub fn put_bytes(buffer: &mut Vec<u8>, bytes: &[u8]) {
-    buffer.try_reserve(bytes.len()).unwrap_or_else(|_| out_of_memory());
+    if buffer.try_reserve(bytes.len()).is_err() || reserve::is_low() {
+        out_of_memory();
+    }
     buffer.extend_from_slice(bytes);
 }
 

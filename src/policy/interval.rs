@@ -6,7 +6,7 @@ use std::ffi::CString;
 use pgrx::datum::Interval;
 use pgrx::{FromDatum, IntoDatum, direct_function_call, pg_sys};
 
-use crate::pg::encoding;
+use crate::pg::{encoding, fault};
 
 /// An interval as a document has it, and how long it is.
 pub struct Span {
@@ -52,6 +52,7 @@ impl Span {
             let microseconds = days.saturating_mul(MICROSECONDS_PER_DAY).saturating_add(interval.micros());
             let text = {
                 let _style = Style::postgres();
+                fault::inject("printing an interval");
                 direct_function_call::<&CStr>(pg_sys::interval_out, &[Some(datum)])
             };
             Some(Self { text: encoding::from_server(text?.to_bytes()), microseconds })

@@ -10,6 +10,7 @@ use rustc_hash::FxHashSet;
 use super::table::{self, Place};
 use super::target::{self, Change};
 use crate::pg::backend_local::{BackendCell, BackendLocal};
+use crate::pg::contained::contained;
 use crate::pg::encoding;
 
 /// What PostgreSQL tells of the extension's schema with, by its name; none: not registered for invalidations yet.
@@ -49,23 +50,38 @@ fn note(change: Change) {
     }
 }
 
-unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    // Where the table is not there, any may have become it.
-    let place = PLACE.get();
-    if relation == pg_sys::InvalidOid || place == Place::Table(relation) || place == Place::Missing {
+/// Takes in that something changed. It comes at any moment and from anywhere, so nothing may come out; where that fails,
+/// everything may have changed.
+fn take_in(body: impl FnOnce()) {
+    if !contained("taking a change of the catalogs in", body) {
         VALID.set(false);
+        FOUND.set(false);
+        count_one(&ROLE_CHANGES);
         drop_answers();
-    } else {
-        note(target::relation_changed(relation));
     }
+}
+
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    take_in(|| {
+        // Where the table is not there, any may have become it.
+        let place = PLACE.get();
+        if relation == pg_sys::InvalidOid || place == Place::Table(relation) || place == Place::Missing {
+            VALID.set(false);
+            drop_answers();
+        } else {
+            note(target::relation_changed(relation));
+        }
+    });
 }
 
 /// A role came, went, or got another name.
 unsafe extern "C-unwind" fn role_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    if hash == ALL || ROLE_HASHES.borrow().contains(&hash) {
-        count_one(&ROLE_CHANGES);
-        count_one(&CHANGES);
-    }
+    take_in(|| {
+        if hash == ALL || ROLE_HASHES.borrow().contains(&hash) {
+            count_one(&ROLE_CHANGES);
+            count_one(&CHANGES);
+        }
+    });
 }
 
 /// A role joined another one, or left it.
@@ -76,8 +92,7 @@ unsafe extern "C-unwind" fn member_changed(_argument: pg_sys::Datum, _cache: i32
 
 /// A schema was made, renamed or dropped: by its OID, for the names of what is in it.
 unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    let change = if hash == ALL { Change::All } else { target::schema_changed(hash) };
-    note(change);
+    take_in(|| note(if hash == ALL { Change::All } else { target::schema_changed(hash) }));
 }
 
 /// The same by its name: the extension may have come or gone.

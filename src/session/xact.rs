@@ -11,6 +11,11 @@ pub fn touch() {
     TOUCHED.set(true);
 }
 
+/// Whether there is.
+pub fn is_touched() -> bool {
+    TOUCHED.get()
+}
+
 /// Whether there is, and from now on there is not.
 #[inline(always)]
 pub fn take_touched() -> bool {

@@ -12,7 +12,7 @@ use pgrx::pg_sys;
 use rules::words::{Operation, Place};
 
 use crate::guard::limits::binding::Binding;
-use crate::guard::limits::charge;
+use crate::guard::limits::{charge, lost_count};
 use crate::guard::where_clause::scan_filters::Estimate;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::contained::contained;
@@ -271,7 +271,20 @@ pub unsafe fn activate(draft: Draft) {
 
 /// The query's memory goes, at its end or after an error.
 unsafe extern "C-unwind" fn query_gone(argument: Opaque) {
-    contained("letting a query go", || forget(argument.cast()));
+    if !contained("letting a query go", || forget(argument.cast())) {
+        lost_count::lose(false);
+        contained("giving a query up", || give_up(argument.cast()));
+    }
+}
+
+/// Never looks at a node again, nor at its memory; what is left of it is not even dropped. Others may be where it was.
+fn give_up(gone: *mut ModifyNode) {
+    let mut state = state();
+    if let Some(at) = state.active.iter().rposition(|modify| *modify == gone) {
+        state.active.swap_remove(at);
+        // SAFETY: nobody looks at it any more, but to see whose it is.
+        unsafe { ((*gone).child, (*gone).outer) = (ptr::null_mut(), ptr::null_mut()) };
+    }
 }
 
 fn forget(gone: *mut ModifyNode) {

@@ -9,7 +9,7 @@ use rules::words::{Operation, Place, Serial};
 
 use super::binding::{Binding, Charge};
 use super::uncharged::{self, Run};
-use super::{bindings, observe, rate};
+use super::{bindings, lost_count, observe, rate};
 use crate::guard::verdict::overrides;
 use crate::pg::backend_local::Borrowed;
 use crate::session::{rehearsing, settings, statement};
@@ -120,6 +120,9 @@ pub fn lifted(meter: MeterId, statement: Serial) {
 
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
+    if lost_count::is_lost() {
+        return;
+    }
     let mut ledger = ledger();
     ledger.roll_back(level);
     rate::rolled_back(&ledger);
@@ -193,6 +196,7 @@ pub fn rows_by_table(statement: Serial) -> Vec<(String, u64)> {
 
 /// The transaction is over. `kept`: it committed, or was prepared for it; what it took of rates stays spent.
 pub fn end_transaction(kept: bool) {
+    lost_count::end_transaction();
     rate::end_transaction(kept);
     uncharged::close();
     drop(uncharged::take());

@@ -125,10 +125,13 @@ pub fn rolling_back(ledger: &Ledger) {
 
 /// An error took the client's command with it. The client has its error; a warning would say nothing more.
 pub fn died(ledger: Borrowed<Ledger>) {
-    contained("recording what a statement that died went past", || {
+    let recorded = contained("recording what a statement that died went past", || {
         // Nobody is told, so nothing interrupts it.
         let _told_nobody = record(ledger, false, |_| true);
     });
+    if !recorded {
+        noted().clear();
+    }
 }
 
 /// Records what is noted of some statements, one by one, so that an error on the way leaves the rest noted. `tell`: the

@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use super::row_format::{self, Column, Image, Member, Printer, Values, is_same};
 use crate::pg::backend_local::{BackendCell, BackendLocal};
+use crate::pg::contained::contained;
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, owner};
 use crate::policy::relation::ancestors;
@@ -155,24 +156,27 @@ struct MadeFrom {
 }
 
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    if relation == pg_sys::InvalidOid || MADE_FROM.borrow().relations.contains(&u32::from(relation)) {
-        STALE.set(true);
-    }
+    take_in(|| relation == pg_sys::InvalidOid || MADE_FROM.borrow().relations.contains(&u32::from(relation)));
 }
 
 /// How PostgreSQL says that everything in a catalog may have changed.
 const ALL: u32 = 0;
 
-unsafe extern "C-unwind" fn type_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    if hash == ALL || MADE_FROM.borrow().types.contains(&hash) {
+/// Takes in a change, if it `concerns` us: it comes at any moment, and nothing may come out.
+fn take_in(concerns: impl FnOnce() -> bool) {
+    let mut is_stale = true;
+    contained("taking a change of the catalogs in", || is_stale = concerns());
+    if is_stale {
         STALE.set(true);
     }
 }
 
+unsafe extern "C-unwind" fn type_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
+    take_in(|| hash == ALL || MADE_FROM.borrow().types.contains(&hash));
+}
+
 unsafe extern "C-unwind" fn function_changed(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
-    if hash == ALL || MADE_FROM.borrow().functions.contains(&hash) {
-        STALE.set(true);
-    }
+    take_in(|| hash == ALL || MADE_FROM.borrow().functions.contains(&hash));
 }
 
 /// Registers for invalidations, once per backend that keeps rows.
