@@ -149,7 +149,8 @@ fn take_each<T: Copy, const N: usize>(steps: &Steps<T, N>, with: T) {
 /// After one of them failed: the others are taken all the same. Whether each one was, this time.
 #[cold]
 fn take_each_apart<T: Copy, const N: usize>(steps: &Steps<T, N>, with: T) -> bool {
-    steps.iter().fold(true, |all, step| contained("the same once more", || step(with)) && all)
+    let failed = steps.iter().filter(|step| !contained("the same once more", || step(with)));
+    failed.count() == 0
 }
 
 /// The end of a transaction in which something was charged.
@@ -223,16 +224,19 @@ pub unsafe extern "C-unwind" fn subtransaction_ends(
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
     match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
-            if !contained("rolling a subtransaction's counts back", || take_each(&ROLLED_BACK, level)) {
-                lose_count(&ROLLED_BACK, level);
-            }
+            end_subtransaction("rolling a subtransaction's counts back", &ROLLED_BACK, level);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
-            if !contained("keeping a subtransaction's counts", || take_each(&RELEASED, level)) {
-                lose_count(&RELEASED, level);
-            }
+            end_subtransaction("keeping a subtransaction's counts", &RELEASED, level);
         }
         _ => {}
+    }
+}
+
+#[inline(always)]
+fn end_subtransaction<const N: usize>(what: &str, steps: &Steps<i32, N>, level: i32) {
+    if !contained(what, || take_each(steps, level)) {
+        lose_count(steps, level);
     }
 }
 
