@@ -3,6 +3,7 @@
 
 use std::thread::{self, JoinHandle};
 
+use crate::common::session::{arm, pass, refused, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
@@ -107,26 +108,7 @@ impl Stage {
 }
 
 #[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
-#[track_caller]
-fn refused(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
-    let refusal = expect_refusal(client.batch_execute(sql));
-    assert_eq!(refusal.sqlstate, sqlstate, "{sql}: {refusal:?}");
-    refusal
-}
-
-#[track_caller]
 fn number(client: &mut Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {:?}", Refusal::of(&error))).get(0)
-}
-
-#[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
     client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {:?}", Refusal::of(&error))).get(0)
 }
 
@@ -137,10 +119,6 @@ fn request(client: &mut Client) -> i64 {
 
 fn approve(client: &mut Client, id: i64) -> Result<Option<String>, postgres::Error> {
     client.query_one("SELECT writeguard.approve($1)", &[&id]).map(|row| row.get(0))
-}
-
-fn arm(client: &mut Client, token: &str) {
-    pass(client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
 }
 
 // ---- Decisions that meet ----

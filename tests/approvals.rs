@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::common::session::{arm, pass, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
@@ -136,18 +137,6 @@ fn number(client: &mut Client, sql: &str) -> i64 {
 }
 
 #[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
-    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {:?}", Refusal::of(&error))).get(0)
-}
-
-#[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
-#[track_caller]
 fn refused(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
     let refusal = expect_refusal(client.batch_execute(sql));
     assert_eq!(refusal.sqlstate, sqlstate, "{sql}: {refusal:?}");
@@ -171,10 +160,6 @@ fn approve(client: &mut Client, id: i64, arguments: &str) -> Option<String> {
         Ok(row) => row.get(0),
         Err(error) => panic!("approve({id}): {:?}", Refusal::of(&error)),
     }
-}
-
-fn arm(client: &mut Client, token: &str) {
-    pass(client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
 }
 
 /// Message and DETAIL of each.

@@ -4,6 +4,7 @@
 use std::fs;
 use std::sync::OnceLock;
 
+use crate::common::session::{arm, pass, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, NoTls};
 
@@ -191,13 +192,6 @@ impl Stage {
     }
 }
 
-#[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
 /// The statement fails with this SQLSTATE; an open transaction block stays as it is.
 #[track_caller]
 fn fail(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
@@ -222,14 +216,6 @@ fn number(client: &mut Client, sql: &str) -> i64 {
     }
 }
 
-#[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
-    match client.query_one(sql, &[]) {
-        Ok(row) => row.get(0),
-        Err(error) => panic!("{sql}: {error:?}"),
-    }
-}
-
 /// A connection with these options fails; gives the SQLSTATE.
 #[track_caller]
 fn rejected(stage: &Stage, options: &str) -> String {
@@ -249,10 +235,6 @@ fn request(client: &mut Client, statement: &str) -> i64 {
 
 fn approve(client: &mut Client, request: i64) -> Result<String, postgres::Error> {
     client.query_one("SELECT writeguard.approve($1)", &[&request]).map(|row| row.get(0))
-}
-
-fn arm(client: &mut Client, token: &str) {
-    pass(client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
 }
 
 fn major(client: &mut Client) -> i64 {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::common::session::{arm, number, pass};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
@@ -168,13 +169,6 @@ impl Stage {
 }
 
 #[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
-#[track_caller]
 fn fail(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
     let refusal = match client.batch_execute(sql) {
         Ok(()) => panic!("expected {sqlstate}, but it passed: {sql}"),
@@ -184,20 +178,8 @@ fn fail(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
     refusal
 }
 
-#[track_caller]
-fn number(client: &mut Client, sql: &str) -> i64 {
-    match client.query_one(&format!("SELECT ({sql})::bigint"), &[]) {
-        Ok(row) => row.get(0),
-        Err(error) => panic!("{sql}: {error:?}"),
-    }
-}
-
 fn pid_of(client: &mut Client) -> i32 {
     client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0)
-}
-
-fn arm(client: &mut Client, token: &str) {
-    pass(client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
 }
 
 /// The session counts from zero: five rows pass and six do not.

@@ -18,7 +18,7 @@ fn trusting(setup: &str) -> Stage {
 fn trusting_on(server: &Server, setup: &str) -> Stage {
     let mut stage = Stage::on(server, setup);
     let requester = stage.requester.clone();
-    passes(&mut stage.admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.break_glass TO {requester}"));
+    pass(&mut stage.admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.break_glass TO {requester}"));
     stage
 }
 
@@ -46,7 +46,7 @@ fn its_token_opens_that_write_once() {
     arm(&mut client, &token);
     refused(&mut client, "UPDATE t SET a = 8", "WG006");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.changed(), 5);
     let id = stage.number("SELECT id FROM writeguard.request");
     assert_eq!(stage.overridden(), [(5, Some(id))]);
@@ -88,7 +88,7 @@ fn its_event_says_who_did_what_and_why() {
 #[test]
 fn it_is_loud() {
     let mut stage = trusting("");
-    passes(&mut stage.admin, "LISTEN writeguard");
+    pass(&mut stage.admin, "LISTEN writeguard");
     let (mut client, told) = stage.listening();
     let token = text(&mut client, BREAK);
     let told = told.take();
@@ -117,8 +117,8 @@ fn it_is_loud() {
 fn it_takes_parameters_and_can_be_executed() {
     let mut stage = trusting("");
     let mut client = stage.requester();
-    passes(&mut client, "SELECT writeguard.break_glass('UPDATE t SET a = $1 WHERE id < $2', 'why', '{9, 100}')");
-    passes(&mut client, "SELECT writeguard.execute(id) FROM writeguard.my_requests");
+    pass(&mut client, "SELECT writeguard.break_glass('UPDATE t SET a = $1 WHERE id < $2', 'why', '{9, 100}')");
+    pass(&mut client, "SELECT writeguard.execute(id) FROM writeguard.my_requests");
     assert_eq!(stage.changed(), 5);
 }
 
@@ -131,9 +131,9 @@ fn never_is_never_lifted() {
     assert_eq!(refusal.message, "no approval can lift policy \"p\"");
     assert_eq!((events(&mut stage), requests(&mut stage)), (0, 0));
     // One that came after the glass was broken is not lifted either.
-    passes(&mut stage.db.admin(), "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3)");
+    pass(&mut stage.db.admin(), "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3)");
     let token = text(&mut client, BREAK);
-    passes(
+    pass(
         &mut stage.db.admin(),
         "SELECT writeguard.set_policy('hard', tables => '{public.t}', max_rows => 3, override => 'never')",
     );
@@ -151,9 +151,9 @@ fn it_asks_nobody_however_many_a_policy_wants() {
     let mut client = stage.requester();
     let token = text(&mut client, BREAK);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.changed(), 5);
-    passes(&mut stage.admin, "SELECT writeguard.drop_policy('p'); DROP ROLE nobody_is_in_it");
+    pass(&mut stage.admin, "SELECT writeguard.drop_policy('p'); DROP ROLE nobody_is_in_it");
 }
 
 // ---- Who gets it ----
@@ -165,7 +165,7 @@ fn only_who_was_granted_it() {
         refused(&mut client, BREAK, "42501");
     }
     assert_eq!((events(&mut stage), requests(&mut stage)), (0, 0));
-    passes(&mut stage.db.admin(), BREAK);
+    pass(&mut stage.db.admin(), BREAK);
     assert_eq!((events(&mut stage), requests(&mut stage)), (1, 1));
 }
 
@@ -173,7 +173,7 @@ fn only_who_was_granted_it() {
 fn a_role_that_is_set_is_told_apart_from_who_is_behind_it() {
     let mut stage = Stage::new("");
     let (role, requester) = (stage.db.role("oncall"), stage.requester.clone());
-    passes(
+    pass(
         &mut stage.admin,
         &format!(
             "GRANT EXECUTE ON FUNCTION writeguard.break_glass TO {role}; ALTER ROLE {requester} NOINHERIT; GRANT {role} TO {requester}"
@@ -181,16 +181,16 @@ fn a_role_that_is_set_is_told_apart_from_who_is_behind_it() {
     );
     let mut client = stage.requester();
     refused(&mut client, BREAK, "42501");
-    passes(&mut client, &format!("SET ROLE {role}"));
+    pass(&mut client, &format!("SET ROLE {role}"));
     let token = text(&mut client, BREAK);
     let who = "SELECT login || '/' || role FROM writeguard.event WHERE kind = 'break_glass'";
     assert_eq!(text(&mut stage.admin, who), format!("{requester}/{role}"));
-    passes(&mut client, "RESET ROLE");
+    pass(&mut client, "RESET ROLE");
     arm(&mut client, &token);
     refused(&mut client, WRITE, "WG006");
-    passes(&mut client, &format!("SET ROLE {role}"));
+    pass(&mut client, &format!("SET ROLE {role}"));
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.changed(), 5);
 }
 
@@ -228,16 +228,16 @@ fn it_is_no_part_of_what_is_reviewed() {
 fn its_event_outlives_the_transaction_and_its_token_does_not() {
     let mut stage = trusting("");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     let token = text(&mut client, BREAK);
     assert_eq!(events(&mut stage), 1);
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, "ROLLBACK");
     assert_eq!((events(&mut stage), requests(&mut stage)), (1, 0));
     arm(&mut client, &token);
     refused(&mut client, WRITE, "WG006");
     let swallowed =
         format!("DO $$ BEGIN PERFORM ({}); RAISE 'back'; EXCEPTION WHEN raise_exception THEN NULL; END $$", BREAK);
-    passes(&mut client, &swallowed);
+    pass(&mut client, &swallowed);
     assert_eq!((events(&mut stage), requests(&mut stage)), (2, 0));
 }
 
@@ -246,13 +246,13 @@ fn one_transaction_breaks_it_and_uses_it() {
     let mut stage = trusting("");
     let mut client = stage.requester();
     for (end, changed) in [("ROLLBACK", 0), ("COMMIT", 5)] {
-        passes(&mut client, "BEGIN");
+        pass(&mut client, "BEGIN");
         let token = text(&mut client, BREAK);
-        passes(
+        pass(
             &mut client,
             &format!("SET LOCAL writeguard.override = on; SET LOCAL writeguard.token = '{token}'; {WRITE}"),
         );
-        passes(&mut client, end);
+        pass(&mut client, end);
         assert_eq!(stage.changed(), changed, "{end}");
     }
     assert_eq!((events(&mut stage), stage.overridden().len()), (2, 1));
@@ -263,15 +263,12 @@ fn a_prepared_transaction_takes_it_along() {
     let mut stage = trusting("");
     let mut client = stage.requester();
     let name = stage.db.name.clone();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     let token = text(&mut client, BREAK);
-    passes(
-        &mut client,
-        &format!("SET LOCAL writeguard.override = on; SET LOCAL writeguard.token = '{token}'; {WRITE}"),
-    );
-    passes(&mut client, &format!("PREPARE TRANSACTION '{name}'"));
+    pass(&mut client, &format!("SET LOCAL writeguard.override = on; SET LOCAL writeguard.token = '{token}'; {WRITE}"));
+    pass(&mut client, &format!("PREPARE TRANSACTION '{name}'"));
     assert_eq!((events(&mut stage), stage.changed()), (1, 0));
-    passes(&mut client, &format!("COMMIT PREPARED '{name}'"));
+    pass(&mut client, &format!("COMMIT PREPARED '{name}'"));
     assert_eq!((stage.changed(), stage.overridden().len()), (5, 1));
 }
 
@@ -295,20 +292,20 @@ fn without_a_place_for_its_event_there_is_no_token() {
     let mut client = stage.requester();
     let mut locker = stage.db.admin();
     settled(&mut locker);
-    passes(&mut locker, "BEGIN; LOCK TABLE writeguard.event IN ACCESS EXCLUSIVE MODE");
+    pass(&mut locker, "BEGIN; LOCK TABLE writeguard.event IN ACCESS EXCLUSIVE MODE");
     let refusal = expect_refusal(client.batch_execute(BREAK));
     assert_eq!(refusal.hint, "SELECT * FROM writeguard.check_setup();");
-    passes(&mut client, "BEGIN; SAVEPOINT s");
+    pass(&mut client, "BEGIN; SAVEPOINT s");
     refused(&mut client, BREAK, "WG008");
-    passes(&mut client, "ROLLBACK TO s; COMMIT");
-    passes(&mut locker, "ROLLBACK");
+    pass(&mut client, "ROLLBACK TO s; COMMIT");
+    pass(&mut locker, "ROLLBACK");
     nothing_given(&mut stage, &refusal, "WG008");
     let log = server.log();
     assert!(log.contains("no token was given"), "the log does not say that it was for nothing");
     // And then it works.
     let token = text(&mut client, BREAK);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!((events(&mut stage), stage.changed()), (1, 5));
 }
 
@@ -339,9 +336,9 @@ fn without_time_there_is_no_token() {
     let mut stage = trusting_on(&server, "");
     let mut locker = stage.db.admin();
     settled(&mut locker);
-    passes(&mut locker, "BEGIN; LOCK TABLE writeguard.event IN ACCESS EXCLUSIVE MODE");
+    pass(&mut locker, "BEGIN; LOCK TABLE writeguard.event IN ACCESS EXCLUSIVE MODE");
     let refusal = expect_refusal(stage.requester().batch_execute(BREAK));
-    passes(&mut locker, "ROLLBACK");
+    pass(&mut locker, "ROLLBACK");
     nothing_given(&mut stage, &refusal, "WG008");
 }
 
@@ -352,10 +349,10 @@ fn a_cancel_while_it_waits_for_its_event_gives_nothing() {
     let mut client = stage.requester();
     let mut locker = stage.db.admin();
     settled(&mut locker);
-    passes(&mut locker, "BEGIN; LOCK TABLE writeguard.event IN ACCESS EXCLUSIVE MODE");
-    passes(&mut client, "SET statement_timeout = '500ms'");
+    pass(&mut locker, "BEGIN; LOCK TABLE writeguard.event IN ACCESS EXCLUSIVE MODE");
+    pass(&mut client, "SET statement_timeout = '500ms'");
     let refusal = expect_refusal(client.batch_execute(BREAK));
-    passes(&mut locker, "ROLLBACK");
+    pass(&mut locker, "ROLLBACK");
     nothing_given(&mut stage, &refusal, "57014");
 }
 

@@ -268,7 +268,7 @@ fn no_token_is_in_a_log_an_event_a_table_an_error_or_an_activity() {
     ]);
     let mut stage = Stage::on(&server, "");
     let requester = stage.requester.clone();
-    passes(&mut stage.admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.break_glass TO {requester}"));
+    pass(&mut stage.admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.break_glass TO {requester}"));
     let (mut client, told) = stage.listening();
     let (id, token) = stage.approved(WRITE);
     let (other, unused) = stage.approved("DELETE FROM t");
@@ -314,11 +314,11 @@ fn no_token_is_in_a_log_an_event_a_table_an_error_or_an_activity() {
     }
     // And what passes.
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
-    passes(&mut client, &format!("SELECT * FROM writeguard.execute({other})"));
-    passes(&mut stage.admin, "INSERT INTO t SELECT generate_series(1, 5) ON CONFLICT DO NOTHING");
+    pass(&mut client, WRITE);
+    pass(&mut client, &format!("SELECT * FROM writeguard.execute({other})"));
+    pass(&mut stage.admin, "INSERT INTO t SELECT generate_series(1, 5) ON CONFLICT DO NOTHING");
     arm(&mut client, &broken);
-    passes(&mut client, "DELETE FROM t WHERE id < 5");
+    pass(&mut client, "DELETE FROM t WHERE id < 5");
     assert_eq!(stage.state(id), "spent");
     assert_eq!(stage.overridden().len(), 3);
 

@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use crate::common::session::pass;
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 fn database() -> (Database, Client) {
     let db = Server::shared().database();
     let mut admin = db.admin();
-    run(
+    pass(
         &mut admin,
         "CREATE TABLE t (id int, a int NOT NULL DEFAULT 0);
          CREATE TABLE \"T 2\" (LIKE t);
@@ -18,13 +19,6 @@ fn database() -> (Database, Client) {
          GRANT ALL ON t TO PUBLIC",
     );
     (db, admin)
-}
-
-#[track_caller]
-fn run(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql} failed: {:?}", Refusal::of(&error));
-    }
 }
 
 #[track_caller]
@@ -77,7 +71,7 @@ fn refused(client: &mut Client) {
 fn what_was_exported_is_imported_unchanged() {
     let (_db, mut admin) = database();
     assert_eq!(export(&mut admin), json!([]));
-    run(
+    pass(
         &mut admin,
         r#"SELECT writeguard.set_policy('plain');
            SELECT writeguard.set_policy('Ümlaut "q"', tables => ARRAY['t', 'public."T 2"', '*.x*'], roles => '{postgres,public}',
@@ -103,7 +97,7 @@ fn what_was_exported_is_imported_unchanged() {
 
     // Into another database, all of it.
     let all = stored(&mut admin);
-    run(&mut admin, "SELECT writeguard.drop_policy(name) FROM writeguard.policy");
+    pass(&mut admin, "SELECT writeguard.drop_policy(name) FROM writeguard.policy");
     assert_eq!(actions(&import(&mut admin, &document, "")), [("plain", "created"), ("Ümlaut \"q\"", "created")]);
     assert_eq!(stored(&mut admin), all);
 }
@@ -111,9 +105,9 @@ fn what_was_exported_is_imported_unchanged() {
 #[test]
 fn a_document_means_the_same_under_all_settings() {
     let (_db, mut admin) = database();
-    run(&mut admin, "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 1)");
+    pass(&mut admin, "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 1)");
     let document = export(&mut admin);
-    run(&mut admin, "SET intervalstyle = 'iso_8601'; SET extra_float_digits = 0; SET search_path = pg_catalog");
+    pass(&mut admin, "SET intervalstyle = 'iso_8601'; SET extra_float_digits = 0; SET search_path = pg_catalog");
     assert_eq!(export(&mut admin), document);
     assert_eq!(actions(&import(&mut admin, &document, "")), [("p", "unchanged")]);
 }
@@ -121,13 +115,13 @@ fn a_document_means_the_same_under_all_settings() {
 #[test]
 fn set_policy_and_import_store_the_same() {
     let (_db, mut admin) = database();
-    run(&mut admin, "SELECT writeguard.set_policy('p')");
+    pass(&mut admin, "SELECT writeguard.set_policy('p')");
     let by_call = stored(&mut admin);
-    run(&mut admin, "SELECT writeguard.drop_policy('p')");
+    pass(&mut admin, "SELECT writeguard.drop_policy('p')");
     import(&mut admin, &json!([{"name": "p"}]), "");
     assert_eq!(stored(&mut admin), by_call);
 
-    run(
+    pass(
         &mut admin,
         "SELECT writeguard.set_policy('p', tables => '{PUBLIC.T,t}', client => '10/8', schedule => 'mon 09:00-10:00  UTC',
            rate_interval => '60 minutes')",
@@ -140,7 +134,7 @@ fn set_policy_and_import_store_the_same() {
 #[test]
 fn names_without_a_schema_are_found_through_the_callers_search_path() {
     let (_db, mut admin) = database();
-    run(&mut admin, "CREATE SCHEMA s; CREATE TABLE s.t (id int); SET search_path = s");
+    pass(&mut admin, "CREATE SCHEMA s; CREATE TABLE s.t (id int); SET search_path = s");
     import(&mut admin, &json!([{"name": "p", "tables": ["t"]}]), "");
     assert_eq!(export(&mut admin)[0]["tables"], json!(["s.t"]));
 }
@@ -151,12 +145,12 @@ fn names_without_a_schema_are_found_through_the_callers_search_path() {
 fn an_import_creates_changes_and_with_prune_drops() {
     let (db, mut admin) = database();
     let mut user = db.connect(&db.role("user"));
-    run(
+    pass(
         &mut admin,
         "SELECT writeguard.set_policy('b', tables => '{t}', max_rows => 100);
          SELECT writeguard.set_policy('c', tables => '{t}', max_rows => 2, comment => 'old')",
     );
-    run(&mut user, "PREPARE p AS UPDATE t SET a = a + 1 WHERE id <= 2; EXECUTE p");
+    pass(&mut user, "PREPARE p AS UPDATE t SET a = a + 1 WHERE id <= 2; EXECUTE p");
     let before = changes(&mut admin);
     let document = json!([
         {"name": "b", "tables": ["public.t", "public.\"T 2\""], "max_rows": 4},
@@ -191,19 +185,19 @@ fn an_import_creates_changes_and_with_prune_drops() {
     assert_eq!(changes(&mut admin), before + 3);
 
     // Each is in force at once, for statements that were prepared before it too.
-    run(&mut user, "EXECUTE p");
+    pass(&mut user, "EXECUTE p");
     refused(&mut user);
     import(&mut admin, &json!({"name": "a", "tables": ["public.t"], "max_rows": 1}), "");
     assert_eq!(expect_refusal(user.batch_execute("EXECUTE p")).sqlstate, "WG001");
     let outcomes = import(&mut admin, &json!([]), ", prune => true");
     assert_eq!(actions(&outcomes), [("a", "dropped"), ("b", "dropped")]);
-    run(&mut user, UPDATE);
+    pass(&mut user, UPDATE);
 }
 
 #[test]
 fn what_is_left_out_is_set_to_its_default() {
     let (_db, mut admin) = database();
-    run(
+    pass(
         &mut admin,
         "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 3, override => 'flag', comment => 'c')",
     );
@@ -218,8 +212,8 @@ fn what_is_left_out_is_set_to_its_default() {
 fn each_change_is_an_event_like_any_other() {
     let (db, mut admin) = database();
     let mut listener = db.admin();
-    run(&mut listener, "LISTEN writeguard");
-    run(&mut admin, "SELECT writeguard.set_policy('old')");
+    pass(&mut listener, "LISTEN writeguard");
+    pass(&mut admin, "SELECT writeguard.set_policy('old')");
     import(&mut admin, &json!([{"name": "new", "max_rows": 7}]), ", prune => true");
     let rows = admin
         .query("SELECT policy, login, reason FROM writeguard.event WHERE kind = 'policy_changed' ORDER BY id", &[])
@@ -231,7 +225,7 @@ fn each_change_is_an_event_like_any_other() {
     assert_eq!(rows[2].get::<_, &str>(2), "dropped");
     let mut told = 0;
     wait_until(20, || {
-        run(&mut listener, "SELECT 1");
+        pass(&mut listener, "SELECT 1");
         while let Ok(Some(_)) = listener.notifications().iter().next() {
             told += 1;
         }
@@ -244,19 +238,19 @@ fn each_change_is_an_event_like_any_other() {
 #[test]
 fn a_dry_run_tells_the_same_and_changes_nothing() {
     let (db, mut admin) = database();
-    run(
+    pass(
         &mut admin,
         "SELECT writeguard.set_policy('b', tables => '{t}', max_rows => 2);
          SELECT writeguard.set_policy('c', tables => '{t}', max_rows => 100)",
     );
     let (before, events) = (stored(&mut admin), changes(&mut admin));
     let document = json!([{"name": "a", "max_rows": 1}, {"name": "b", "tables": ["t"], "max_rows": 100}]);
-    run(&mut admin, "BEGIN READ ONLY");
+    pass(&mut admin, "BEGIN READ ONLY");
     let dry = import(&mut admin, &document, ", prune => true, dry_run => true");
     // Nobody waits for it, although its transaction is still open.
     let mut other = db.admin();
-    run(&mut other, "SET lock_timeout = '10s'; SELECT writeguard.set_policy('d'); SELECT writeguard.drop_policy('d')");
-    run(&mut admin, "COMMIT");
+    pass(&mut other, "SET lock_timeout = '10s'; SELECT writeguard.set_policy('d'); SELECT writeguard.drop_policy('d')");
+    pass(&mut admin, "COMMIT");
     assert_eq!(actions(&dry), [("a", "created"), ("b", "changed"), ("c", "dropped")]);
     assert_eq!(stored(&mut other), before);
     assert_eq!(changes(&mut other), events + 2);
@@ -273,7 +267,7 @@ fn a_dry_run_tells_the_same_and_changes_nothing() {
 fn it_is_all_or_nothing() {
     let (db, mut admin) = database();
     let mut reader = db.admin();
-    run(&mut admin, "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 2)");
+    pass(&mut admin, "SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 2)");
     let (before, events) = (stored(&mut admin), changes(&mut admin));
     for wrong in [json!({"name": "z", "max_rows": -1}), json!({"name": "z", "roles": ["nobody_at_all"]})] {
         let document = json!([{"name": "a", "max_rows": 1}, {"name": "p", "max_rows": 100}, wrong]);
@@ -281,9 +275,9 @@ fn it_is_all_or_nothing() {
         assert_eq!(refusal.sqlstate, "WG007", "{refusal:?}");
         assert_eq!((stored(&mut reader), changes(&mut reader)), (before.clone(), events));
     }
-    run(&mut admin, "BEGIN");
+    pass(&mut admin, "BEGIN");
     import(&mut admin, &json!([{"name": "a"}]), ", prune => true");
-    run(&mut admin, "ROLLBACK");
+    pass(&mut admin, "ROLLBACK");
     assert_eq!((stored(&mut reader), changes(&mut reader)), (before, events));
     refused(&mut admin);
 }
@@ -291,7 +285,7 @@ fn it_is_all_or_nothing() {
 #[test]
 fn an_import_compares_with_what_others_are_about_to_commit() {
     let (db, mut admin) = database();
-    run(&mut admin, "BEGIN; SELECT writeguard.set_policy('p', max_rows => 1)");
+    pass(&mut admin, "BEGIN; SELECT writeguard.set_policy('p', max_rows => 1)");
     let mut other = db.admin();
     let pid = number(&mut other, "SELECT pg_backend_pid()::bigint");
     let importing =
@@ -299,7 +293,7 @@ fn an_import_compares_with_what_others_are_about_to_commit() {
     let mut watcher = db.admin();
     let waits = format!("SELECT count(*) FROM pg_locks WHERE pid = {pid} AND NOT granted");
     wait_until(20, || number(&mut watcher, &waits) == 1);
-    run(&mut admin, "COMMIT");
+    pass(&mut admin, "COMMIT");
     let outcomes = importing.join().unwrap();
     assert_eq!(outcomes[0].1, "changed");
     assert_eq!(outcomes[0].2, Some(json!({"max_rows": {"from": 1, "to": 2}})));
@@ -320,7 +314,7 @@ fn ten_thousand_policies_come_and_go() {
     let exported = export(&mut admin);
     assert_eq!(exported.as_array().unwrap().len(), 10_000);
     assert_eq!(count(&import(&mut admin, &exported, ", prune => true"), "unchanged"), 10_000);
-    run(&mut db.connect(&db.role("user")), UPDATE);
+    pass(&mut db.connect(&db.role("user")), UPDATE);
     let rest = Value::from(exported.as_array().unwrap()[..10].to_vec());
     assert_eq!(count(&import(&mut admin, &rest, ", prune => true"), "dropped"), 9_990);
     assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.policy"), 10);
@@ -332,7 +326,7 @@ fn ten_thousand_policies_come_and_go() {
 #[test]
 fn mistakes_name_the_policy_and_the_key() {
     let (_db, mut admin) = database();
-    run(&mut admin, "CREATE VIEW v AS SELECT 1");
+    pass(&mut admin, "CREATE VIEW v AS SELECT 1");
     for (policy, key, word) in [
         (json!({"max_row": 5}), "max_row", "max_rows"),
         (json!({"max_rows": "many"}), "max_rows", "whole number"),
@@ -401,7 +395,7 @@ fn what_no_json_number_or_depth_can_be_is_a_mistake_too() {
 #[test]
 fn it_can_be_caught_like_any_error() {
     let (_db, mut admin) = database();
-    run(
+    pass(
         &mut admin,
         r#"DO $$ BEGIN
              PERFORM writeguard.import_policies('[{"name": "p", "client": "nowhere"}]');
@@ -424,7 +418,7 @@ fn only_the_owner_may_until_it_is_granted() {
         let refusal = expect_refusal(keeper.batch_execute(&format!("SELECT writeguard.{call}")));
         assert_eq!(refusal.sqlstate, "42501", "{call}: {refusal:?}");
     }
-    run(
+    pass(
         &mut admin,
         &format!("GRANT EXECUTE ON FUNCTION writeguard.export_policies, writeguard.import_policies TO {role}"),
     );

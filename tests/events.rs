@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::common::session::text;
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Client, Config, NoTls};
@@ -85,10 +86,6 @@ fn assert_fields(event: &Value, expected: Value) {
 }
 
 fn number(client: &mut Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).unwrap().get(0)
-}
-
-fn text(client: &mut Client, sql: &str) -> String {
     client.query_one(sql, &[]).unwrap().get(0)
 }
 

@@ -75,9 +75,9 @@ fn it_can_stand_wherever_a_set_can() {
     ] {
         let mut stage = Stage::new("");
         let requester = stage.requester.clone();
-        passes(&mut stage.admin, &format!("GRANT pg_write_server_files TO {requester}"));
+        pass(&mut stage.admin, &format!("GRANT pg_write_server_files TO {requester}"));
         let (id, _) = stage.approved("UPDATE t SET a = 9 RETURNING id");
-        passes(&mut stage.requester(), &sql.replace("$id", &id.to_string()));
+        pass(&mut stage.requester(), &sql.replace("$id", &id.to_string()));
         assert_eq!(stage.changed(), 5, "{sql}");
         assert_eq!(stage.overridden(), [(5, Some(id))], "{sql}");
     }
@@ -119,14 +119,14 @@ fn parameters_are_the_reviewed_ones_and_mean_the_same_in_every_session() {
          SET writeguard.enabled = off; UPDATE t SET d = '2026-02-01'; RESET writeguard.enabled",
     );
     let mut client = stage.requester();
-    passes(&mut client, "SET datestyle = 'SQL, DMY'; SET intervalstyle = 'sql_standard'");
+    pass(&mut client, "SET datestyle = 'SQL, DMY'; SET intervalstyle = 'sql_standard'");
     let statement = "UPDATE t SET a = $1, n = $3, i = $4 WHERE d = $2";
     let id = request(&mut client, statement, &[Some("9"), Some("01/02/2026"), None, Some("-1 2:03:04")]);
     approve(&mut stage.approver(), id);
     let stored = text(&mut stage.admin, "SELECT parameters::text FROM writeguard.request");
     assert_eq!(stored, "{9,2026-02-01,NULL,\"-1 days -02:03:04\"}");
     let mut client = stage.requester();
-    passes(&mut client, "SET datestyle = 'SQL, MDY'");
+    pass(&mut client, "SET datestyle = 'SQL, MDY'");
     execute(&mut client, id);
     assert_eq!(stage.changed(), 5);
     let written = text(&mut stage.admin, "SELECT DISTINCT i || ' ' || (n IS NULL) FROM t");
@@ -142,11 +142,11 @@ fn tables_are_those_that_were_reviewed_whatever_the_search_path_is() {
          SELECT writeguard.set_policy('u', tables => '{one.u,two.u}', max_rows => 3)",
     );
     let mut client = stage.requester();
-    passes(&mut client, "SET search_path = one");
+    pass(&mut client, "SET search_path = one");
     let id = request(&mut client, "UPDATE u SET a = 9", &[]);
     approve(&mut stage.approver(), id);
     let mut client = stage.requester();
-    passes(&mut client, "SET search_path = two");
+    pass(&mut client, "SET search_path = two");
     execute(&mut client, id);
     assert_eq!(text(&mut client, "SHOW search_path"), "two");
     assert_eq!(stage.number("SELECT sum(a) FROM one.u"), 45);
@@ -158,7 +158,7 @@ fn a_temporary_table_of_the_same_name_is_not_what_was_reviewed() {
     let mut stage = Stage::new("");
     let (id, _) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, "CREATE TEMP TABLE t AS TABLE public.t");
+    pass(&mut client, "CREATE TEMP TABLE t AS TABLE public.t");
     let refusal = not_executed(&mut client, id, "WG006");
     let detail = "was approved for 5 rows in \"public.t\", and would now change 0; nothing was changed.";
     assert!(refusal.detail.contains(detail), "{refusal:?}");
@@ -197,7 +197,7 @@ fn another_number_of_rows_is_refused_with_both_numbers_and_the_approval_stays() 
     assert_eq!(stage.reasons("token_refused").len(), 2);
     assert_eq!(stage.overridden(), []);
 
-    passes(&mut stage.admin, "INSERT INTO t VALUES (50)");
+    pass(&mut stage.admin, "INSERT INTO t VALUES (50)");
     execute(&mut client, id);
     assert_eq!((stage.changed(), stage.state(id).as_str()), (5, "spent"));
 }
@@ -234,12 +234,12 @@ fn a_table_that_was_not_reviewed_is_not_touched() {
     for max_rows in ["NULL", "1000"] {
         let mut client = stage.requester();
         let id = request(&mut client, "SELECT f()", &[]);
-        passes(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
-        passes(&mut stage.admin, "INSERT INTO switch VALUES (true)");
+        pass(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
+        pass(&mut stage.admin, "INSERT INTO switch VALUES (true)");
         let refusal = not_executed(&mut client, id, "WG006");
         assert!(refusal.detail.contains("\"public.u\""), "{refusal:?}");
         assert_eq!((stage.changed(), stage.number("SELECT count(*) FROM u")), (0, 5));
-        passes(&mut stage.admin, "DELETE FROM switch");
+        pass(&mut stage.admin, "DELETE FROM switch");
         execute(&mut client, id);
         stage.unguarded("UPDATE t SET a = 0");
     }
@@ -250,7 +250,7 @@ fn the_approvers_maximum_takes_the_place_of_the_numbers() {
     let mut stage = Stage::new("");
     let approve_up_to = |stage: &mut Stage, max_rows: i32| {
         let id = request(&mut stage.requester(), WRITE, &[]);
-        passes(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
+        pass(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
         id
     };
     let mut client = stage.requester();
@@ -258,11 +258,11 @@ fn the_approvers_maximum_takes_the_place_of_the_numbers() {
     let refusal = not_executed(&mut client, four, "WG006");
     assert!(refusal.detail.contains(" 4 rows "), "{refusal:?}");
     assert!(refusal.detail.contains("number 5;"), "{refusal:?}");
-    passes(&mut stage.admin, "DELETE FROM t WHERE id = 1");
+    pass(&mut stage.admin, "DELETE FROM t WHERE id = 1");
     execute(&mut client, four);
     stage.unguarded("UPDATE t SET a = 0; INSERT INTO t VALUES (6), (7), (8)");
     not_executed(&mut client, six, "WG006");
-    passes(&mut stage.admin, "DELETE FROM t WHERE id = 8");
+    pass(&mut stage.admin, "DELETE FROM t WHERE id = 8");
     execute(&mut client, six);
     assert_eq!(stage.changed(), 6);
 }
@@ -272,11 +272,11 @@ fn the_tables_of_a_maximum_are_told_in_one_order() {
     let tables = ["zeta", "alpha", "mu", "beta", "omega", "gamma", "psi", "delta"];
     let create = tables.map(|table| format!("CREATE TABLE {table} AS SELECT 1 AS a; GRANT ALL ON {table} TO PUBLIC;"));
     let mut stage = Stage::new(&create.concat());
-    passes(&mut stage.admin, "SELECT writeguard.set_policy('all', tables => '{public.*}', max_rows => 0)");
+    pass(&mut stage.admin, "SELECT writeguard.set_policy('all', tables => '{public.*}', max_rows => 0)");
     let branches = tables.map(|table| format!("w_{table} AS (UPDATE {table} SET a = 9)"));
     let mut client = stage.requester();
     let id = request(&mut client, &format!("WITH {} SELECT 1", branches.join(", ")), &[]);
-    passes(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => 6)"));
+    pass(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => 6)"));
     let refusal = not_executed(&mut client, id, "WG006");
     let told: Vec<&str> = refusal.detail.split('"').nth(1).expect("names").split(", ").collect();
     assert_eq!(told.len(), 7, "{refusal:?}");
@@ -289,12 +289,12 @@ fn rows_are_counted_although_no_policy_covers_the_table_any_more() {
     let mut client = stage.requester();
     let (id, _) = stage.approved("UPDATE t SET a = 9 WHERE id < 100");
     let (truncate, _) = stage.approved("TRUNCATE t");
-    passes(&mut stage.admin, "SELECT writeguard.drop_policy('p'); DELETE FROM t WHERE id = 1");
+    pass(&mut stage.admin, "SELECT writeguard.drop_policy('p'); DELETE FROM t WHERE id = 1");
     for id in [id, truncate] {
         let refusal = not_executed(&mut client, id, "WG006");
         assert!(refusal.detail.contains("would now change 4;"), "{refusal:?}");
     }
-    passes(&mut stage.admin, "INSERT INTO t VALUES (1)");
+    pass(&mut stage.admin, "INSERT INTO t VALUES (1)");
     execute(&mut client, id);
     execute(&mut client, truncate);
     assert_eq!(stage.number("SELECT count(*) FROM t"), 0);
@@ -331,8 +331,8 @@ fn rows_that_deferred_triggers_change_are_a_part_of_it() {
     );
     for (wrap, max_rows) in [("$", "NULL"), ("BEGIN; $; COMMIT", "NULL"), ("$", "20")] {
         let id = request(&mut stage.requester(), WRITE, &[]);
-        passes(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
-        passes(&mut stage.requester(), &wrap.replace('$', &call(id)));
+        pass(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
+        pass(&mut stage.requester(), &wrap.replace('$', &call(id)));
         assert_eq!((stage.changed(), stage.number("SELECT min(a) FROM u")), (5, 1));
         stage.unguarded("UPDATE t SET a = 0; SET CONSTRAINTS ALL IMMEDIATE; UPDATE u SET a = 0");
     }
@@ -346,19 +346,19 @@ fn a_rollback_makes_it_unused() {
     let (id, _) = stage.approved(WRITE);
     let mut client = stage.requester();
     let run = call(id);
-    passes(&mut client, &format!("BEGIN; {run}"));
-    passes(&mut client, "ROLLBACK");
-    passes(&mut client, &format!("BEGIN; SAVEPOINT s; {run}; ROLLBACK TO s; COMMIT"));
+    pass(&mut client, &format!("BEGIN; {run}"));
+    pass(&mut client, "ROLLBACK");
+    pass(&mut client, &format!("BEGIN; SAVEPOINT s; {run}; ROLLBACK TO s; COMMIT"));
     let swallowed = format!(
         "DO $$ BEGIN
              BEGIN PERFORM writeguard.execute({id}); RAISE 'back'; EXCEPTION WHEN raise_exception THEN NULL; END;
              UPDATE t SET a = 9 WHERE id <= 3;
          END $$"
     );
-    passes(&mut client, &swallowed);
+    pass(&mut client, &swallowed);
     assert_eq!((stage.changed(), stage.state(id).as_str()), (3, "approved"));
     assert_eq!(stage.overridden(), []);
-    passes(&mut client, &format!("BEGIN; SAVEPOINT s; {run}; RELEASE s; COMMIT"));
+    pass(&mut client, &format!("BEGIN; SAVEPOINT s; {run}; RELEASE s; COMMIT"));
     assert_eq!((stage.changed(), stage.state(id).as_str()), (5, "spent"));
     assert_eq!(stage.overridden(), [(5, Some(id))]);
 }
@@ -385,7 +385,7 @@ fn it_ends_when_it_returns() {
         let expected = if more.contains("generate_series") { "WG006" } else { "WG001" };
         let mut client = stage.requester();
         refused(&mut client, &sql, expected);
-        passes(&mut client, "ROLLBACK");
+        pass(&mut client, "ROLLBACK");
         let sum = stage.number("SELECT sum(a) FROM (TABLE t UNION ALL TABLE u) AS x");
         assert_eq!((sum, stage.state(id).as_str()), (0, "approved"), "{sql}");
     }
@@ -400,7 +400,7 @@ fn two_of_them_in_one_statement_are_told_apart() {
     let (one, _) = stage.approved("UPDATE t SET a = a + 4 WHERE id > 1");
     let (two, _) = stage.approved("UPDATE t SET a = a + 5");
     let mut client = stage.requester();
-    passes(&mut client, &format!("SELECT writeguard.execute({one}), writeguard.execute({two})"));
+    pass(&mut client, &format!("SELECT writeguard.execute({one}), writeguard.execute({two})"));
     assert_eq!(stage.changed(), 4);
     assert_eq!(stage.overridden(), [(4, Some(one)), (5, Some(two))]);
     // And from what the client's statement does besides.
@@ -408,7 +408,7 @@ fn two_of_them_in_one_statement_are_told_apart() {
     let (three, _) = stage.approved("UPDATE u SET a = 1");
     let both = format!("UPDATE t SET a = (SELECT count(*) FROM writeguard.execute({three})) WHERE id <= $");
     refused(&mut client, &both.replace('$', "4"), "WG001");
-    passes(&mut client, &both.replace('$', "3"));
+    pass(&mut client, &both.replace('$', "3"));
     assert_eq!(stage.number("SELECT sum(a) FROM u"), 5);
     assert_eq!(stage.overridden()[2..], [(5, Some(three))]);
     assert_eq!(stage.number("SELECT sum(a) FROM t"), 0);
@@ -421,10 +421,10 @@ fn its_rows_count_for_the_transactions_budget() {
     );
     let (id, _) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, &format!("BEGIN; {}; UPDATE t SET a = 8 WHERE id = 1", call(id)));
+    pass(&mut client, &format!("BEGIN; {}; UPDATE t SET a = 8 WHERE id = 1", call(id)));
     let refusal = refused(&mut client, "UPDATE t SET a = 8 WHERE id = 2", "WG001");
     assert!(refusal.message.contains("6 rows per transaction"), "{refusal:?}");
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, "ROLLBACK");
     assert_eq!(stage.changed(), 0);
 }
 
@@ -435,8 +435,8 @@ fn a_prepared_transaction_takes_it_along() {
     let mut client = stage.requester();
     for (end, state, changed) in [("ROLLBACK", "approved", 0), ("COMMIT", "spent", 5)] {
         let name = stage.db.name.clone();
-        passes(&mut client, &format!("BEGIN; {}; PREPARE TRANSACTION '{name}'", call(id)));
-        passes(&mut client, &format!("{end} PREPARED '{name}'"));
+        pass(&mut client, &format!("BEGIN; {}; PREPARE TRANSACTION '{name}'", call(id)));
+        pass(&mut client, &format!("{end} PREPARED '{name}'"));
         assert_eq!((stage.state(id).as_str(), stage.changed()), (state, changed));
     }
     assert_eq!(stage.overridden(), [(5, Some(id))]);
@@ -449,7 +449,7 @@ fn two_sessions_do_not_both_execute_it() {
         let (id, token) = stage.approved(WRITE);
         let (mut first, mut second) = (stage.requester(), stage.requester());
         let pid = pid(&mut second);
-        passes(&mut first, &format!("BEGIN; {}", call(id)));
+        pass(&mut first, &format!("BEGIN; {}", call(id)));
         let waits = thread::spawn(move || {
             if by_token {
                 arm(&mut second, &token);
@@ -458,7 +458,7 @@ fn two_sessions_do_not_both_execute_it() {
             second.batch_execute(&sql).map_err(|error| Refusal::of(&error))
         });
         wait_for_lock_of(&mut stage.admin, pid);
-        passes(&mut first, end);
+        pass(&mut first, end);
         match waits.join().unwrap() {
             Ok(()) => assert_eq!(end, "ROLLBACK"),
             Err(refusal) => {
@@ -496,7 +496,7 @@ fn it_lifts_all_that_a_token_or_the_flag_would_lift() {
         assert_eq!(stage.overridden()[0].1, Some(id), "{arguments}");
         if arguments.contains("rate") {
             // It spent nothing of the rate.
-            passes(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
+            pass(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
         }
     }
 }
@@ -505,7 +505,7 @@ fn it_lifts_all_that_a_token_or_the_flag_would_lift() {
 fn never_is_never_lifted() {
     let mut stage = Stage::new("");
     let (id, _) = stage.approved(WRITE);
-    passes(
+    pass(
         &mut stage.admin,
         "SELECT writeguard.set_policy('hard', tables => '{public.t}', max_rows => 4, override => 'never')",
     );
@@ -529,7 +529,7 @@ fn errors_of_the_statement_are_its_own() {
          CREATE TRIGGER f BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION f()",
     );
     let (id, _) = stage.approved(WRITE);
-    passes(&mut stage.admin, "INSERT INTO bad DEFAULT VALUES");
+    pass(&mut stage.admin, "INSERT INTO bad DEFAULT VALUES");
     let mut client = stage.requester();
     let refusal = not_executed(&mut client, id, "AB123");
     let fields = [&refusal.message, &refusal.detail, &refusal.hint, &refusal.constraint, &refusal.table];
@@ -538,10 +538,10 @@ fn errors_of_the_statement_are_its_own() {
     assert_eq!(stage.state(id), "approved");
     // The session goes on as if nothing had been.
     refused(&mut client, WRITE, "AB123");
-    passes(&mut stage.admin, "DELETE FROM bad; ALTER TABLE t DROP COLUMN a");
+    pass(&mut stage.admin, "DELETE FROM bad; ALTER TABLE t DROP COLUMN a");
     let refusal = not_executed(&mut client, id, "42703");
     assert_eq!(refusal.position, None, "{refusal:?}");
-    passes(&mut stage.admin, "ALTER TABLE t ADD a int NOT NULL DEFAULT 0");
+    pass(&mut stage.admin, "ALTER TABLE t ADD a int NOT NULL DEFAULT 0");
     refused(&mut client, WRITE, "WG001");
     execute(&mut client, id);
     assert_eq!(stage.changed(), 5);
@@ -554,9 +554,9 @@ fn what_stops_it_halfway_leaves_nothing_of_it() {
              'BEGIN IF new.id = 5 THEN PERFORM pg_sleep(60); END IF; RETURN new; END'",
     );
     let (id, _) = stage.approved(WRITE);
-    passes(&mut stage.admin, "CREATE TRIGGER slow BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION slow()");
+    pass(&mut stage.admin, "CREATE TRIGGER slow BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION slow()");
     let mut client = stage.requester();
-    passes(&mut client, "SET statement_timeout = '300ms'");
+    pass(&mut client, "SET statement_timeout = '300ms'");
     not_executed(&mut client, id, "57014");
     let swallowed = format!(
         "DO $$ BEGIN
@@ -566,16 +566,16 @@ fn what_stops_it_halfway_leaves_nothing_of_it() {
          END $$"
     );
     refused(&mut client, &swallowed, "WG001");
-    passes(&mut client, "RESET statement_timeout");
+    pass(&mut client, "RESET statement_timeout");
     let pid = pid(&mut client);
     // Whether the message or the end of the connection comes first is chance.
     let run = thread::spawn(move || client.batch_execute(&call(id)).is_err());
     let sleeps = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
     wait_until(20, || stage.number(&sleeps) == 1);
-    passes(&mut stage.admin, &format!("SELECT pg_terminate_backend({pid}, 20000)"));
+    pass(&mut stage.admin, &format!("SELECT pg_terminate_backend({pid}, 20000)"));
     assert!(run.join().unwrap());
     assert_eq!((stage.changed(), stage.state(id).as_str()), (0, "approved"));
-    passes(&mut stage.admin, "DROP TRIGGER slow ON t");
+    pass(&mut stage.admin, "DROP TRIGGER slow ON t");
     execute(&mut stage.requester(), id);
     assert_eq!((stage.changed(), stage.overridden()), (5, vec![(5, Some(id))]));
 }
@@ -598,15 +598,15 @@ fn a_procedure_that_commits_after_it_has_it_committed() {
 fn it_runs_with_the_rights_of_who_calls_it() {
     let mut stage = Stage::new("");
     let (id, _) = stage.approved(WRITE);
-    passes(&mut stage.admin, "REVOKE ALL ON t FROM PUBLIC");
+    pass(&mut stage.admin, "REVOKE ALL ON t FROM PUBLIC");
     let mut client = stage.requester();
     not_executed(&mut client, id, "42501");
     assert_eq!(stage.state(id), "approved");
     let requester = stage.requester.clone();
-    passes(&mut stage.admin, &format!("GRANT ALL ON t TO {requester}"));
-    passes(&mut client, "BEGIN READ ONLY");
+    pass(&mut stage.admin, &format!("GRANT ALL ON t TO {requester}"));
+    pass(&mut client, "BEGIN READ ONLY");
     not_executed(&mut client, id, "25006");
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, "ROLLBACK");
     execute(&mut client, id);
     assert_eq!(stage.changed(), 5);
 }
@@ -627,7 +627,7 @@ fn only_the_requester_executes_it_and_others_learn_nothing_of_it() {
     }
     // Nor do they stand in its way.
     let mut stranger = stage.db.connect(&stranger);
-    passes(&mut stranger, "BEGIN; SAVEPOINT s");
+    pass(&mut stranger, "BEGIN; SAVEPOINT s");
     not_executed(&mut stranger, id, "WG006");
     execute(&mut stage.requester(), id);
     assert_eq!(stage.changed(), 5);
@@ -638,25 +638,25 @@ fn another_role_of_the_same_person_is_not_who_asked() {
     let mut stage = Stage::new("");
     let role = stage.db.role("role");
     let requester = stage.requester.clone();
-    passes(&mut stage.admin, &format!("GRANT {role} TO {requester}"));
+    pass(&mut stage.admin, &format!("GRANT {role} TO {requester}"));
     let (plain, _) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, &format!("SET ROLE {role}"));
+    pass(&mut client, &format!("SET ROLE {role}"));
     let refusal = not_executed(&mut client, plain, "WG006");
     assert_eq!(refusal.hint, "RESET ROLE;");
     let id = request(&mut client, WRITE, &[]);
     approve(&mut stage.approver(), id);
-    passes(&mut client, "RESET ROLE");
+    pass(&mut client, "RESET ROLE");
     let refusal = not_executed(&mut client, id, "WG006");
     assert_eq!(refusal.hint, format!("SET ROLE {role};"));
-    passes(&mut client, &refusal.hint);
+    pass(&mut client, &refusal.hint);
     execute(&mut client, id);
     // A superuser who acts as the requester is not the requester.
     let mut admin = stage.db.admin();
-    passes(&mut admin, &format!("SET SESSION AUTHORIZATION {requester}"));
+    pass(&mut admin, &format!("SET SESSION AUTHORIZATION {requester}"));
     not_executed(&mut admin, plain, "WG006");
     // Nor does a function with its owner's rights change who acts.
-    passes(
+    pass(
         &mut stage.admin,
         "CREATE FUNCTION run(id bigint) RETURNS bigint LANGUAGE sql SECURITY DEFINER
          AS 'SELECT count(*) FROM writeguard.execute(id)'",
@@ -672,22 +672,22 @@ fn only_what_is_approved_and_not_expired() {
     let refusal = not_executed(&mut client, id, "WG006");
     assert!(refusal.message.contains("pending"), "{refusal:?}");
     assert_eq!(refusal.hint, format!("Let a second person type: SELECT writeguard.approve({id});"));
-    passes(&mut stage.approver(), &format!("SELECT writeguard.reject({id}, 'no')"));
+    pass(&mut stage.approver(), &format!("SELECT writeguard.reject({id}, 'no')"));
     let refusal = not_executed(&mut client, id, "WG006");
     assert!(refusal.message.contains("rejected"), "{refusal:?}");
     let (id, _) = stage.approved(WRITE);
-    passes(
+    pass(
         &mut stage.admin,
         &format!("UPDATE writeguard.request SET expires_at = now() - interval '1 s' WHERE id = {id}"),
     );
     let refusal = not_executed(&mut client, id, "WG006");
     assert!(refusal.message.contains("expired"), "{refusal:?}");
-    passes(&mut stage.admin, &format!("UPDATE writeguard.request SET state = 'revoked' WHERE id = {id}"));
+    pass(&mut stage.admin, &format!("UPDATE writeguard.request SET state = 'revoked' WHERE id = {id}"));
     let refusal = not_executed(&mut client, id, "WG006");
     assert!(refusal.message.contains("revoked"), "{refusal:?}");
     let (id, token) = stage.approved(WRITE);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     let refusal = not_executed(&mut client, id, "WG006");
     assert!(refusal.message.contains("spent"), "{refusal:?}");
     refused(&mut client, "SELECT * FROM writeguard.execute(NULL)", "WG007");
@@ -704,14 +704,14 @@ fn a_copy_of_the_database_has_no_approvals() {
     drop(admin);
     let server = Server::shared();
     let mut postgres = server.postgres();
-    passes(
+    pass(
         &mut postgres,
         &format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"),
     );
     wait_until(20, || postgres.batch_execute(&format!("CREATE DATABASE {copy} TEMPLATE {name}")).is_ok());
     let printed = server.psql(&copy, &requester, &call(id));
     assert!(printed.contains("it belongs to another database"), "{printed}");
-    passes(&mut postgres, &format!("DROP DATABASE {copy} WITH (FORCE)"));
+    pass(&mut postgres, &format!("DROP DATABASE {copy} WITH (FORCE)"));
 }
 
 // ---- Where it may not stand ----
@@ -730,7 +730,7 @@ fn it_is_no_part_of_what_is_reviewed() {
     let asked = format!("SELECT writeguard.request('SELECT writeguard.execute({inner})', 'tests')");
     refused(&mut client, &asked, "WG006");
     let (outer, _) = stage.approved("SELECT f()");
-    passes(&mut stage.admin, &format!("INSERT INTO todo VALUES ({inner})"));
+    pass(&mut stage.admin, &format!("INSERT INTO todo VALUES ({inner})"));
     let refusal = not_executed(&mut client, outer, "WG006");
     assert!(refusal.message.contains(&format!("request {inner} ")), "{refusal:?}");
     assert_eq!(stage.number("SELECT sum(a) FROM t"), 0);
@@ -743,7 +743,7 @@ fn nobody_has_it_run_by_maintenance() {
     let mut admin = stage.db.admin();
     let id = request(&mut admin, WRITE, &[]);
     approve(&mut stage.approver(), id);
-    passes(
+    pass(
         &mut stage.requester(),
         &format!("CREATE MATERIALIZED VIEW m AS SELECT * FROM writeguard.execute({id}) WITH NO DATA"),
     );
@@ -758,9 +758,9 @@ fn it_does_not_run_while_nothing_is_counted() {
     let mut admin = stage.db.admin();
     let id = request(&mut admin, WRITE, &[]);
     approve(&mut stage.approver(), id);
-    passes(&mut admin, "SET writeguard.enabled = off");
+    pass(&mut admin, "SET writeguard.enabled = off");
     let refusal = not_executed(&mut admin, id, "WG008");
-    passes(&mut admin, &refusal.hint);
+    pass(&mut admin, &refusal.hint);
     execute(&mut admin, id);
     assert_eq!(stage.changed(), 5);
 }

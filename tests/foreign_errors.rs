@@ -1,6 +1,7 @@
 //! Errors of other people that pass through us: whoever raised them, and whatever the server's environment is, they come out
 //! as they were raised.
 
+use crate::common::session::pass;
 use crate::common::{Refusal, Server, expect_refusal, server_command, wait_until};
 use postgres::Client;
 
@@ -13,11 +14,6 @@ fn server_with_backtraces(value: &str) -> Server {
     start.args(["start", "-s", "-w", "-D"]).arg(server.data_dir()).arg("-l").arg(server.socket_dir().join("log"));
     assert!(start.status().unwrap().success());
     server
-}
-
-#[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    client.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {:?}", Refusal::of(&error)));
 }
 
 #[track_caller]

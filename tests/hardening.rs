@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::common::session::number;
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
@@ -132,14 +133,6 @@ fn refuse(client: &mut Client, sql: &str) -> Refusal {
 
 fn shortened(sql: &str) -> String {
     sql.chars().take(300).collect()
-}
-
-#[track_caller]
-fn number(client: &mut Client, sql: &str) -> i64 {
-    match client.query_one(&format!("SELECT ({sql})::bigint"), &[]) {
-        Ok(row) => row.get(0),
-        Err(error) => panic!("{sql}: {error:?}"),
-    }
 }
 
 fn pid_of(client: &mut Client) -> i32 {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::common::session::{pass, refused, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use ed25519_dalek::pkcs8::EncodePublicKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
@@ -172,7 +173,7 @@ impl Stage {
     fn accepts(&mut self, token: &str) {
         let mut client = self.client();
         arm(&mut client, token);
-        passes(&mut client, WRITE);
+        pass(&mut client, WRITE);
         assert_eq!(self.changed(), 5);
         self.undo();
     }
@@ -198,25 +199,6 @@ fn arm(client: &mut Client, token: &str) {
 #[track_caller]
 fn number(client: &mut Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).unwrap().get(0)
-}
-
-#[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
-    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {:?}", Refusal::of(&error))).get(0)
-}
-
-#[track_caller]
-fn refused(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
-    let refusal = expect_refusal(client.batch_execute(sql));
-    assert_eq!(refusal.sqlstate, sqlstate, "{sql}: {refusal:?}");
-    refusal
-}
-
-#[track_caller]
-fn passes(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql} was refused: {:?}", Refusal::of(&error));
-    }
 }
 
 fn pid(client: &mut Client) -> i32 {
@@ -283,7 +265,7 @@ fn the_readmes_pipeline_works_as_it_stands() {
     let server = Server::shared();
     let db = server.database();
     let mut admin = db.admin();
-    passes(
+    pass(
         &mut admin,
         "CREATE TABLE orders (id int PRIMARY KEY, customer int, is_deleted boolean NOT NULL DEFAULT false);
          INSERT INTO orders SELECT n, n % 10, false FROM generate_series(1, 1000) AS n;
@@ -331,11 +313,11 @@ fn what_the_script_signs_is_what_the_statement_hash_says() {
         // The script's key is called deploy, as another one is here.
         arm(&mut client, &token);
         assert!(refused(&mut client, statement, "WG006").message.contains("signature"));
-        passes(&mut admin, "SELECT writeguard.distrust_key('deploy')");
+        pass(&mut admin, "SELECT writeguard.distrust_key('deploy')");
         admin.query_one("SELECT writeguard.trust_key('deploy', $1)", &[&public]).unwrap();
         arm(&mut client, &token);
-        passes(&mut client, statement);
-        passes(&mut admin, "SELECT writeguard.distrust_key('deploy')");
+        pass(&mut client, statement);
+        pass(&mut admin, "SELECT writeguard.distrust_key('deploy')");
         admin.query_one("SELECT writeguard.trust_key('deploy', $1)", &[&pem(&key(7))]).unwrap();
     }
 }
@@ -347,7 +329,7 @@ fn a_token_opens_its_write_and_is_on_record() {
     let claims = stage.claims(WRITE);
     let token = signed(&claims);
     arm(&mut client, &token);
-    passes(&mut client, &format!(" {WRITE};\n"));
+    pass(&mut client, &format!(" {WRITE};\n"));
     assert_eq!(stage.changed(), 5);
     let sql = "SELECT rows, approval, reason, login, policy FROM writeguard.event WHERE kind = 'overridden'";
     let event = stage.admin.query_one(sql, &[]).unwrap();
@@ -381,7 +363,7 @@ fn the_flag_is_needed_too_and_never_is_never() {
     let mut stage = Stage::new();
     let token = stage.token(WRITE);
     let mut client = stage.client();
-    passes(&mut client, &format!("SET writeguard.token = '{token}'"));
+    pass(&mut client, &format!("SET writeguard.token = '{token}'"));
     assert!(refused(&mut client, WRITE, "WG001").hint.contains("SET writeguard.override = on"));
     stage
         .admin
@@ -389,7 +371,7 @@ fn the_flag_is_needed_too_and_never_is_never() {
         .unwrap();
     arm(&mut client, &token);
     refused(&mut client, WRITE, "WG001");
-    passes(
+    pass(
         &mut stage.admin,
         "SELECT writeguard.drop_policy('n'); SELECT writeguard.set_policy('p', tables => '{public.*}', max_rows => 3)",
     );
@@ -400,13 +382,13 @@ fn the_flag_is_needed_too_and_never_is_never() {
 fn a_signature_is_one_approval_by_nobody_of_this_database() {
     let mut stage = Stage::new();
     for asked in ["min_approvals => 2", "approvers => 'pg_monitor'"] {
-        passes(
+        pass(
             &mut stage.admin,
             &format!("SELECT writeguard.set_policy('q', tables => '{{public.t}}', max_rows => 4, {asked})"),
         );
         let token = stage.token(WRITE);
         stage.refuses(&token, "its signature is not enough for this policy");
-        passes(&mut stage.admin, "SELECT writeguard.drop_policy('q')");
+        pass(&mut stage.admin, "SELECT writeguard.drop_policy('q')");
         // It was not spent by that.
         stage.accepts(&token);
     }
@@ -422,13 +404,13 @@ fn one_signer_serves_two_clusters_and_neither_takes_the_others_token() {
     let (role, name) = (stages[0].role.clone(), stages[0].db.name.clone());
     let [_, second] = &mut stages;
     second.admin = other.postgres();
-    passes(&mut second.admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'test%'");
+    pass(&mut second.admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'test%'");
     if second.db.name != name {
-        passes(&mut second.admin, &format!("ALTER DATABASE {} RENAME TO {name}", second.db.name));
+        pass(&mut second.admin, &format!("ALTER DATABASE {} RENAME TO {name}", second.db.name));
         second.db.name = name;
     }
     if second.role != role {
-        passes(&mut second.admin, &format!("ALTER ROLE {} RENAME TO {role}", second.role));
+        pass(&mut second.admin, &format!("ALTER ROLE {} RENAME TO {role}", second.role));
         second.role = role;
     }
     second.admin = second.db.admin();
@@ -715,7 +697,7 @@ fn names_of_any_letters_are_understood() {
     let mut stage = Stage::new();
     let role = format!("{}_Größe \"x\"", stage.role);
     let quoted = role.replace('"', "\"\"");
-    passes(
+    pass(
         &mut stage.admin,
         &format!(
             "CREATE ROLE \"{quoted}\" LOGIN; CREATE SCHEMA \"Lager.Süd\"; GRANT USAGE ON SCHEMA \"Lager.Süd\" TO PUBLIC;
@@ -734,10 +716,10 @@ fn names_of_any_letters_are_understood() {
     claims["wg"]["tables"] = json!(["\"Lager.Süd\".\"Bücher \"\"neu\"\"\""]);
     let mut client = stage.db.connect(&role);
     arm(&mut client, &sign(&key(9), &HEADER.replace("deploy", "B\\u00fcro 1"), &claims.to_string()));
-    passes(&mut client, statement);
+    pass(&mut client, statement);
     let reason = text(&mut stage.admin, "SELECT reason FROM writeguard.event WHERE kind = 'overridden'");
     assert_eq!(reason, "token \"Auftrag №7 \u{1f418}\", signed with trusted key \"Büro 1\"");
-    passes(&mut stage.admin, "SELECT writeguard.distrust_key('Büro 1')");
+    pass(&mut stage.admin, "SELECT writeguard.distrust_key('Büro 1')");
 }
 
 #[test]
@@ -746,11 +728,11 @@ fn a_database_of_few_letters_refuses_the_others() {
     let mut db = server.plain_database();
     let (plain, name) = (db.name.clone(), format!("{}_latin", db.name));
     let mut postgres = server.postgres();
-    passes(&mut postgres, &format!("CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"));
-    passes(&mut postgres, &format!("DROP DATABASE {plain}"));
+    pass(&mut postgres, &format!("CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"));
+    pass(&mut postgres, &format!("DROP DATABASE {plain}"));
     db.name = name;
     let mut admin = db.admin();
-    passes(
+    pass(
         &mut admin,
         &format!(
             "CREATE EXTENSION pg_writeguard; CREATE TABLE t (id int, a int DEFAULT 0);
@@ -762,7 +744,7 @@ fn a_database_of_few_letters_refuses_the_others() {
     let other = expect_refusal(admin.query("SELECT writeguard.trust_key('Büro', $1)", &[&pem(&key(8))]));
     assert_eq!((other.sqlstate.as_str(), other.message.as_str()), ("WG007", "name is no name for a key"), "{other:?}");
     // Somebody's own way of adding a key is in nobody else's way.
-    passes(
+    pass(
         &mut admin,
         "INSERT INTO writeguard.trusted_key (name, public_key, trusted_by) VALUES ('Büro', 'x', 'Jürgen')",
     );
@@ -779,7 +761,7 @@ fn a_database_of_few_letters_refuses_the_others() {
     claims["jti"] = json!("plain");
     claims["wg"]["tables"] = json!(["public.t"]);
     arm(&mut admin, &signed(&claims));
-    passes(&mut admin, WRITE);
+    pass(&mut admin, WRITE);
 }
 
 #[test]
@@ -802,7 +784,7 @@ fn a_client_of_few_letters_reads_why() {
 fn a_token_belongs_to_the_acting_role() {
     let mut stage = Stage::new();
     let (login, role) = (stage.role.clone(), stage.db.role("deployer"));
-    passes(&mut stage.admin, &format!("GRANT {role} TO {login}"));
+    pass(&mut stage.admin, &format!("GRANT {role} TO {login}"));
     let mut claims = stage.claims(WRITE);
     claims["sub"] = json!(role);
     let token = signed(&claims);
@@ -810,11 +792,11 @@ fn a_token_belongs_to_the_acting_role() {
     assert_eq!(refusal.hint, format!("SET ROLE {role};"));
     // The login's own token is none of the role's.
     let mut client = stage.client();
-    passes(&mut client, &format!("SET ROLE {role}"));
+    pass(&mut client, &format!("SET ROLE {role}"));
     let own = stage.token(WRITE);
     stage.refuses_from(&mut client, &own, "it belongs to another role");
     // A SECURITY DEFINER function does not change the acting role.
-    passes(
+    pass(
         &mut stage.admin,
         &format!(
             "CREATE FUNCTION as_owner() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$BEGIN {WRITE}; END$$;
@@ -827,24 +809,24 @@ fn a_token_belongs_to_the_acting_role() {
     arm(&mut other, &signed(&claims));
     assert!(refused(&mut other, "SELECT as_owner()", "WG006").message.contains("another role"));
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.changed(), 5);
     // A superuser who becomes the role for the session acts as it.
     stage.undo();
     claims = stage.claims(WRITE);
     claims["jti"] = json!(fresh_jti());
     let mut admin = stage.db.admin();
-    passes(&mut admin, &format!("SET SESSION AUTHORIZATION {login}"));
+    pass(&mut admin, &format!("SET SESSION AUTHORIZATION {login}"));
     arm(&mut admin, &signed(&claims));
-    passes(&mut admin, WRITE);
+    pass(&mut admin, WRITE);
 }
 
 #[test]
 fn a_callers_own_objects_have_no_say() {
     let mut stage = Stage::new();
-    passes(&mut stage.admin, &format!("GRANT CREATE ON SCHEMA public TO {}", stage.role));
+    pass(&mut stage.admin, &format!("GRANT CREATE ON SCHEMA public TO {}", stage.role));
     let mut client = stage.client();
-    passes(
+    pass(
         &mut client,
         &format!(
             "CREATE TEMP TABLE trusted_key (name text, public_key text);
@@ -862,7 +844,7 @@ fn a_callers_own_objects_have_no_say() {
     let mut claims: Value = serde_json::from_str(&claims).unwrap();
     claims["wg"]["tables"] = json!(["public.t"]);
     arm(&mut client, &signed(&claims));
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     arm(&mut client, &signed(&claims));
     assert!(refused(&mut client, WRITE, "WG006").message.contains("it is used"));
     for sql in [
@@ -875,7 +857,7 @@ fn a_callers_own_objects_have_no_say() {
     ] {
         refused(&mut client, sql, "42501");
     }
-    passes(&mut stage.admin, &format!("GRANT pg_write_all_data TO {}", stage.role));
+    pass(&mut stage.admin, &format!("GRANT pg_write_all_data TO {}", stage.role));
     for sql in [
         "INSERT INTO writeguard.trusted_key (name, public_key, trusted_by) VALUES ('x', 'y', 'z')",
         "UPDATE writeguard.trusted_key SET public_key = 'x'",
@@ -909,11 +891,11 @@ fn a_token_opens_no_second_write_of_the_same_transaction() {
     let mut stage = Stage::new();
     let token = stage.token(WRITE);
     let mut client = stage.client();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert!(refused(&mut client, WRITE, "WG006").message.contains("it is used"));
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, "ROLLBACK");
     stage.accepts(&token);
 }
 
@@ -922,23 +904,23 @@ fn a_rollback_makes_it_unused() {
     let mut stage = Stage::new();
     let token = stage.token(WRITE);
     let mut client = stage.client();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, WRITE);
+    pass(&mut client, "ROLLBACK");
     // Of a savepoint too.
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, &format!("SAVEPOINT s; {WRITE}"));
-    passes(&mut client, "ROLLBACK TO s");
-    passes(&mut client, WRITE);
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, &format!("SAVEPOINT s; {WRITE}"));
+    pass(&mut client, "ROLLBACK TO s");
+    pass(&mut client, WRITE);
+    pass(&mut client, "ROLLBACK");
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM writeguard.used_jti"), 0);
     // A write that fails after it was accepted has not used it.
-    passes(&mut stage.admin, "ALTER TABLE t ADD CHECK (a <> 9 OR id < 5)");
+    pass(&mut stage.admin, "ALTER TABLE t ADD CHECK (a <> 9 OR id < 5)");
     arm(&mut client, &token);
     refused(&mut client, WRITE, "23514");
-    passes(&mut stage.admin, "ALTER TABLE t DROP CONSTRAINT t_check");
+    pass(&mut stage.admin, "ALTER TABLE t DROP CONSTRAINT t_check");
     stage.accepts(&token);
     stage.refuses(&token, "it is used");
 }
@@ -951,13 +933,13 @@ fn two_sessions_cannot_both_use_it() {
             let statement = "UPDATE t SET a = CASE pg_backend_pid() WHEN 0 THEN 0 ELSE 9 END";
             let token = stage.token(statement);
             let mut first = stage.client();
-            passes(&mut first, "BEGIN");
+            pass(&mut first, "BEGIN");
             arm(&mut first, &token);
-            passes(&mut first, statement);
+            pass(&mut first, statement);
             let mut second = stage.client();
             let waiting = pid(&mut second);
             // The copy is what the second session writes to under the same name.
-            passes(
+            pass(
                 &mut stage.admin,
                 &format!(
                     "CREATE SCHEMA copy; CREATE TABLE copy.t AS TABLE t; GRANT USAGE ON SCHEMA copy TO PUBLIC;
@@ -969,14 +951,14 @@ fn two_sessions_cannot_both_use_it() {
             let (token, statement) = (token.clone(), statement.to_owned());
             let begin = format!("SET search_path = copy; BEGIN ISOLATION LEVEL {isolation}");
             let handle = thread::spawn(move || {
-                passes(&mut second, &begin);
+                pass(&mut second, &begin);
                 arm(&mut second, &token);
                 let result = second.batch_execute(&statement);
                 let _ = second.batch_execute("COMMIT");
                 result
             });
             wait_for_lock_of(&mut stage.admin, waiting);
-            passes(&mut first, end);
+            pass(&mut first, end);
             let result = handle.join().unwrap();
             let changed = number(&mut stage.admin, "SELECT count(*) FROM copy.t WHERE a = 9");
             if end == "ROLLBACK" {
@@ -1000,12 +982,12 @@ fn a_prepared_transaction_keeps_it() {
         let token = stage.token(WRITE);
         let name = fresh_jti();
         let mut client = stage.client();
-        passes(&mut client, "BEGIN");
+        pass(&mut client, "BEGIN");
         arm(&mut client, &token);
-        passes(&mut client, WRITE);
-        passes(&mut client, &format!("PREPARE TRANSACTION '{name}'"));
+        pass(&mut client, WRITE);
+        pass(&mut client, &format!("PREPARE TRANSACTION '{name}'"));
         // Whoever tries meanwhile waits for it.
-        passes(
+        pass(
             &mut stage.admin,
             "CREATE SCHEMA IF NOT EXISTS copy; DROP TABLE IF EXISTS copy.t; CREATE TABLE copy.t (id, a) AS
                  SELECT i, 0 FROM generate_series(1, 5) AS i; GRANT USAGE ON SCHEMA copy TO PUBLIC;
@@ -1013,16 +995,16 @@ fn a_prepared_transaction_keeps_it() {
                  SELECT writeguard.set_policy('c', tables => '{copy.t}', max_rows => 3)",
         );
         let mut second = stage.client();
-        passes(&mut second, "SET search_path = copy; SET lock_timeout = '200ms'");
+        pass(&mut second, "SET search_path = copy; SET lock_timeout = '200ms'");
         arm(&mut second, &token);
         refused(&mut second, WRITE, "55P03");
-        passes(&mut client, &format!("{end} '{name}'"));
+        pass(&mut client, &format!("{end} '{name}'"));
         arm(&mut second, &token);
         if end == "COMMIT PREPARED" {
             assert!(refused(&mut second, WRITE, "WG006").message.contains("it is used"));
             assert_eq!(stage.changed(), 5);
         } else {
-            passes(&mut second, WRITE);
+            pass(&mut second, WRITE);
             assert_eq!(stage.changed(), 0);
         }
     }
@@ -1035,10 +1017,10 @@ fn it_stays_used_when_the_server_crashes() {
     let (used, unused) = (stage.token(WRITE), stage.token(WRITE));
     stage.accepts(&used);
     let mut client = stage.client();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &unused);
-    passes(&mut client, WRITE);
-    passes(&mut stage.admin, "CHECKPOINT");
+    pass(&mut client, WRITE);
+    pass(&mut stage.admin, "CHECKPOINT");
     server.stop("immediate");
     server.start_again();
     stage.admin = stage.db.admin();
@@ -1051,7 +1033,7 @@ fn it_stays_used_when_the_server_crashes() {
 #[test]
 fn the_rows_of_all_tables_count_together() {
     let mut stage = Stage::new();
-    passes(
+    pass(
         &mut stage.admin,
         "CREATE TABLE u (id int, a int DEFAULT 0); INSERT INTO u SELECT generate_series(1, 5); GRANT ALL ON u TO PUBLIC;
          SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3);
@@ -1086,7 +1068,7 @@ fn the_rows_of_all_tables_count_together() {
 #[test]
 fn a_table_stands_for_its_partitions() {
     let mut stage = Stage::new();
-    passes(
+    pass(
         &mut stage.admin,
         "CREATE TABLE parent (id int, a int) PARTITION BY RANGE (id);
          CREATE TABLE part_1 PARTITION OF parent FOR VALUES FROM (1) TO (4);
@@ -1114,7 +1096,7 @@ fn a_table_stands_for_its_partitions() {
 #[test]
 fn what_a_write_sets_off_is_bounded_too() {
     let mut stage = Stage::new();
-    passes(
+    pass(
         &mut stage.admin,
         "CREATE TABLE child (t int REFERENCES t ON DELETE CASCADE);
          INSERT INTO child SELECT i FROM generate_series(1, 5) AS i, generate_series(1, 2)",
@@ -1146,10 +1128,7 @@ fn what_a_write_sets_off_is_bounded_too() {
 fn truncate_and_ddl_are_bounded_by_the_live_rows() {
     for statement in ["TRUNCATE t", "DROP TABLE t", "ALTER TABLE t ALTER a TYPE bigint USING a + 1"] {
         let mut stage = Stage::new();
-        passes(
-            &mut stage.admin,
-            &format!("ALTER TABLE t OWNER TO {}; GRANT CREATE ON SCHEMA public TO {0}", stage.role),
-        );
+        pass(&mut stage.admin, &format!("ALTER TABLE t OWNER TO {}; GRANT CREATE ON SCHEMA public TO {0}", stage.role));
         for (max_rows, passed) in [(4, false), (5, true)] {
             let mut claims = stage.claims(statement);
             claims["wg"]["max_rows"] = json!(max_rows);
@@ -1178,11 +1157,11 @@ fn a_distrusted_key_signs_nothing_from_then_on() {
     stage.accepts(&tokens[0]);
     // Neither an older state of everything else nor an open transaction keeps it.
     let mut old = stage.client();
-    passes(&mut old, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t");
+    pass(&mut old, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t");
     let mut open = stage.client();
-    passes(&mut open, "BEGIN");
+    pass(&mut open, "BEGIN");
     arm(&mut open, &tokens[1]);
-    passes(&mut stage.admin, "SELECT writeguard.distrust_key('deploy')");
+    pass(&mut stage.admin, "SELECT writeguard.distrust_key('deploy')");
     stage.refuses_from(&mut old, &tokens[2], "no trusted key has the name of its kid");
     assert!(refused(&mut open, WRITE, "WG006").message.contains("no trusted key"));
     stage.refuses(&tokens[3], "no trusted key has the name of its kid");
@@ -1192,9 +1171,9 @@ fn a_distrusted_key_signs_nothing_from_then_on() {
     stage.accepts(&tokens[3]);
     // A key that is about to be distrusted is one until then.
     let mut other = stage.db.admin();
-    passes(&mut other, "BEGIN; SELECT writeguard.distrust_key('deploy')");
+    pass(&mut other, "BEGIN; SELECT writeguard.distrust_key('deploy')");
     stage.accepts(&tokens[2]);
-    passes(&mut other, "COMMIT");
+    pass(&mut other, "COMMIT");
     stage.refuses(&tokens[1], "no trusted key has the name of its kid");
 }
 
@@ -1212,7 +1191,7 @@ fn keys_come_and_go_on_record() {
     let refusal = expect_refusal(stage.admin.query_one(sql, &[&"second", &pem(&key(9))]));
     assert_eq!(refusal.sqlstate, "WG007", "{refusal:?}");
     assert!(refusal.hint.starts_with("SELECT writeguard.distrust_key('second');"), "{refusal:?}");
-    passes(&mut stage.admin, "SELECT writeguard.distrust_key('second')");
+    pass(&mut stage.admin, "SELECT writeguard.distrust_key('second')");
     refused(&mut stage.admin, "SELECT writeguard.distrust_key('second')", "WG007");
     let events = "SELECT string_agg(reason, '; ' ORDER BY id) FROM writeguard.event
                   WHERE kind = 'policy_changed' AND reason LIKE 'key \"second\"%'";
@@ -1291,7 +1270,7 @@ fn only_ed25519_public_keys_are_keys_and_a_secret_is_not_repeated() {
 fn a_grantee_may_trust_keys_and_check_setup_says_so() {
     let mut stage = Stage::new();
     let role = stage.role.clone();
-    passes(&mut stage.admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.trust_key TO {role}"));
+    pass(&mut stage.admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.trust_key TO {role}"));
     stage.client().query_one("SELECT writeguard.trust_key('own', $1)", &[&pem(&key(9))]).unwrap();
     let by = "SELECT trusted_by FROM writeguard.trusted_key WHERE name = 'own'";
     assert_eq!(text(&mut stage.admin, by), role);
@@ -1331,13 +1310,13 @@ fn where_the_table_is_gone_nothing_is_decided() {
         ),
         ("ALTER TABLE writeguard.trusted_key RENAME TO x", ""),
     ] {
-        passes(&mut stage.admin, damage);
+        pass(&mut stage.admin, damage);
         let mut client = stage.client();
         arm(&mut client, &token);
         let refusal = refused(&mut client, WRITE, "WG008");
         assert!(refusal.hint.contains("trusted_key"), "{refusal:?}");
         assert_eq!(stage.changed(), 0);
-        passes(&mut stage.admin, repair);
+        pass(&mut stage.admin, repair);
     }
 }
 

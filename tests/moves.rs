@@ -1,6 +1,7 @@
 //! Databases that move: dumps, base backups, standbys, pg_upgrade and logical replication take policies, events, requests
 //! and trusted keys along, and the limits hold where they arrive.
 
+use crate::common::session::{pass, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, run, server_command, wait_until};
 use postgres::Client;
 
@@ -145,13 +146,6 @@ impl Lived {
 }
 
 #[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
-#[track_caller]
 fn refuse(client: &mut Client, sqlstate: &str, sql: &str) -> Refusal {
     let refusal = expect_refusal(client.batch_execute(sql));
     assert_eq!(refusal.sqlstate, sqlstate, "{sql}: {refusal:?}");
@@ -160,11 +154,6 @@ fn refuse(client: &mut Client, sqlstate: &str, sql: &str) -> Refusal {
 
 #[track_caller]
 fn number(client: &mut Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
-}
-
-#[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
     client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
 }
 

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+use crate::common::session::{pass, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
@@ -95,11 +96,6 @@ fn number(client: &mut Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).unwrap().get(0)
 }
 
-#[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
-    client.query_one(sql, &[]).unwrap().get(0)
-}
-
 fn try_request(client: &mut Client, statement: &str) -> Result<i64, postgres::Error> {
     client.query_one("SELECT writeguard.request($1::text, 'tests')", &[&statement]).map(|row| row.get(0))
 }
@@ -142,14 +138,6 @@ fn refused(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
     refusal
 }
 
-/// The write passes.
-#[track_caller]
-fn passes(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql} was refused: {:?}", Refusal::of(&error));
-    }
-}
-
 /// Waits until a session with this process id waits for a lock.
 #[track_caller]
 fn wait_for_lock_of(admin: &mut Client, pid: i32) {
@@ -180,8 +168,8 @@ fn without_the_flag_the_limit_holds_and_the_hint_says_how_to_set_it() {
 fn flag_lifts_one_autocommit_write() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, WRITE);
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, WRITE);
     assert_eq!(stage.changed(), 5);
     refused(&mut client, WRITE, "WG001");
 }
@@ -190,8 +178,8 @@ fn flag_lifts_one_autocommit_write() {
 fn flag_ends_with_a_write_that_stayed_below_the_limit() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -199,21 +187,21 @@ fn flag_ends_with_a_write_that_stayed_below_the_limit() {
 fn flag_waits_for_the_transaction_that_writes() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "SELECT count(*) FROM t");
-    passes(&mut client, "BEGIN; SELECT 1; COMMIT");
-    passes(&mut client, WRITE);
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "SELECT count(*) FROM t");
+    pass(&mut client, "BEGIN; SELECT 1; COMMIT");
+    pass(&mut client, WRITE);
 }
 
 #[test]
 fn flag_set_in_a_block_lifts_all_writes_until_commit() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, WRITE);
-    passes(&mut client, "UPDATE t SET a = 8");
-    passes(&mut client, "COMMIT");
+    pass(&mut client, "BEGIN");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, WRITE);
+    pass(&mut client, "UPDATE t SET a = 8");
+    pass(&mut client, "COMMIT");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -221,10 +209,10 @@ fn flag_set_in_a_block_lifts_all_writes_until_commit() {
 fn flag_set_before_a_block_ends_with_its_commit() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "BEGIN");
-    passes(&mut client, WRITE);
-    passes(&mut client, "COMMIT");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "BEGIN");
+    pass(&mut client, WRITE);
+    pass(&mut client, "COMMIT");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -232,10 +220,10 @@ fn flag_set_before_a_block_ends_with_its_commit() {
 fn flag_ends_with_a_rollback() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "BEGIN");
-    passes(&mut client, WRITE);
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "BEGIN");
+    pass(&mut client, WRITE);
+    pass(&mut client, "ROLLBACK");
     refused(&mut client, WRITE, "WG001");
     assert_eq!(stage.changed(), 0);
     assert_eq!(stage.overridden(), []);
@@ -245,7 +233,7 @@ fn flag_ends_with_a_rollback() {
 fn flag_ends_with_a_write_that_failed() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     refused(&mut client, "UPDATE t SET a = 1 / (5 - id)", "22012");
     refused(&mut client, WRITE, "WG001");
 }
@@ -263,13 +251,13 @@ fn flag_ends_with_a_write_that_changed_nothing() {
     ] {
         let stage = Stage::new("flag");
         let mut client = stage.requester();
-        passes(&mut client, ARM_FLAG);
+        pass(&mut client, ARM_FLAG);
         // Neither of these is a covered write.
-        passes(&mut client, "EXPLAIN UPDATE t SET a = 1; SELECT count(*) FROM t; CREATE TEMP TABLE u AS TABLE t");
-        passes(&mut client, "UPDATE u SET a = 1");
+        pass(&mut client, "EXPLAIN UPDATE t SET a = 1; SELECT count(*) FROM t; CREATE TEMP TABLE u AS TABLE t");
+        pass(&mut client, "UPDATE u SET a = 1");
         assert_eq!(shown(&mut client), "on", "{write}");
         match outcome {
-            None => passes(&mut client, write),
+            None => pass(&mut client, write),
             Some(sqlstate) => drop(refused(&mut client, write, sqlstate)),
         }
         assert_eq!(shown(&mut client), "off", "{write}");
@@ -286,11 +274,11 @@ fn shown(client: &mut Client) -> String {
 fn flag_set_locally_ends_with_its_transaction() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN; SET LOCAL writeguard.override = on");
-    passes(&mut client, WRITE);
-    passes(&mut client, "COMMIT");
+    pass(&mut client, "BEGIN; SET LOCAL writeguard.override = on");
+    pass(&mut client, WRITE);
+    pass(&mut client, "COMMIT");
     refused(&mut client, WRITE, "WG001");
-    passes(&mut client, "BEGIN; SET LOCAL writeguard.override = on; COMMIT");
+    pass(&mut client, "BEGIN; SET LOCAL writeguard.override = on; COMMIT");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -298,13 +286,13 @@ fn flag_set_locally_ends_with_its_transaction() {
 fn flag_can_be_set_by_set_config() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "SELECT set_config('writeguard.override', 'on', false)");
-    passes(&mut client, WRITE);
+    pass(&mut client, "SELECT set_config('writeguard.override', 'on', false)");
+    pass(&mut client, WRITE);
     refused(&mut client, WRITE, "WG001");
-    passes(&mut client, "BEGIN");
-    passes(&mut client, "SELECT set_config('writeguard.override', 'on', true)");
-    passes(&mut client, WRITE);
-    passes(&mut client, "COMMIT");
+    pass(&mut client, "BEGIN");
+    pass(&mut client, "SELECT set_config('writeguard.override', 'on', true)");
+    pass(&mut client, WRITE);
+    pass(&mut client, "COMMIT");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -312,7 +300,7 @@ fn flag_can_be_set_by_set_config() {
 fn flag_in_one_string_of_commands_ends_with_the_string() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, &format!("{ARM_FLAG}; {WRITE}"));
+    pass(&mut client, &format!("{ARM_FLAG}; {WRITE}"));
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -324,7 +312,7 @@ fn flag_of_a_function_lifts_while_it_runs() {
     let mut stage = Stage::new("flag");
     stage.admin.batch_execute(CREATE_ARMED_FUNCTION).unwrap();
     let mut client = stage.requester();
-    passes(&mut client, "SELECT all_of_it()");
+    pass(&mut client, "SELECT all_of_it()");
     assert_eq!(stage.changed(), 5);
     refused(&mut client, WRITE, "WG001");
 }
@@ -334,8 +322,8 @@ fn flag_of_a_function_lifts_nothing_later_in_the_transaction() {
     let mut stage = Stage::new("flag");
     stage.admin.batch_execute(CREATE_ARMED_FUNCTION).unwrap();
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
-    passes(&mut client, "SELECT all_of_it()");
+    pass(&mut client, "BEGIN");
+    pass(&mut client, "SELECT all_of_it()");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -357,7 +345,7 @@ fn flag_that_was_on_before_does_not_outlive_a_function_that_switches_it_off() {
         )
         .unwrap();
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     refused(&mut client, "SELECT none_of_it()", "WG001");
 }
 
@@ -388,7 +376,7 @@ fn flag_ends_with_a_commit_inside_a_procedure() {
         )
         .unwrap();
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     refused(&mut client, "CALL twice()", "WG001");
     assert_eq!(stage.overridden(), [(5, None)]);
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM t WHERE a = 8"), 5);
@@ -441,7 +429,7 @@ fn resetting_does_not_arm_what_the_session_started_with() {
         "RESET ROLE",
     ] {
         let mut client = stage.db.connect_with(&stage.requester, "-c writeguard.override=on");
-        passes(&mut client, reset);
+        pass(&mut client, reset);
         refused(&mut client, WRITE, "WG001");
     }
 }
@@ -451,8 +439,8 @@ fn resetting_ends_what_was_armed() {
     let stage = Stage::new("flag");
     for reset in ["RESET writeguard.override", "RESET ALL", "DISCARD ALL", "SET writeguard.override = off"] {
         let mut client = stage.requester();
-        passes(&mut client, ARM_FLAG);
-        passes(&mut client, reset);
+        pass(&mut client, ARM_FLAG);
+        pass(&mut client, reset);
         refused(&mut client, WRITE, "WG001");
     }
 }
@@ -461,7 +449,7 @@ fn resetting_ends_what_was_armed() {
 fn rollback_of_the_transaction_that_set_the_flag_takes_it_back() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN; SET writeguard.override = on; ROLLBACK");
+    pass(&mut client, "BEGIN; SET writeguard.override = on; ROLLBACK");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -469,9 +457,9 @@ fn rollback_of_the_transaction_that_set_the_flag_takes_it_back() {
 fn rollback_to_a_savepoint_takes_back_a_flag_set_after_it() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN; SAVEPOINT s");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "ROLLBACK TO s");
+    pass(&mut client, "BEGIN; SAVEPOINT s");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "ROLLBACK TO s");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -480,11 +468,11 @@ fn rollback_to_a_savepoint_does_not_bring_back_a_flag_that_was_switched_off() {
     let stage = Stage::new("flag");
     for off in ["SET writeguard.override = off", "SET LOCAL writeguard.override = off", "RESET writeguard.override"] {
         let mut client = stage.requester();
-        passes(&mut client, "BEGIN");
-        passes(&mut client, ARM_FLAG);
-        passes(&mut client, "SAVEPOINT s");
-        passes(&mut client, off);
-        passes(&mut client, "ROLLBACK TO s");
+        pass(&mut client, "BEGIN");
+        pass(&mut client, ARM_FLAG);
+        pass(&mut client, "SAVEPOINT s");
+        pass(&mut client, off);
+        pass(&mut client, "ROLLBACK TO s");
         refused(&mut client, WRITE, "WG001");
     }
 }
@@ -493,8 +481,8 @@ fn rollback_to_a_savepoint_does_not_bring_back_a_flag_that_was_switched_off() {
 fn the_end_of_a_local_off_does_not_bring_back_the_flag() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "BEGIN; SET LOCAL writeguard.override = off; COMMIT");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "BEGIN; SET LOCAL writeguard.override = off; COMMIT");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -502,9 +490,9 @@ fn the_end_of_a_local_off_does_not_bring_back_the_flag() {
 fn rollback_to_a_savepoint_does_not_bring_back_a_spent_flag() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, WRITE);
-    passes(&mut client, "BEGIN; SAVEPOINT s; SET LOCAL writeguard.override = off; ROLLBACK TO s");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, WRITE);
+    pass(&mut client, "BEGIN; SAVEPOINT s; SET LOCAL writeguard.override = off; ROLLBACK TO s");
     refused(&mut client, WRITE, "WG001");
 }
 
@@ -512,9 +500,9 @@ fn rollback_to_a_savepoint_does_not_bring_back_a_spent_flag() {
 fn a_spent_flag_is_shown_as_off() {
     let stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     assert_eq!(text(&mut client, "SHOW writeguard.override"), "on");
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(text(&mut client, "SHOW writeguard.override"), "off");
     assert_eq!(text(&mut client, "SELECT current_setting('writeguard.override')"), "off");
 }
@@ -524,8 +512,8 @@ fn flag_lifts_truncate() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
     refused(&mut client, "TRUNCATE t", "WG005");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "TRUNCATE t");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "TRUNCATE t");
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM t"), 0);
     let event = stage
         .admin
@@ -545,9 +533,9 @@ fn flag_lifts_the_limit_per_transaction() {
         )
         .unwrap();
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN; UPDATE t SET a = 1 WHERE id <= 3");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "UPDATE t SET a = 9 WHERE id = 4; COMMIT");
+    pass(&mut client, "BEGIN; UPDATE t SET a = 1 WHERE id <= 3");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "UPDATE t SET a = 9 WHERE id = 4; COMMIT");
     assert_eq!(stage.changed(), 1);
     let scope = text(&mut stage.admin, "SELECT scope FROM writeguard.event WHERE kind = 'overridden'");
     assert_eq!(scope, "transaction");
@@ -557,8 +545,8 @@ fn flag_lifts_the_limit_per_transaction() {
 fn flag_is_no_event_where_no_limit_is_passed() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "UPDATE t SET a = 9 WHERE id <= 3");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "UPDATE t SET a = 9 WHERE id <= 3");
     assert_eq!(stage.overridden(), []);
 }
 
@@ -587,11 +575,11 @@ fn flag_lifts_no_second_policy_that_has_override_never() {
         )
         .unwrap();
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     let refusal = refused(&mut client, WRITE, "WG001");
     assert!(refusal.detail.contains("\"hard\""), "{refusal:?}");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "UPDATE t SET a = 9 WHERE id <= 4");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "UPDATE t SET a = 9 WHERE id <= 4");
     assert_eq!(stage.changed(), 4);
 }
 
@@ -599,8 +587,8 @@ fn flag_lifts_no_second_policy_that_has_override_never() {
 fn overridden_event_has_the_real_number_of_rows() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, WRITE);
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), [(5, None)]);
 }
 
@@ -608,8 +596,8 @@ fn overridden_event_has_the_real_number_of_rows() {
 fn overridden_event_says_who_did_what() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, &format!("  {WRITE} ; "));
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, &format!("  {WRITE} ; "));
     let event = stage
         .admin
         .query_one(
@@ -634,11 +622,11 @@ fn overridden_event_says_who_did_what() {
 fn overridden_event_does_not_exist_before_the_commit() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, WRITE);
+    pass(&mut client, "BEGIN");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), []);
-    passes(&mut client, "COMMIT");
+    pass(&mut client, "COMMIT");
     assert_eq!(stage.overridden(), [(5, None)]);
 }
 
@@ -646,12 +634,12 @@ fn overridden_event_does_not_exist_before_the_commit() {
 fn overridden_event_goes_with_a_savepoint() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "SAVEPOINT s");
-    passes(&mut client, WRITE);
-    passes(&mut client, "ROLLBACK TO s");
-    passes(&mut client, "UPDATE t SET a = 9 WHERE id <= 2; COMMIT");
+    pass(&mut client, "BEGIN");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "SAVEPOINT s");
+    pass(&mut client, WRITE);
+    pass(&mut client, "ROLLBACK TO s");
+    pass(&mut client, "UPDATE t SET a = 9 WHERE id <= 2; COMMIT");
     assert_eq!(stage.changed(), 2);
     assert_eq!(stage.overridden(), []);
 }
@@ -660,11 +648,11 @@ fn overridden_event_goes_with_a_savepoint() {
 fn overridden_event_stays_with_a_released_savepoint() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "SAVEPOINT s");
-    passes(&mut client, WRITE);
-    passes(&mut client, "RELEASE s; COMMIT");
+    pass(&mut client, "BEGIN");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "SAVEPOINT s");
+    pass(&mut client, WRITE);
+    pass(&mut client, "RELEASE s; COMMIT");
     assert_eq!(stage.overridden(), [(5, None)]);
 }
 
@@ -672,10 +660,10 @@ fn overridden_event_stays_with_a_released_savepoint() {
 fn each_overridden_statement_is_an_event() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, WRITE);
-    passes(&mut client, "DELETE FROM t WHERE id <= 4; COMMIT");
+    pass(&mut client, "BEGIN");
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, WRITE);
+    pass(&mut client, "DELETE FROM t WHERE id <= 4; COMMIT");
     assert_eq!(stage.overridden(), [(5, None), (4, None)]);
 }
 
@@ -683,7 +671,7 @@ fn each_overridden_statement_is_an_event() {
 fn overridden_rows_leave_out_what_an_exception_block_took_back() {
     let mut stage = Stage::new("flag");
     let mut client = stage.requester();
-    passes(
+    pass(
         &mut client,
         "BEGIN; SET LOCAL writeguard.override = on;
          DO $$ BEGIN
@@ -720,7 +708,7 @@ fn a_lift_inside_a_rolled_back_exception_block_does_not_outlive_it() {
 fn token_of_another_login_opens_the_write_once() {
     let mut stage = Stage::new("token");
     let (id, mut client) = stage.armed(WRITE);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.changed(), 5);
     assert_eq!(stage.state(id), "spent");
     assert_eq!(stage.overridden(), [(5, Some(id))]);
@@ -732,7 +720,7 @@ fn token_is_spent_by_its_use() {
     let (_, token) = stage.approved(WRITE);
     let mut client = stage.requester();
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     arm(&mut client, &token);
     let refusal = refused(&mut client, WRITE, "WG006");
     assert!(refusal.message.contains("spent"), "{refusal:?}");
@@ -742,8 +730,8 @@ fn token_is_spent_by_its_use() {
 fn token_opens_no_second_write_of_the_same_transaction() {
     let stage = Stage::new("token");
     let (_, mut client) = stage.armed(WRITE);
-    passes(&mut client, "BEGIN");
-    passes(&mut client, WRITE);
+    pass(&mut client, "BEGIN");
+    pass(&mut client, WRITE);
     refused(&mut client, WRITE, "WG006");
 }
 
@@ -751,9 +739,9 @@ fn token_opens_no_second_write_of_the_same_transaction() {
 fn token_lasts_for_the_transaction_that_uses_it() {
     let stage = Stage::new("token");
     let (_, mut client) = stage.armed(WRITE);
-    passes(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
+    pass(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
     // Neither flag nor token is armed any more.
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     let refusal = refused(&mut client, WRITE, "WG001");
     assert!(refusal.hint.contains("writeguard.request"), "{refusal:?}");
 }
@@ -762,7 +750,7 @@ fn token_lasts_for_the_transaction_that_uses_it() {
 fn token_is_not_spent_by_a_write_below_the_limit() {
     let mut stage = Stage::new("token");
     let (id, mut client) = stage.armed(WRITE);
-    passes(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
+    pass(&mut client, "UPDATE t SET a = 1 WHERE id = 1");
     assert_eq!(stage.state(id), "approved");
 }
 
@@ -770,7 +758,7 @@ fn token_is_not_spent_by_a_write_below_the_limit() {
 fn flag_without_token_is_refused_with_the_limits_own_code() {
     let mut stage = Stage::new("token");
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     let refusal = refused(&mut client, WRITE, "WG001");
     assert!(refusal.hint.contains("writeguard.request("), "{refusal:?}");
     assert_eq!(stage.changed(), 0);
@@ -781,7 +769,7 @@ fn token_without_flag_is_refused_with_the_limits_own_code() {
     let mut stage = Stage::new("token");
     let (id, token) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, &format!("SET writeguard.token = '{token}'"));
+    pass(&mut client, &format!("SET writeguard.token = '{token}'"));
     let refusal = refused(&mut client, WRITE, "WG001");
     assert!(refusal.hint.contains("SET writeguard.override = on"), "{refusal:?}");
     assert_eq!(stage.state(id), "approved");
@@ -816,15 +804,15 @@ fn token_from_outside_the_session_does_not_arm() {
     let (_, token) = stage.approved(WRITE);
     let role = stage.requester.clone();
     let mut client = stage.db.connect_with(&role, &format!("-c writeguard.token={token}"));
-    passes(&mut client, ARM_FLAG);
+    pass(&mut client, ARM_FLAG);
     refused(&mut client, WRITE, "WG001");
     for owner in [format!("ROLE {role}"), format!("DATABASE {}", stage.db.name)] {
         stage.admin.batch_execute(&format!("ALTER {owner} SET writeguard.token = '{token}'")).unwrap();
         let mut client = stage.requester();
-        passes(&mut client, ARM_FLAG);
+        pass(&mut client, ARM_FLAG);
         refused(&mut client, WRITE, "WG001");
-        passes(&mut client, "RESET writeguard.token");
-        passes(&mut client, ARM_FLAG);
+        pass(&mut client, "RESET writeguard.token");
+        pass(&mut client, ARM_FLAG);
         refused(&mut client, WRITE, "WG001");
         stage.admin.batch_execute(&format!("ALTER {owner} RESET writeguard.token")).unwrap();
     }
@@ -842,7 +830,7 @@ fn token_is_never_shown() {
         stage.db.connect_with("postgres", &options),
     ] {
         for arming in ["SELECT 1".to_owned(), format!("SET writeguard.token = '{token}'")] {
-            passes(&mut client, &arming);
+            pass(&mut client, &arming);
             for sql in [
                 "SHOW writeguard.token",
                 "SELECT current_setting('writeguard.token')",
@@ -893,7 +881,7 @@ fn set_role_makes_nobody_another_person() {
     stage.admin.batch_execute(&format!("GRANT {approver} TO {role}")).unwrap();
     let mut client = stage.requester();
     let id = request(&mut client, WRITE);
-    passes(&mut client, &format!("SET ROLE {approver}"));
+    pass(&mut client, &format!("SET ROLE {approver}"));
     let refusal = expect_refusal(try_approve(&mut client, id));
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
 }
@@ -904,9 +892,9 @@ fn a_request_made_after_set_role_belongs_to_the_login() {
     let (role, approver) = (stage.requester.clone(), stage.approver.clone());
     stage.admin.batch_execute(&format!("GRANT {role} TO {approver}")).unwrap();
     let mut client = stage.approver();
-    passes(&mut client, &format!("SET ROLE {role}"));
+    pass(&mut client, &format!("SET ROLE {role}"));
     let id = request(&mut client, WRITE);
-    passes(&mut client, "RESET ROLE");
+    pass(&mut client, "RESET ROLE");
     let refusal = expect_refusal(try_approve(&mut client, id));
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
 }
@@ -916,12 +904,12 @@ fn set_session_authorization_makes_nobody_another_person() {
     let mut stage = Stage::new("token");
     let (role, approver) = (stage.requester.clone(), stage.approver.clone());
     let mut client = stage.db.admin();
-    passes(&mut client, &format!("SET SESSION AUTHORIZATION {role}"));
+    pass(&mut client, &format!("SET SESSION AUTHORIZATION {role}"));
     let id = request(&mut client, WRITE);
-    passes(&mut client, &format!("SET SESSION AUTHORIZATION {approver}"));
+    pass(&mut client, &format!("SET SESSION AUTHORIZATION {approver}"));
     let refusal = expect_refusal(try_approve(&mut client, id));
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
-    passes(&mut client, "RESET SESSION AUTHORIZATION");
+    pass(&mut client, "RESET SESSION AUTHORIZATION");
     let refusal = expect_refusal(try_approve(&mut client, id));
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
     let login = text(&mut stage.admin, "SELECT login FROM writeguard.request");
@@ -1058,7 +1046,7 @@ fn set_session_authorization_does_not_make_the_token_ones_own() {
     let stage = Stage::new("token");
     let (_, token) = stage.approved(WRITE);
     let mut client = stage.db.admin();
-    passes(&mut client, &format!("SET SESSION AUTHORIZATION {}", stage.requester));
+    pass(&mut client, &format!("SET SESSION AUTHORIZATION {}", stage.requester));
     arm(&mut client, &token);
     refused(&mut client, WRITE, "WG006");
 }
@@ -1071,14 +1059,14 @@ fn token_requested_as_the_login_is_refused_after_set_role() {
     stage.admin.batch_execute(&format!("GRANT {group} TO {role}")).unwrap();
     let (_, token) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, &format!("SET ROLE {group}"));
+    pass(&mut client, &format!("SET ROLE {group}"));
     arm(&mut client, &token);
     let refusal = refused(&mut client, WRITE, "WG006");
     assert!(refusal.message.contains("another role"), "{refusal:?}");
     assert!(refusal.hint.contains("RESET ROLE"), "{refusal:?}");
-    passes(&mut client, "RESET ROLE");
+    pass(&mut client, "RESET ROLE");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
 }
 
 #[test]
@@ -1088,16 +1076,16 @@ fn token_requested_after_set_role_needs_that_role() {
     let role = stage.requester.clone();
     stage.admin.batch_execute(&format!("GRANT {group} TO {role}")).unwrap();
     let mut client = stage.requester();
-    passes(&mut client, &format!("SET ROLE {group}"));
+    pass(&mut client, &format!("SET ROLE {group}"));
     let id = request(&mut client, WRITE);
     let token = approve(&mut stage.approver(), id);
-    passes(&mut client, "RESET ROLE");
+    pass(&mut client, "RESET ROLE");
     arm(&mut client, &token);
     let refusal = refused(&mut client, WRITE, "WG006");
     assert_eq!(refusal.hint, format!("SET ROLE {group};"));
-    passes(&mut client, &refusal.hint);
+    pass(&mut client, &refusal.hint);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.state(id), "spent");
 }
 
@@ -1140,7 +1128,7 @@ fn blanks_and_the_final_semicolon_do_not_matter() {
         (format!("{WRITE} ; "), format!("{WRITE};")),
     ] {
         let (_, mut client) = stage.armed(&requested);
-        passes(&mut client, &sent);
+        pass(&mut client, &sent);
         assert_eq!(stage.changed(), 5);
         stage.undo();
     }
@@ -1151,7 +1139,7 @@ fn a_comment_after_the_semicolon_is_matched_by_itself() {
     let stage = Stage::new("token");
     let statement = format!("{WRITE}; -- all of them");
     let (_, mut client) = stage.armed(&statement);
-    passes(&mut client, &statement);
+    pass(&mut client, &statement);
 }
 
 #[test]
@@ -1159,7 +1147,7 @@ fn a_statement_of_many_lines_is_matched() {
     let mut stage = Stage::new("token");
     let statement = "UPDATE t -- all\n   SET a = 9 /* ; */\n WHERE 'a;b' <> ';';\n";
     let (_, mut client) = stage.armed(statement);
-    passes(&mut client, statement);
+    pass(&mut client, statement);
     assert_eq!(stage.changed(), 5);
 }
 
@@ -1168,10 +1156,7 @@ fn a_statement_is_matched_alone_in_a_string_of_several() {
     let mut stage = Stage::new("token");
     let (id, token) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(
-        &mut client,
-        &format!("BEGIN; {ARM_FLAG}; SET writeguard.token = '{token}';\n {WRITE} ;\n SELECT 1; COMMIT;"),
-    );
+    pass(&mut client, &format!("BEGIN; {ARM_FLAG}; SET writeguard.token = '{token}';\n {WRITE} ;\n SELECT 1; COMMIT;"));
     assert_eq!(stage.changed(), 5);
     assert_eq!(stage.overridden(), [(5, Some(id))]);
 }
@@ -1272,7 +1257,7 @@ fn a_parameter_of_the_wrong_type_fails_as_that_type_says() {
 fn sql_level_prepare_is_known_by_its_execute() {
     let mut stage = Stage::new("token");
     let mut client = stage.requester();
-    passes(&mut client, "PREPARE p(int) AS UPDATE t SET a = $1");
+    pass(&mut client, "PREPARE p(int) AS UPDATE t SET a = $1");
     refused(&mut client, "EXECUTE p(9) ;", "WG001");
     let blocked = text(&mut client, "SELECT statement FROM writeguard.my_events WHERE kind = 'blocked'");
     assert_eq!(blocked, "EXECUTE p(9)");
@@ -1290,7 +1275,7 @@ fn sql_level_prepare_is_known_by_its_execute() {
     arm(&mut client, &token);
     refused(&mut client, "EXECUTE p(8)", "WG006");
     arm(&mut client, &token);
-    passes(&mut client, "EXECUTE p(9)");
+    pass(&mut client, "EXECUTE p(9)");
     assert_eq!(stage.changed(), 5);
 }
 
@@ -1317,11 +1302,11 @@ fn token_that_expires_during_its_transaction_was_used_in_time() {
     let id = request(&mut client, WRITE);
     let token: String =
         stage.approver().query_one("SELECT writeguard.approve($1, valid_for => '2 seconds')", &[&id]).unwrap().get(0);
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     thread::sleep(Duration::from_millis(2_100));
-    passes(&mut client, "COMMIT");
+    pass(&mut client, "COMMIT");
 }
 
 #[test]
@@ -1366,7 +1351,7 @@ fn fewer_rows_than_reviewed_pass() {
     let mut stage = Stage::new("token");
     let (id, mut client) = stage.armed(WRITE);
     stage.admin.batch_execute("DELETE FROM t WHERE id = 5").unwrap();
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), [(4, Some(id))]);
 }
 
@@ -1421,7 +1406,7 @@ fn reviewed_rows_hold_for_each_table() {
     refused(&mut client, both, "WG006");
     stage.admin.batch_execute("DELETE FROM u WHERE id = 6").unwrap();
     arm(&mut client, &token);
-    passes(&mut client, both);
+    pass(&mut client, both);
 }
 
 #[test]
@@ -1436,7 +1421,7 @@ fn approver_may_allow_fewer_rows_than_reviewed() {
     assert_eq!(stage.changed(), 0);
     stage.admin.batch_execute("DELETE FROM t WHERE id = 5").unwrap();
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), [(4, Some(id))]);
 }
 
@@ -1452,7 +1437,7 @@ fn approver_may_allow_more_rows_than_reviewed() {
     refused(&mut client, WRITE, "WG006");
     stage.admin.batch_execute("DELETE FROM t WHERE id = 8").unwrap();
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), [(7, Some(id))]);
 }
 
@@ -1461,7 +1446,7 @@ fn token_opens_a_truncate_of_the_reviewed_rows() {
     let mut stage = Stage::new("token");
     let (id, mut client) = stage.armed("TRUNCATE t");
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM t"), 5);
-    passes(&mut client, "TRUNCATE t");
+    pass(&mut client, "TRUNCATE t");
     assert_eq!(number(&mut stage.admin, "SELECT count(*) FROM t"), 0);
     assert_eq!(stage.overridden(), [(5, Some(id))]);
 }
@@ -1480,7 +1465,7 @@ fn one_token_lifts_all_policies_that_the_statement_passes() {
     let mut stage = Stage::new("token");
     stage.admin.batch_execute("SELECT writeguard.set_policy('q', tables => '{public.t}', max_rows => 4)").unwrap();
     let (id, mut client) = stage.armed(WRITE);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     let policies = text(
         &mut stage.admin,
         "SELECT string_agg(policy, ',' ORDER BY policy) FROM writeguard.event WHERE kind = 'overridden'",
@@ -1494,7 +1479,7 @@ fn unknown_token_is_refused() {
     let mut stage = Stage::new("token");
     let mut client = stage.requester();
     for token in ["abc", "0", "********", "'' OR true --", &"f".repeat(10_000)] {
-        passes(&mut client, ARM_FLAG);
+        pass(&mut client, ARM_FLAG);
         client.execute("SELECT set_config('writeguard.token', $1, false)", &[&token]).unwrap();
         let refusal = refused(&mut client, WRITE, "WG006");
         assert!(token == "0" || !format!("{refusal:?}").contains(token), "{refusal:?}");
@@ -1563,7 +1548,7 @@ fn a_decision_cannot_be_changed() {
 fn a_spent_request_cannot_be_approved_again() {
     let mut stage = Stage::new("token");
     let (id, mut client) = stage.armed(WRITE);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     let refusal = expect_refusal(try_approve(&mut stage.approver(), id));
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
     assert_eq!(stage.state(id), "spent");
@@ -1588,9 +1573,9 @@ fn an_approval_that_is_rolled_back_never_was() {
     let mut stage = Stage::new("token");
     let id = request(&mut stage.requester(), WRITE);
     let mut approver = stage.approver();
-    passes(&mut approver, "BEGIN");
+    pass(&mut approver, "BEGIN");
     let token = approve(&mut approver, id);
-    passes(&mut approver, "ROLLBACK");
+    pass(&mut approver, "ROLLBACK");
     assert_eq!(stage.state(id), "pending");
     let mut client = stage.requester();
     arm(&mut client, &token);
@@ -1604,13 +1589,13 @@ fn two_people_deciding_at_once_do_not_both_get_a_token() {
     stage.admin.batch_execute(&format!("GRANT EXECUTE ON FUNCTION writeguard.approve TO {second}")).unwrap();
     let id = request(&mut stage.requester(), WRITE);
     let mut approver = stage.approver();
-    passes(&mut approver, "BEGIN");
+    pass(&mut approver, "BEGIN");
     approve(&mut approver, id);
     let mut other = stage.db.connect(&second);
     let other_pid = pid(&mut other);
     let waiting = thread::spawn(move || try_approve(&mut other, id));
     wait_for_lock_of(&mut stage.admin, other_pid);
-    passes(&mut approver, "COMMIT");
+    pass(&mut approver, "COMMIT");
     let refusal = expect_refusal(waiting.join().unwrap());
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
 }
@@ -1622,14 +1607,14 @@ fn a_rolled_back_use_leaves_the_token_unused() {
     let mut stage = Stage::new("token");
     let (id, token) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, WRITE);
+    pass(&mut client, "ROLLBACK");
     assert_eq!(stage.state(id), "approved");
     assert_eq!(stage.overridden(), []);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), [(5, Some(id))]);
 }
 
@@ -1648,13 +1633,13 @@ fn a_use_rolled_back_to_a_savepoint_leaves_the_token_unused() {
     let mut stage = Stage::new("token");
     let (id, token) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, "SAVEPOINT s");
-    passes(&mut client, WRITE);
-    passes(&mut client, "ROLLBACK TO s");
-    passes(&mut client, WRITE);
-    passes(&mut client, "COMMIT");
+    pass(&mut client, "SAVEPOINT s");
+    pass(&mut client, WRITE);
+    pass(&mut client, "ROLLBACK TO s");
+    pass(&mut client, WRITE);
+    pass(&mut client, "COMMIT");
     assert_eq!(stage.changed(), 5);
     assert_eq!(stage.overridden(), [(5, Some(id))]);
 }
@@ -1664,15 +1649,15 @@ fn a_use_rolled_back_to_a_savepoint_and_not_repeated_is_none() {
     let mut stage = Stage::new("token");
     let (id, token) = stage.approved(WRITE);
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, "SAVEPOINT s");
-    passes(&mut client, WRITE);
-    passes(&mut client, "ROLLBACK TO s; COMMIT");
+    pass(&mut client, "SAVEPOINT s");
+    pass(&mut client, WRITE);
+    pass(&mut client, "ROLLBACK TO s; COMMIT");
     assert_eq!(stage.state(id), "approved");
     assert_eq!(stage.overridden(), []);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
 }
 
 /// `f` changes all rows inside an exception block that fails, runs `between`, and changes all rows again.
@@ -1698,7 +1683,7 @@ fn a_use_rolled_back_by_an_exception_block_is_repeated_after_it() {
     let mut stage = Stage::new("token");
     create_function_with_exception_block(&mut stage, "");
     let (id, mut client) = stage.armed("SELECT f()");
-    passes(&mut client, "SELECT f()");
+    pass(&mut client, "SELECT f()");
     assert_eq!(stage.changed(), 5);
     assert_eq!(stage.state(id), "spent");
     assert_eq!(stage.overridden(), [(5, Some(id))]);
@@ -1727,7 +1712,7 @@ fn a_token_taken_back_by_an_exception_block_leaves_nothing_lifted() {
 #[test]
 fn an_exception_block_that_swallows_the_refusal_gets_no_row_through() {
     let mut stage = Stage::new("token");
-    passes(&mut stage.requester(), "DO $$ BEGIN UPDATE t SET a = 9; EXCEPTION WHEN OTHERS THEN NULL; END $$");
+    pass(&mut stage.requester(), "DO $$ BEGIN UPDATE t SET a = 9; EXCEPTION WHEN OTHERS THEN NULL; END $$");
     assert_eq!(stage.changed(), 0);
     assert_eq!(stage.events("blocked"), 1);
 }
@@ -1748,8 +1733,8 @@ fn two_sessions_with_one_token(stage: &mut Stage) -> (i64, Client, Client) {
         .unwrap();
     let mut left = stage.requester();
     let mut right = stage.requester();
-    passes(&mut left, "SET tests.side = 'left'");
-    passes(&mut right, "SET tests.side = 'right'");
+    pass(&mut left, "SET tests.side = 'left'");
+    pass(&mut right, "SET tests.side = 'right'");
     let id = request(&mut left, HALF);
     let token = approve(&mut stage.approver(), id);
     arm(&mut left, &token);
@@ -1762,11 +1747,11 @@ fn the_second_session_waits_and_finds_the_token_spent() {
     let mut stage = Stage::new("token");
     let (id, mut left, mut right) = two_sessions_with_one_token(&mut stage);
     let right_pid = pid(&mut right);
-    passes(&mut left, "BEGIN");
-    passes(&mut left, HALF);
+    pass(&mut left, "BEGIN");
+    pass(&mut left, HALF);
     let waiting = thread::spawn(move || right.batch_execute(HALF));
     wait_for_lock_of(&mut stage.admin, right_pid);
-    passes(&mut left, "COMMIT");
+    pass(&mut left, "COMMIT");
     let refusal = expect_refusal(waiting.join().unwrap());
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
     assert_eq!(text(&mut stage.admin, "SELECT string_agg(DISTINCT side, ',') FROM half WHERE a = 9"), "left");
@@ -1778,11 +1763,11 @@ fn the_second_session_passes_when_the_first_rolls_back() {
     let mut stage = Stage::new("token");
     let (id, mut left, mut right) = two_sessions_with_one_token(&mut stage);
     let right_pid = pid(&mut right);
-    passes(&mut left, "BEGIN");
-    passes(&mut left, HALF);
+    pass(&mut left, "BEGIN");
+    pass(&mut left, HALF);
     let waiting = thread::spawn(move || right.batch_execute(HALF));
     wait_for_lock_of(&mut stage.admin, right_pid);
-    passes(&mut left, "ROLLBACK");
+    pass(&mut left, "ROLLBACK");
     waiting.join().unwrap().unwrap_or_else(|error| panic!("{:?}", Refusal::of(&error)));
     assert_eq!(text(&mut stage.admin, "SELECT string_agg(DISTINCT side, ',') FROM half WHERE a = 9"), "right");
     assert_eq!(stage.overridden(), [(5, Some(id))]);
@@ -1797,9 +1782,9 @@ fn an_older_snapshot_does_not_make_a_spent_token_good_again() {
             .batch_execute("DROP TABLE IF EXISTS half; SELECT writeguard.set_policy('half', roles => '{postgres}')")
             .unwrap();
         let (_, mut left, mut right) = two_sessions_with_one_token(&mut stage);
-        passes(&mut right, &format!("BEGIN ISOLATION LEVEL {level}"));
+        pass(&mut right, &format!("BEGIN ISOLATION LEVEL {level}"));
         number(&mut right, "SELECT count(*) FROM half");
-        passes(&mut left, HALF);
+        pass(&mut left, HALF);
         let refusal = expect_refusal(right.batch_execute(HALF));
         assert!(["WG006", "40001"].contains(&refusal.sqlstate.as_str()), "{refusal:?}");
     }
@@ -1810,9 +1795,9 @@ fn token_works_at_every_isolation_level() {
     let mut stage = Stage::new("token");
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         let (_, mut client) = stage.armed(WRITE);
-        passes(&mut client, &format!("BEGIN ISOLATION LEVEL {level}"));
-        passes(&mut client, WRITE);
-        passes(&mut client, "COMMIT");
+        pass(&mut client, &format!("BEGIN ISOLATION LEVEL {level}"));
+        pass(&mut client, WRITE);
+        pass(&mut client, "COMMIT");
         assert_eq!(stage.changed(), 5);
         stage.undo();
     }
@@ -1824,17 +1809,17 @@ fn a_prepared_transaction_takes_its_token_along() {
     let (id, token) = stage.approved(WRITE);
     let gid = stage.db.name.clone();
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
-    passes(&mut client, &format!("PREPARE TRANSACTION '{gid}'"));
+    pass(&mut client, WRITE);
+    pass(&mut client, &format!("PREPARE TRANSACTION '{gid}'"));
     assert_eq!(stage.overridden(), []);
     // Not spent yet, but not free either.
     arm(&mut client, &token);
-    passes(&mut client, "SET lock_timeout = '200ms'");
+    pass(&mut client, "SET lock_timeout = '200ms'");
     refused(&mut client, WRITE, "55P03");
-    passes(&mut client, "RESET lock_timeout");
-    passes(&mut client, &format!("COMMIT PREPARED '{gid}'"));
+    pass(&mut client, "RESET lock_timeout");
+    pass(&mut client, &format!("COMMIT PREPARED '{gid}'"));
     assert_eq!(stage.changed(), 5);
     assert_eq!(stage.state(id), "spent");
     assert_eq!(stage.overridden(), [(5, Some(id))]);
@@ -1848,16 +1833,16 @@ fn a_prepared_transaction_that_is_rolled_back_gives_its_token_back() {
     let (id, token) = stage.approved(WRITE);
     let gid = stage.db.name.clone();
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
-    passes(&mut client, &format!("PREPARE TRANSACTION '{gid}'"));
-    passes(&mut client, &format!("ROLLBACK PREPARED '{gid}'"));
+    pass(&mut client, WRITE);
+    pass(&mut client, &format!("PREPARE TRANSACTION '{gid}'"));
+    pass(&mut client, &format!("ROLLBACK PREPARED '{gid}'"));
     assert_eq!(stage.changed(), 0);
     assert_eq!(stage.state(id), "approved");
     assert_eq!(stage.overridden(), []);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), [(5, Some(id))]);
 }
 
@@ -1867,18 +1852,18 @@ fn preparing_a_transaction_ends_what_was_armed() {
     stage.admin.batch_execute("INSERT INTO t SELECT generate_series(6, 10)").unwrap();
     let gid = stage.db.name.clone();
     let mut client = stage.requester();
-    passes(&mut client, ARM_FLAG);
-    passes(&mut client, "BEGIN; UPDATE t SET a = 9 WHERE id <= 4");
-    passes(&mut client, &format!("PREPARE TRANSACTION '{gid}'"));
+    pass(&mut client, ARM_FLAG);
+    pass(&mut client, "BEGIN; UPDATE t SET a = 9 WHERE id <= 4");
+    pass(&mut client, &format!("PREPARE TRANSACTION '{gid}'"));
     refused(&mut client, "UPDATE t SET a = 9 WHERE id > 5", "WG001");
-    passes(&mut client, &format!("ROLLBACK PREPARED '{gid}'"));
+    pass(&mut client, &format!("ROLLBACK PREPARED '{gid}'"));
 }
 
 #[test]
 fn a_refused_token_is_an_event_that_survives_the_rollback() {
     let mut stage = Stage::new("token");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     arm(&mut client, "no-such-token");
     refused(&mut client, WRITE, "WG006");
     let row = stage
@@ -1889,7 +1874,7 @@ fn a_refused_token_is_an_event_that_survives_the_rollback() {
     assert_eq!(row.get::<_, &str>(1), "public.t");
     assert_eq!(row.get::<_, &str>(2), WRITE);
     assert!(!row.get::<_, &str>(3).contains("no-such-token"));
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, "ROLLBACK");
     assert_eq!(stage.events("token_refused"), 1);
 }
 
@@ -1939,15 +1924,15 @@ fn rehearsal_leaves_no_lock() {
     let mut client = stage.requester();
     let client_pid = pid(&mut client);
     for statement in [WRITE, "DELETE FROM t"] {
-        passes(&mut client, "BEGIN");
+        pass(&mut client, "BEGIN");
         request(&mut client, statement);
         // Still inside the requester's transaction: others can write and read the rows at once.
-        passes(
+        pass(
             &mut stage.admin,
             "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL writeguard.enabled = off;
              UPDATE t SET a = 1; LOCK TABLE t IN ACCESS EXCLUSIVE MODE; ROLLBACK",
         );
-        passes(&mut client, "COMMIT");
+        pass(&mut client, "COMMIT");
         let locks = stage.admin.query_one("SELECT count(*) FROM pg_locks WHERE pid = $1", &[&client_pid]).unwrap();
         assert_eq!(locks.get::<_, i64>(0), 0, "{statement}");
     }
@@ -1966,10 +1951,10 @@ fn rehearsal_of_a_truncate_counts_and_leaves_no_lock() {
         )
         .unwrap();
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     let id = request(&mut client, "TRUNCATE t");
-    passes(&mut stage.admin, "BEGIN; SET LOCAL lock_timeout = '2s'; LOCK TABLE t IN ACCESS EXCLUSIVE MODE; ROLLBACK");
-    passes(&mut client, "COMMIT");
+    pass(&mut stage.admin, "BEGIN; SET LOCAL lock_timeout = '2s'; LOCK TABLE t IN ACCESS EXCLUSIVE MODE; ROLLBACK");
+    pass(&mut client, "COMMIT");
     let rows = stage.admin.query_one("SELECT rows FROM writeguard.request WHERE id = $1", &[&id]).unwrap();
     assert_eq!(rows.get::<_, i64>(0), 5);
     // Counted, not run: what a trigger does outside of transactions was not done.
@@ -1980,10 +1965,10 @@ fn rehearsal_of_a_truncate_counts_and_leaves_no_lock() {
 fn rehearsal_lifts_nothing_afterwards() {
     let mut stage = Stage::new("token");
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     request(&mut client, WRITE);
     refused(&mut client, WRITE, "WG001");
-    passes(&mut client, "ROLLBACK");
+    pass(&mut client, "ROLLBACK");
     refused(
         &mut client,
         &format!("DO $$ BEGIN PERFORM writeguard.request('{WRITE}', 'tests'); {WRITE}; END $$"),
@@ -1996,18 +1981,18 @@ fn rehearsal_lifts_nothing_afterwards() {
 fn a_failed_rehearsal_lifts_nothing_afterwards() {
     let mut stage = Stage::new("token");
     let mut client = stage.requester();
-    passes(&mut client, "SET statement_timeout = '300ms'");
+    pass(&mut client, "SET statement_timeout = '300ms'");
     for (statement, sqlstate) in [
         ("UPDATE t SET a = 1 / (5 - id)", "22012"),
         ("UPDATE t SET a = 1 WHERE pg_sleep(5) IS NOT NULL", "57014"),
         ("UPDATE nowhere SET a = 1", "42P01"),
     ] {
-        passes(&mut client, "BEGIN; SAVEPOINT s");
+        pass(&mut client, "BEGIN; SAVEPOINT s");
         let refusal = expect_refusal(try_request(&mut client, statement));
         assert_eq!(refusal.sqlstate, sqlstate, "{refusal:?}");
-        passes(&mut client, "ROLLBACK TO s");
+        pass(&mut client, "ROLLBACK TO s");
         refused(&mut client, WRITE, "WG001");
-        passes(&mut client, "ROLLBACK");
+        pass(&mut client, "ROLLBACK");
         refused(&mut client, WRITE, "WG001");
     }
     assert_eq!(stage.changed(), 0);
@@ -2025,9 +2010,9 @@ fn rehearsed_rows_are_charged_to_no_budget() {
         )
         .unwrap();
     let mut client = stage.requester();
-    passes(&mut client, "BEGIN");
+    pass(&mut client, "BEGIN");
     request(&mut client, WRITE);
-    passes(&mut client, "UPDATE t SET a = 9 WHERE id <= 3; COMMIT");
+    pass(&mut client, "UPDATE t SET a = 9 WHERE id <= 3; COMMIT");
     assert_eq!(stage.changed(), 3);
 }
 
@@ -2113,7 +2098,7 @@ fn rehearsal_resolves_names_as_the_requester_does() {
         )
         .unwrap();
     let mut client = stage.requester();
-    passes(&mut client, "SET search_path = other, public");
+    pass(&mut client, "SET search_path = other, public");
     request(&mut client, WRITE);
     let relations = text(&mut stage.admin, "SELECT relations::text FROM writeguard.request");
     assert_eq!(relations, r#"{"other.t": 4}"#);
@@ -2191,10 +2176,10 @@ fn every_kind_of_write_can_be_requested() {
     ] {
         let id = request(&mut client, statement);
         let token = approve(&mut stage.approver(), id);
-        passes(&mut client, "BEGIN");
+        pass(&mut client, "BEGIN");
         arm(&mut client, &token);
-        passes(&mut client, statement);
-        passes(&mut client, "ROLLBACK");
+        pass(&mut client, statement);
+        pass(&mut client, "ROLLBACK");
     }
 }
 
@@ -2225,7 +2210,7 @@ fn request_by_event_takes_the_refused_statement() {
         client.query_one("SELECT writeguard.request(event => $1, reason => 'tests')", &[&event]).unwrap().get(0);
     let token = approve(&mut stage.approver(), id);
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     assert_eq!(stage.overridden(), [(5, Some(id))]);
 }
 
@@ -2261,7 +2246,7 @@ fn token_is_in_no_table_and_in_no_log_line_of_the_extension() {
     refused(&mut client, "DELETE FROM t", "WG006");
     refused(&mut client, &format!("{ARM_FLAG}; SET writeguard.token = '{token}'; DELETE FROM t"), "WG006");
     arm(&mut client, &token);
-    passes(&mut client, WRITE);
+    pass(&mut client, WRITE);
     arm(&mut client, &token);
     refused(&mut client, WRITE, "WG006");
     for table in ["event", "request", "policy", "outbox"] {
@@ -2370,6 +2355,6 @@ fn statement_hash_tells_parameters_apart() {
 fn login_is_who_authenticated() {
     let stage = Stage::new("token");
     let mut client = stage.db.admin();
-    passes(&mut client, &format!("SET SESSION AUTHORIZATION {}", stage.requester));
+    pass(&mut client, &format!("SET SESSION AUTHORIZATION {}", stage.requester));
     assert_eq!(text(&mut client, "SELECT writeguard.login()"), "postgres");
 }

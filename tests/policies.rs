@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::common::session::pass;
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
@@ -9,20 +10,13 @@ use postgres::Client;
 fn database() -> (Database, Client) {
     let db = Server::shared().database();
     let mut admin = db.admin();
-    run(
+    pass(
         &mut admin,
         "CREATE TABLE t (id int, a int NOT NULL DEFAULT 0);
          INSERT INTO t SELECT generate_series(1, 5);
          GRANT ALL ON t TO PUBLIC",
     );
     (db, admin)
-}
-
-#[track_caller]
-fn run(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql} failed: {:?}", Refusal::of(&error));
-    }
 }
 
 #[track_caller]
@@ -102,7 +96,7 @@ fn an_unknown_unqualified_table_is_refused_with_the_qualified_form_as_hint() {
     let (_db, mut admin) = database();
     let refusal = mistake(&mut admin, "tables => '{nowhere}'", "nowhere");
     assert!(refusal.hint.contains("public.nowhere"), "{refusal:?}");
-    run(&mut admin, "SET search_path = pg_catalog");
+    pass(&mut admin, "SET search_path = pg_catalog");
     let refusal = mistake(&mut admin, "tables => '{t}'", "\"t\"");
     assert!(refusal.hint.contains("public.t"), "{refusal:?}");
 }
@@ -110,7 +104,7 @@ fn an_unknown_unqualified_table_is_refused_with_the_qualified_form_as_hint() {
 #[test]
 fn a_view_is_refused_and_the_message_sends_to_its_tables() {
     let (_db, mut admin) = database();
-    run(&mut admin, "CREATE VIEW v AS SELECT * FROM t; CREATE MATERIALIZED VIEW m AS SELECT * FROM t");
+    pass(&mut admin, "CREATE VIEW v AS SELECT * FROM t; CREATE MATERIALIZED VIEW m AS SELECT * FROM t");
     let refusal = mistake(&mut admin, "tables => '{public.v}'", "public.v");
     assert!(refusal.message.contains("view"), "{refusal:?}");
     mistake(&mut admin, "tables => '{v}'", "v");
@@ -121,7 +115,7 @@ fn a_view_is_refused_and_the_message_sends_to_its_tables() {
 #[test]
 fn what_is_no_table_is_refused() {
     let (_db, mut admin) = database();
-    run(&mut admin, "CREATE SEQUENCE s; CREATE INDEX i ON t (id); CREATE TYPE pair AS (a int, b int)");
+    pass(&mut admin, "CREATE SEQUENCE s; CREATE INDEX i ON t (id); CREATE TYPE pair AS (a int, b int)");
     for name in ["public.s", "public.i", "public.pair"] {
         mistake(&mut admin, &format!("tables => '{{{name}}}'"), name);
     }
@@ -130,7 +124,7 @@ fn what_is_no_table_is_refused() {
 #[test]
 fn a_temporary_table_is_refused() {
     let (_db, mut admin) = database();
-    run(&mut admin, "CREATE TEMP TABLE scratch (id int)");
+    pass(&mut admin, "CREATE TEMP TABLE scratch (id int)");
     let refusal = mistake(&mut admin, "tables => '{scratch}'", "scratch");
     assert!(refusal.message.contains("temporary"), "{refusal:?}");
 }
@@ -138,7 +132,7 @@ fn a_temporary_table_is_refused() {
 #[test]
 fn a_temporary_table_in_front_of_a_table_is_not_taken_for_it() {
     let (_db, mut admin) = database();
-    run(&mut admin, "CREATE TEMP TABLE t (id int)");
+    pass(&mut admin, "CREATE TEMP TABLE t (id int)");
     let refusal = mistake(&mut admin, "tables => '{t}'", ".t");
     assert!(refusal.message.contains("temporary"), "{refusal:?}");
 }
@@ -304,7 +298,7 @@ fn columns_that_come_later_may_be_given_with_their_defaults() {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let (_db, mut admin) = database();
-    run(&mut admin, "SELECT writeguard.set_policy('p')");
+    pass(&mut admin, "SELECT writeguard.set_policy('p')");
     let stored: String = admin.query_one("SELECT to_jsonb(p)::text FROM writeguard.policy AS p", &[]).unwrap().get(0);
     let expected = r#"{"name": "p", "mode": "enforce", "undo": null, "roles": ["public"], "client": null,
         "tables": ["*.*"], "comment": null, "max_rows": null, "override": "token", "schedule": null,
@@ -346,21 +340,21 @@ fn every_value_given_is_stored() {
 #[test]
 fn an_unqualified_name_is_resolved_through_the_search_path() {
     let (_db, mut admin) = database();
-    run(&mut admin, "CREATE SCHEMA app; CREATE TABLE app.t (id int); SET search_path = app, public");
+    pass(&mut admin, "CREATE SCHEMA app; CREATE TABLE app.t (id int); SET search_path = app, public");
     set(&mut admin, "tables => '{t}'").unwrap();
     assert_eq!(stored_tables(&mut admin), ["app.t"]);
-    run(&mut admin, "SET search_path = public, app");
+    pass(&mut admin, "SET search_path = public, app");
     set(&mut admin, "tables => '{t}'").unwrap();
     assert_eq!(stored_tables(&mut admin), ["public.t"]);
     // Resolved when it was set: a later search_path changes nothing.
-    run(&mut admin, "SET search_path = app");
+    pass(&mut admin, "SET search_path = app");
     assert_eq!(stored_tables(&mut admin), ["public.t"]);
 }
 
 #[test]
 fn names_are_folded_and_quoted_as_sql_does() {
     let (_db, mut admin) = database();
-    run(
+    pass(
         &mut admin,
         r#"CREATE TABLE "T" (id int); CREATE TABLE "a.b" (id int); CREATE TABLE "q""q" (id int);
            CREATE SCHEMA "Mixed"; CREATE TABLE "Mixed"."Case" (id int); CREATE TABLE "Äpfel" (id int);
@@ -391,7 +385,7 @@ fn names_are_folded_and_quoted_as_sql_does() {
 #[test]
 fn what_is_stored_can_be_set_again() {
     let (_db, mut admin) = database();
-    run(&mut admin, r#"CREATE TABLE "T x*" (id int)"#);
+    pass(&mut admin, r#"CREATE TABLE "T x*" (id int)"#);
     for written in ["t", "public.o*", r#""T x*""#, "*.*"] {
         admin.execute("SELECT writeguard.set_policy('p', tables => ARRAY[$1])", &[&written]).unwrap();
         let again = admin
@@ -404,7 +398,7 @@ fn what_is_stored_can_be_set_again() {
 #[test]
 fn partitioned_tables_and_partitions_can_be_named() {
     let (_db, mut admin) = database();
-    run(
+    pass(
         &mut admin,
         "CREATE TABLE parted (id int) PARTITION BY LIST (id);
          CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1)",
@@ -466,7 +460,7 @@ fn drop_policy_ends_the_limit() {
     let (_db, mut admin) = database();
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
     assert_eq!(limit_of_t(&mut admin), 3);
-    run(&mut admin, "SELECT writeguard.drop_policy('p')");
+    pass(&mut admin, "SELECT writeguard.drop_policy('p')");
     assert_eq!(limit_of_t(&mut admin), 5);
     assert_eq!(number(&mut admin, "SELECT count(*) FROM writeguard.policy"), 0);
 }
@@ -489,7 +483,7 @@ fn each_change_is_an_event_and_no_change_is_none() {
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
     set(&mut admin, "tables => '{t}', max_rows => 4").unwrap();
-    run(&mut admin, "SELECT writeguard.drop_policy('p')");
+    pass(&mut admin, "SELECT writeguard.drop_policy('p')");
     let rows = admin
         .query("SELECT policy, login, reason FROM writeguard.event WHERE kind = 'policy_changed' ORDER BY id", &[])
         .unwrap();
@@ -510,22 +504,22 @@ fn each_change_is_an_event_and_no_change_is_none() {
 fn a_change_that_is_rolled_back_changes_nothing() {
     let (db, mut admin) = database();
     let mut user = db.connect(&db.role("user"));
-    run(&mut admin, "BEGIN");
+    pass(&mut admin, "BEGIN");
     set(&mut admin, "tables => '{t}', max_rows => 2").unwrap();
     limit_in_transaction(&mut admin);
-    run(&mut admin, "ROLLBACK");
+    pass(&mut admin, "ROLLBACK");
     for client in [&mut admin, &mut user] {
         assert_eq!(limit_of_t(client), 5);
     }
     assert_nothing_stored(&mut admin);
 
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
-    run(&mut admin, "BEGIN");
+    pass(&mut admin, "BEGIN");
     set(&mut admin, "tables => '{t}', max_rows => 1").unwrap();
     limit_in_transaction(&mut admin);
-    run(&mut admin, "ROLLBACK; BEGIN; SELECT writeguard.drop_policy('p')");
+    pass(&mut admin, "ROLLBACK; BEGIN; SELECT writeguard.drop_policy('p')");
     limit_in_transaction(&mut admin);
-    run(&mut admin, "ROLLBACK");
+    pass(&mut admin, "ROLLBACK");
     for client in [&mut admin, &mut user] {
         assert_eq!(limit_of_t(client), 3);
     }
@@ -533,19 +527,19 @@ fn a_change_that_is_rolled_back_changes_nothing() {
 
 /// A covered write inside a transaction, so that the session reads the policies there.
 fn limit_in_transaction(client: &mut Client) {
-    run(client, "SAVEPOINT s");
+    pass(client, "SAVEPOINT s");
     let _ = client.batch_execute("UPDATE t SET a = 1");
-    run(client, "ROLLBACK TO s");
+    pass(client, "ROLLBACK TO s");
 }
 
 #[test]
 fn a_change_that_is_rolled_back_to_a_savepoint_changes_nothing() {
     let (_db, mut admin) = database();
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
-    run(&mut admin, "BEGIN; SAVEPOINT outside");
+    pass(&mut admin, "BEGIN; SAVEPOINT outside");
     set(&mut admin, "tables => '{t}', max_rows => 1").unwrap();
     limit_in_transaction(&mut admin);
-    run(&mut admin, "ROLLBACK TO outside; UPDATE t SET a = 1 WHERE id <= 3");
+    pass(&mut admin, "ROLLBACK TO outside; UPDATE t SET a = 1 WHERE id <= 3");
     let refusal = expect_refusal(admin.batch_execute("UPDATE t SET a = 1"));
     assert!(refusal.message.contains("limit of 3 rows"), "{refusal:?}");
 }
@@ -554,12 +548,12 @@ fn a_change_that_is_rolled_back_to_a_savepoint_changes_nothing() {
 fn two_sessions_setting_the_same_policy_leave_the_later_one() {
     let (db, mut admin) = database();
     set(&mut admin, "tables => '{t}', max_rows => 1").unwrap();
-    run(&mut admin, "BEGIN");
+    pass(&mut admin, "BEGIN");
     set(&mut admin, "tables => '{t}', max_rows => 2").unwrap();
     let mut other = db.admin();
     let waiting = std::thread::spawn(move || set(&mut other, "tables => '{t}', max_rows => 3"));
     std::thread::sleep(std::time::Duration::from_millis(300));
-    run(&mut admin, "COMMIT");
+    pass(&mut admin, "COMMIT");
     assert_eq!(waiting.join().unwrap().unwrap(), "changed");
     assert_eq!(limit_of_t(&mut admin), 3);
 }
@@ -582,7 +576,7 @@ fn an_ordinary_role_may_not_set_or_drop_policies() {
 fn the_owner_of_a_table_may_not_set_policies_for_it() {
     let (db, mut admin) = database();
     let role = db.role("owner");
-    run(&mut admin, &format!("ALTER TABLE t OWNER TO {role}"));
+    pass(&mut admin, &format!("ALTER TABLE t OWNER TO {role}"));
     let refusal = expect_refusal(set(&mut db.connect(&role), "tables => '{t}'"));
     assert_eq!(refusal.sqlstate, "42501", "{refusal:?}");
 }
@@ -591,11 +585,11 @@ fn the_owner_of_a_table_may_not_set_policies_for_it() {
 fn a_grantee_may_set_and_drop_policies_and_is_named_in_the_event() {
     let (db, mut admin) = database();
     let role = db.role("dba");
-    run(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.set_policy, writeguard.drop_policy TO {role}"));
+    pass(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.set_policy, writeguard.drop_policy TO {role}"));
     let mut grantee = db.connect(&role);
     assert_eq!(set(&mut grantee, "tables => '{t}', max_rows => 3").unwrap(), "created");
     assert_eq!(limit_of_t(&mut admin), 3);
-    run(&mut grantee, "SELECT writeguard.drop_policy('p')");
+    pass(&mut grantee, "SELECT writeguard.drop_policy('p')");
     assert_eq!(limit_of_t(&mut admin), 5);
     assert_eq!(
         number(
@@ -611,7 +605,7 @@ fn an_ordinary_role_cannot_write_the_policy_table() {
     let (db, mut admin) = database();
     set(&mut admin, "tables => '{t}', max_rows => 1").unwrap();
     let role = db.role("user");
-    run(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.set_policy, writeguard.drop_policy TO {role}"));
+    pass(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.set_policy, writeguard.drop_policy TO {role}"));
     let mut user = db.connect(&role);
     for sql in [
         "INSERT INTO writeguard.policy (name) VALUES ('q')",
@@ -635,9 +629,9 @@ fn what_a_superuser_writes_into_the_policy_table_takes_effect() {
     let mut user = db.connect(&db.role("user"));
     set(&mut admin, "tables => '{t}', max_rows => 1").unwrap();
     assert_eq!(limit_of_t(&mut user), 1);
-    run(&mut admin, "UPDATE writeguard.policy SET max_rows = 3");
+    pass(&mut admin, "UPDATE writeguard.policy SET max_rows = 3");
     assert_eq!(limit_of_t(&mut user), 3);
-    run(&mut admin, "TRUNCATE writeguard.policy");
+    pass(&mut admin, "TRUNCATE writeguard.policy");
     assert_eq!(limit_of_t(&mut user), 5);
 }
 
@@ -645,12 +639,12 @@ fn what_a_superuser_writes_into_the_policy_table_takes_effect() {
 fn a_policy_that_cannot_be_read_refuses_and_names_the_way_out() {
     let (db, mut admin) = database();
     let mut user = db.connect(&db.role("user"));
-    run(&mut admin, "INSERT INTO writeguard.policy (name, tables) VALUES ('broken one', '{a.b.c}')");
+    pass(&mut admin, "INSERT INTO writeguard.policy (name, tables) VALUES ('broken one', '{a.b.c}')");
     let refusal = expect_refusal(user.batch_execute("UPDATE t SET a = 1 WHERE id = 1"));
     assert_eq!(refusal.sqlstate, "WG008", "{refusal:?}");
     assert!(refusal.message.contains("broken one"), "{refusal:?}");
     // The hint is the next command to type.
-    run(&mut admin, &refusal.hint);
+    pass(&mut admin, &refusal.hint);
     assert_eq!(limit_of_t(&mut user), 5);
 }
 
@@ -658,7 +652,7 @@ fn a_policy_that_cannot_be_read_refuses_and_names_the_way_out() {
 fn set_policy_is_not_misled_by_the_callers_search_path() {
     let (db, mut admin) = database();
     let role = db.role("dba");
-    run(
+    pass(
         &mut admin,
         &format!(
             "GRANT EXECUTE ON FUNCTION writeguard.set_policy TO {role};
@@ -666,7 +660,7 @@ fn set_policy_is_not_misled_by_the_callers_search_path() {
         ),
     );
     let mut grantee = db.connect(&role);
-    run(
+    pass(
         &mut grantee,
         "CREATE FUNCTION evil.not_equal(bigint, bigint) RETURNS boolean LANGUAGE plpgsql
          AS $$ BEGIN RAISE 'ran as %', current_user; END $$;
@@ -697,8 +691,8 @@ fn without_the_preload_the_extension_cannot_be_created() {
 fn without_the_preload_an_extension_made_before_says_so() {
     let server = Server::start(&[]);
     let db = server.database();
-    run(&mut db.admin(), "CREATE TABLE t (id int); SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 0)");
-    run(&mut db.admin(), "ALTER SYSTEM SET shared_preload_libraries = plpgsql");
+    pass(&mut db.admin(), "CREATE TABLE t (id int); SELECT writeguard.set_policy('p', tables => '{t}', max_rows => 0)");
+    pass(&mut db.admin(), "ALTER SYSTEM SET shared_preload_libraries = plpgsql");
     server.restart();
     let mut admin = db.admin();
     for sql in [
@@ -714,8 +708,8 @@ fn without_the_preload_an_extension_made_before_says_so() {
         assert!(refusal.hint.contains("shared_preload_libraries"), "{refusal:?}");
     }
     // The rest of the server works.
-    run(&mut admin, "INSERT INTO t VALUES (1); UPDATE t SET id = 2");
-    run(&mut admin, "ALTER SYSTEM RESET shared_preload_libraries");
+    pass(&mut admin, "INSERT INTO t VALUES (1); UPDATE t SET id = 2");
+    pass(&mut admin, "ALTER SYSTEM RESET shared_preload_libraries");
     server.restart();
     let refusal = expect_refusal(db.admin().batch_execute("UPDATE t SET id = 2"));
     assert_eq!(refusal.sqlstate, "WG001", "{refusal:?}");
@@ -759,7 +753,7 @@ fn restore(dump: &str) -> Database {
 fn dump_and_restore_keep_policies() {
     let (db, mut admin) = database();
     let role = db.role("user");
-    run(
+    pass(
         &mut admin,
         &format!(
             "SELECT writeguard.set_policy('p', tables => '{{t}}', max_rows => 3, override => 'flag',
@@ -782,12 +776,12 @@ fn restored_databases_go_on_counting_events_and_requests() {
     let user = db.role("user");
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
     expect_refusal(admin.batch_execute("UPDATE t SET a = 1"));
-    run(&mut admin, "SELECT writeguard.request('UPDATE t SET a = 1'::text, 'tests')");
+    pass(&mut admin, "SELECT writeguard.request('UPDATE t SET a = 1'::text, 'tests')");
     let last = number(&mut admin, "SELECT max(id) FROM writeguard.event");
     let restored = restore(&dump(&db, &[]));
     let mut again = restored.connect(&user);
     expect_refusal(again.batch_execute("UPDATE t SET a = 1"));
-    run(&mut again, "SELECT writeguard.request('UPDATE t SET a = 1'::text, 'tests')");
+    pass(&mut again, "SELECT writeguard.request('UPDATE t SET a = 1'::text, 'tests')");
     let mut admin = restored.admin();
     wait_until(20, || {
         number(&mut admin, &format!("SELECT count(*) FROM writeguard.event WHERE id > {last} AND kind = 'blocked'"))
@@ -799,7 +793,7 @@ fn restored_databases_go_on_counting_events_and_requests() {
 #[test]
 fn a_dump_restores_rows_of_covered_tables() {
     let (db, mut admin) = database();
-    run(
+    pass(
         &mut admin,
         "CREATE TABLE parted (id int, a int) PARTITION BY HASH (id);
          CREATE TABLE parted_0 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 0);
@@ -828,12 +822,12 @@ fn a_token_does_not_open_a_restored_database() {
     let (db, mut admin) = database();
     let (user, approver) = (db.role("user"), db.role("approver"));
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
-    run(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.approve TO {approver}"));
+    pass(&mut admin, &format!("GRANT EXECUTE ON FUNCTION writeguard.approve TO {approver}"));
     let id = number(&mut db.connect(&user), "SELECT writeguard.request('UPDATE t SET a = 9'::text, 'tests')");
     let token: String = db.connect(&approver).query_one("SELECT writeguard.approve($1)", &[&id]).unwrap().get(0);
     let restored = restore(&dump(&db, &[]));
     let mut client = restored.connect(&user);
-    run(&mut client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
+    pass(&mut client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
     let refusal = expect_refusal(client.batch_execute("UPDATE t SET a = 9"));
     assert_eq!(refusal.sqlstate, "WG006", "{refusal:?}");
 }
@@ -844,6 +838,6 @@ fn dropping_the_extension_ends_all_limits() {
     let mut user = db.connect(&db.role("user"));
     set(&mut admin, "tables => '{t}', max_rows => 3").unwrap();
     assert_eq!(limit_of_t(&mut user), 3);
-    run(&mut admin, "DROP EXTENSION pg_writeguard");
+    pass(&mut admin, "DROP EXTENSION pg_writeguard");
     assert_eq!(limit_of_t(&mut user), 5);
 }

@@ -49,7 +49,7 @@ fn limits_are_exact_in_every_mode_and_the_error_is_whole() {
     for mode in ["session", "transaction", "statement"] {
         let pool = Pool::start(&stage, mode, &[]);
         let mut client = pool.connect(&stage);
-        passes(&mut client, THREE);
+        pass(&mut client, THREE);
         assert_eq!(stage.number("SELECT count(*) FROM t WHERE a = 1"), 3, "{mode}");
         let refusal = refused(&mut client, "UPDATE t SET a = 9 WHERE id <= 4", "WG001");
         let mut direct = refused(&mut stage.requester(), "UPDATE t SET a = 9 WHERE id <= 4", "WG001");
@@ -72,13 +72,13 @@ fn what_a_session_sets_never_reaches_another_database_user() {
     for mode in ["session", "transaction", "statement"] {
         let pool = Pool::start(&stage, mode, &[]);
         let mut one = pool.connect(&stage);
-        passes(&mut one, "SET writeguard.override = on");
-        passes(&mut one, "SET writeguard.expect_rows = 1");
+        pass(&mut one, "SET writeguard.override = on");
+        pass(&mut one, "SET writeguard.expect_rows = 1");
         let mut other = pool.connect_other_user(&stage);
         assert_ne!(backend(&mut one), backend(&mut other), "{mode}");
         assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{mode}");
         refused(&mut other, WRITE, "WG001");
-        passes(&mut other, "UPDATE t SET a = 1 WHERE id <= 2");
+        pass(&mut other, "UPDATE t SET a = 1 WHERE id <= 2");
         assert_eq!(stage.changed(), 0, "{mode}");
     }
 }
@@ -89,9 +89,9 @@ fn a_client_that_goes_in_the_middle_of_a_transaction_leaves_nothing_behind() {
     for mode in ["session", "transaction"] {
         let pool = Pool::start(&stage, mode, &[]);
         let mut one = pool.connect(&stage);
-        passes(&mut one, "BEGIN; SET LOCAL writeguard.override = on; SET writeguard.expect_rows = 3");
-        passes(&mut one, THREE);
-        passes(&mut one, "SET LOCAL writeguard.expect_rows = 5");
+        pass(&mut one, "BEGIN; SET LOCAL writeguard.override = on; SET writeguard.expect_rows = 3");
+        pass(&mut one, THREE);
+        pass(&mut one, "SET LOCAL writeguard.expect_rows = 5");
         drop(one);
         wait_for_no_transaction(&mut stage);
         assert_eq!(stage.number("SELECT sum(a) FROM t"), 0, "{mode}");
@@ -99,9 +99,9 @@ fn a_client_that_goes_in_the_middle_of_a_transaction_leaves_nothing_behind() {
         assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{mode}");
         assert_eq!(shown(&mut other, "SHOW writeguard.override"), "off", "{mode}");
         // The whole budget is there, and no more than that.
-        passes(&mut other, &format!("BEGIN; {THREE}"));
+        pass(&mut other, &format!("BEGIN; {THREE}"));
         refused(&mut other, "UPDATE t SET a = 1 WHERE id = 1", "WG001");
-        passes(&mut other, "ROLLBACK");
+        pass(&mut other, "ROLLBACK");
         assert_eq!(stage.number("SELECT sum(a) FROM t"), 0, "{mode}");
     }
 }
@@ -115,7 +115,7 @@ fn a_session_that_is_given_back_is_disarmed() {
     let token = token(&stage);
     let mut one = pool.connect(&stage);
     arm(&mut one, &token);
-    passes(&mut one, "SET writeguard.expect_rows = 5");
+    pass(&mut one, "SET writeguard.expect_rows = 5");
     let of_one = backend(&mut one);
     drop(one);
     // The same session, and the very statement that the token opens.
@@ -124,10 +124,10 @@ fn a_session_that_is_given_back_is_disarmed() {
     assert_eq!(shown(&mut other, "SHOW writeguard.override"), "off");
     assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1");
     refused(&mut other, WRITE, "WG001");
-    passes(&mut other, THREE);
+    pass(&mut other, THREE);
     // Nobody has used it up.
     arm(&mut other, &token);
-    passes(&mut other, WRITE);
+    pass(&mut other, WRITE);
     assert_eq!(stage.changed(), 5);
     assert_eq!(stage.overridden().len(), 1);
 }
@@ -137,8 +137,8 @@ fn a_session_keeps_its_flag_for_one_transaction_behind_a_pool_as_without() {
     let mut stage = Stage::new(FLAG);
     let pool = Pool::start(&stage, "session", &[]);
     let mut one = pool.connect(&stage);
-    passes(&mut one, "SET writeguard.override = on");
-    passes(&mut one, WRITE);
+    pass(&mut one, "SET writeguard.override = on");
+    pass(&mut one, WRITE);
     refused(&mut one, WRITE, "WG001");
     assert_eq!(stage.changed(), 5);
 }
@@ -149,12 +149,12 @@ fn a_session_pool_without_a_reset_query_arms_the_next_client() {
     let mut stage = Stage::new(FLAG);
     let pool = Pool::start(&stage, "session", &["server_reset_query ="]);
     let mut one = pool.connect(&stage);
-    passes(&mut one, "SET writeguard.override = on");
+    pass(&mut one, "SET writeguard.override = on");
     let of_one = backend(&mut one);
     drop(one);
     let mut other = pool.connect(&stage);
     assert_eq!(backend(&mut other), of_one);
-    passes(&mut other, WRITE);
+    pass(&mut other, WRITE);
     refused(&mut other, WRITE, "WG001");
     assert_eq!(stage.changed(), 5);
 }
@@ -172,14 +172,14 @@ fn set_local_arms_its_own_transaction_and_nobody_elses() {
         let set =
             if with_token { format!("; SET LOCAL writeguard.token = '{}'", token(&stage)) } else { String::new() };
         for end in ["ROLLBACK", "COMMIT"] {
-            passes(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
-            passes(&mut one, end);
+            pass(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
+            pass(&mut one, end);
             refused(&mut other, WRITE, "WG001");
         }
         for (end, changed) in [("ROLLBACK", 0), ("COMMIT", 5)] {
-            passes(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
-            passes(&mut one, WRITE);
-            passes(&mut one, end);
+            pass(&mut one, &format!("BEGIN; SET LOCAL writeguard.override = on{set}"));
+            pass(&mut one, WRITE);
+            pass(&mut one, end);
             assert_eq!(stage.changed(), changed);
             refused(&mut other, WRITE, "WG001");
         }
@@ -192,8 +192,8 @@ fn a_set_that_a_transaction_uses_is_over_with_it() {
     let pool = Pool::start(&stage, "transaction", &[]);
     let (mut one, mut other) = two_clients(&pool, &stage);
     for (write, end) in [("UPDATE t SET a = 1 WHERE id = 1", "COMMIT"), (WRITE, "COMMIT"), (WRITE, "ROLLBACK")] {
-        passes(&mut one, &format!("BEGIN; SET writeguard.override = on; {write}"));
-        passes(&mut one, end);
+        pass(&mut one, &format!("BEGIN; SET writeguard.override = on; {write}"));
+        pass(&mut one, end);
         refused(&mut other, WRITE, "WG001");
     }
     assert_eq!(stage.changed(), 5);
@@ -205,8 +205,8 @@ fn a_set_outside_of_a_transaction_arms_the_next_write_of_the_same_user() {
     let mut stage = Stage::new(FLAG);
     let pool = Pool::start(&stage, "transaction", &[]);
     let (mut one, mut other) = two_clients(&pool, &stage);
-    passes(&mut one, "SET writeguard.override = on");
-    passes(&mut other, WRITE);
+    pass(&mut one, "SET writeguard.override = on");
+    pass(&mut other, WRITE);
     refused(&mut other, WRITE, "WG001");
     refused(&mut one, WRITE, "WG001");
     assert_eq!(stage.changed(), 5);
@@ -221,7 +221,7 @@ fn a_token_that_is_set_in_a_pool_opens_nobody_elses_write() {
         let pool = Pool::start(&stage, mode, &[]);
         let (mut one, mut other) = two_clients(&pool, &stage);
         let token = token(&stage);
-        passes(&mut one, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
+        pass(&mut one, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
         refused(&mut other, "UPDATE t SET a = 8", "WG006");
         assert_eq!(stage.number("SELECT sum(a) FROM t"), 0, "{mode}");
         // And what was refused has disarmed it.
@@ -237,7 +237,7 @@ fn a_request_is_executed_through_a_pool() {
         let pool = Pool::start(&stage, mode, &[]);
         let (id, _) = stage.approved(WRITE);
         let (mut one, mut other) = two_clients(&pool, &stage);
-        passes(&mut one, &format!("SELECT * FROM writeguard.execute({id})"));
+        pass(&mut one, &format!("SELECT * FROM writeguard.execute({id})"));
         refused(&mut other, WRITE, "WG001");
         assert_eq!(stage.changed(), 5, "{mode}");
     }
@@ -249,19 +249,19 @@ fn an_expectation_holds_for_its_own_transaction_only() {
     let pool = Pool::start(&stage, "transaction", &[]);
     let (mut one, mut other) = two_clients(&pool, &stage);
     for end in ["COMMIT", "ROLLBACK"] {
-        passes(&mut one, "BEGIN; SET LOCAL writeguard.expect_rows = 1");
-        passes(&mut one, end);
+        pass(&mut one, "BEGIN; SET LOCAL writeguard.expect_rows = 1");
+        pass(&mut one, end);
         assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{end}");
-        passes(&mut other, THREE);
+        pass(&mut other, THREE);
     }
-    passes(&mut one, "BEGIN; SET LOCAL writeguard.expect_rows = 1");
+    pass(&mut one, "BEGIN; SET LOCAL writeguard.expect_rows = 1");
     refused(&mut one, THREE, "WG004");
-    passes(&mut one, "ROLLBACK");
-    passes(&mut other, THREE);
+    pass(&mut one, "ROLLBACK");
+    pass(&mut other, THREE);
     // Outside of a transaction it meets the next write, whoever's that is: that can refuse too much, once.
-    passes(&mut one, "SET writeguard.expect_rows = 1");
+    pass(&mut one, "SET writeguard.expect_rows = 1");
     refused(&mut other, THREE, "WG004");
-    passes(&mut other, THREE);
+    pass(&mut other, THREE);
     assert_eq!(stage.changed(), 0);
 }
 
@@ -272,17 +272,17 @@ fn a_budget_of_a_transaction_is_its_own() {
     let (mut one, mut other) = two_clients(&pool, &stage);
     for _ in 0..2 {
         for client in [&mut one, &mut other] {
-            passes(client, "BEGIN; UPDATE t SET a = a + 1 WHERE id <= 2");
-            passes(client, "UPDATE t SET a = a + 1 WHERE id = 3");
-            passes(client, "COMMIT");
+            pass(client, "BEGIN; UPDATE t SET a = a + 1 WHERE id <= 2");
+            pass(client, "UPDATE t SET a = a + 1 WHERE id = 3");
+            pass(client, "COMMIT");
         }
     }
     assert_eq!(stage.number("SELECT sum(a) FROM t"), 12);
-    passes(&mut one, &format!("BEGIN; {THREE}"));
+    pass(&mut one, &format!("BEGIN; {THREE}"));
     refused(&mut one, "UPDATE t SET a = 1 WHERE id = 4", "WG001");
-    passes(&mut one, "COMMIT");
+    pass(&mut one, "COMMIT");
     assert_eq!(stage.number("SELECT sum(a) FROM t"), 12);
-    passes(&mut other, THREE);
+    pass(&mut other, THREE);
 }
 
 #[test]
@@ -324,7 +324,7 @@ fn prepared_statements_through_a_pool() {
 /// The requester's sessions are `writeguard.pooled`.
 fn pooled(stage: &mut Stage) {
     let sql = format!("ALTER ROLE {} SET writeguard.pooled = on", stage.requester);
-    passes(&mut stage.admin, &sql);
+    pass(&mut stage.admin, &sql);
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn in_a_pooled_session_a_set_outside_of_a_transaction_reaches_nobody() {
             vec!["BEGIN".into(), flag("SET"), value("SET"), "ROLLBACK".into()],
         ] {
             for sql in &arms {
-                passes(&mut one, sql);
+                pass(&mut one, sql);
             }
             assert_eq!(shown(&mut one, "SHOW writeguard.override"), "off", "{arms:?}");
             refused(&mut other, WRITE, "WG001");
@@ -363,9 +363,9 @@ fn in_a_pooled_session_a_set_outside_of_a_transaction_reaches_nobody() {
         }
         assert_eq!(stage.changed(), 0);
         // What a transaction arms for itself holds as ever.
-        passes(&mut one, &format!("BEGIN; {}; {}", flag("SET LOCAL"), value("SET LOCAL")));
-        passes(&mut one, WRITE);
-        passes(&mut one, "COMMIT");
+        pass(&mut one, &format!("BEGIN; {}; {}", flag("SET LOCAL"), value("SET LOCAL")));
+        pass(&mut one, WRITE);
+        pass(&mut one, "COMMIT");
         refused(&mut other, WRITE, "WG001");
         assert_eq!(stage.changed(), 5);
         assert_eq!(stage.overridden().len(), 1);
@@ -379,14 +379,14 @@ fn in_a_pooled_session_nobody_meets_what_another_client_expects() {
     for mode in ["transaction", "statement"] {
         let pool = Pool::start(&stage, mode, &[]);
         let (mut one, mut other) = two_clients(&pool, &stage);
-        passes(&mut one, "SET writeguard.expect_rows = 1");
+        pass(&mut one, "SET writeguard.expect_rows = 1");
         assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1", "{mode}");
-        passes(&mut other, THREE);
+        pass(&mut other, THREE);
         refused(&mut one, &format!("SET writeguard.expect_rows = 1; {THREE}"), "WG004");
-        passes(&mut other, THREE);
+        pass(&mut other, THREE);
         // A string of its own, as without.
-        passes(&mut one, &format!("SET writeguard.expect_rows = 3; {THREE}"));
-        passes(&mut other, "UPDATE t SET a = 1 WHERE id = 1");
+        pass(&mut one, &format!("SET writeguard.expect_rows = 3; {THREE}"));
+        pass(&mut other, "UPDATE t SET a = 1 WHERE id = 1");
     }
 }
 
@@ -399,30 +399,30 @@ fn a_pooled_session_is_told_what_became_of_its_set() {
         let message = format!("{setting} was set outside of a transaction block and is over with that command");
         vec![("WARNING".to_owned(), message)]
     };
-    passes(&mut client, "SET writeguard.override = on");
+    pass(&mut client, "SET writeguard.override = on");
     assert_eq!(told.take(), warned("writeguard.override"));
-    passes(&mut client, "SET writeguard.token = 'something'");
+    pass(&mut client, "SET writeguard.token = 'something'");
     assert_eq!(told.take(), warned("writeguard.token"));
-    passes(&mut client, "SET writeguard.expect_rows = 0");
+    pass(&mut client, "SET writeguard.expect_rows = 0");
     assert_eq!(told.take(), warned("writeguard.expect_rows"));
-    passes(&mut client, "SELECT set_config('writeguard.override', 'on', false)");
+    pass(&mut client, "SELECT set_config('writeguard.override', 'on', false)");
     assert_eq!(told.take(), warned("writeguard.override"));
     // What was used is not over: only what was not is told.
-    passes(&mut stage.admin, &format!("CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$BEGIN {WRITE}; END$$"));
-    passes(&mut client, "SET writeguard.override = on; SET writeguard.expect_rows = 5; SELECT f()");
+    pass(&mut stage.admin, &format!("CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$BEGIN {WRITE}; END$$"));
+    pass(&mut client, "SET writeguard.override = on; SET writeguard.expect_rows = 5; SELECT f()");
     assert_eq!(told.take(), warned("writeguard.expect_rows"));
     // PostgreSQL says that there is no transaction, too.
-    passes(&mut client, "SET writeguard.override = on; COMMIT");
+    pass(&mut client, "SET writeguard.override = on; COMMIT");
     assert_eq!(told.take().split_off(1), warned("writeguard.override"));
     // Once.
-    passes(&mut client, "SELECT 1");
+    pass(&mut client, "SELECT 1");
     // A write in the same string has used it, and a block ends what it began.
-    passes(&mut client, &format!("SET writeguard.override = on; {WRITE}"));
-    passes(&mut client, &format!("BEGIN; SET LOCAL writeguard.override = on; {WRITE}"));
-    passes(&mut client, "COMMIT");
-    passes(&mut client, "BEGIN; SET writeguard.override = on");
-    passes(&mut client, "COMMIT");
-    passes(&mut client, "SET writeguard.override = off; RESET writeguard.token; SET writeguard.expect_rows = -1");
+    pass(&mut client, &format!("SET writeguard.override = on; {WRITE}"));
+    pass(&mut client, &format!("BEGIN; SET LOCAL writeguard.override = on; {WRITE}"));
+    pass(&mut client, "COMMIT");
+    pass(&mut client, "BEGIN; SET writeguard.override = on");
+    pass(&mut client, "COMMIT");
+    pass(&mut client, "SET writeguard.override = off; RESET writeguard.token; SET writeguard.expect_rows = -1");
     assert_eq!(told.take(), []);
     refused(&mut client, WRITE, "WG001");
 }
@@ -438,7 +438,7 @@ fn a_role_cannot_say_that_its_sessions_are_its_own() {
     refused(&mut client, &format!("ALTER ROLE {requester} SET writeguard.pooled = off"), "42501");
     for sql in ["RESET writeguard.pooled", "RESET ALL", "DISCARD ALL"] {
         let _whether_it_passes = client.batch_execute(sql);
-        passes(&mut client, "SET writeguard.override = on");
+        pass(&mut client, "SET writeguard.override = on");
         refused(&mut client, WRITE, "WG001");
     }
     let mut with_options = stage.db.config(&requester);
@@ -454,13 +454,13 @@ fn a_session_that_was_armed_before_it_was_called_pooled_is_disarmed() {
         format!("BEGIN; SET writeguard.override = on; SET LOCAL writeguard.pooled = on; {WRITE}; COMMIT"),
     ] {
         refused(&mut stage.admin, &sql, "WG001");
-        passes(&mut stage.admin, "ROLLBACK; RESET writeguard.pooled");
+        pass(&mut stage.admin, "ROLLBACK; RESET writeguard.pooled");
     }
-    passes(&mut stage.admin, "SET writeguard.override = on; SET writeguard.expect_rows = 2");
-    passes(&mut stage.admin, "SET writeguard.pooled = on");
+    pass(&mut stage.admin, "SET writeguard.override = on; SET writeguard.expect_rows = 2");
+    pass(&mut stage.admin, "SET writeguard.pooled = on");
     assert_eq!(shown(&mut stage.admin, "SHOW writeguard.override"), "off");
     assert_eq!(shown(&mut stage.admin, "SHOW writeguard.expect_rows"), "-1");
-    passes(&mut stage.admin, THREE);
+    pass(&mut stage.admin, THREE);
     refused(&mut stage.admin, WRITE, "WG001");
 }
 
@@ -472,14 +472,14 @@ fn in_statement_mode_one_string_arms_itself() {
     let pool = Pool::start(&stage, "statement", &[]);
     let (mut one, mut other) = two_clients(&pool, &stage);
     // By itself it arms nothing, and a transaction block is what this mode does not have.
-    passes(&mut one, "SET LOCAL writeguard.override = on");
+    pass(&mut one, "SET LOCAL writeguard.override = on");
     refused(&mut other, WRITE, "WG001");
     refused(&mut one, WRITE, "WG001");
-    passes(&mut one, &format!("SET LOCAL writeguard.override = on; {WRITE}"));
+    pass(&mut one, &format!("SET LOCAL writeguard.override = on; {WRITE}"));
     assert_eq!(stage.changed(), 5);
     refused(&mut other, WRITE, "WG001");
     refused(&mut one, WRITE, "WG001");
-    passes(&mut one, &format!("SET LOCAL writeguard.expect_rows = 3; {THREE}"));
+    pass(&mut one, &format!("SET LOCAL writeguard.expect_rows = 3; {THREE}"));
     assert_eq!(shown(&mut other, "SHOW writeguard.expect_rows"), "-1");
     assert_eq!(stage.overridden().len(), 1);
 }
@@ -501,7 +501,7 @@ fn in_statement_mode_each_statement_has_a_budget_of_its_own() {
     let pool = Pool::start(&stage, "statement", &[]);
     let (mut one, mut other) = two_clients(&pool, &stage);
     for client in [&mut one, &mut other] {
-        passes(client, THREE);
+        pass(client, THREE);
         refused(client, "UPDATE t SET a = 1 WHERE id <= 4", "WG001");
         // One string is one transaction.
         refused(client, &format!("{THREE}; UPDATE t SET a = 1 WHERE id = 4"), "WG001");

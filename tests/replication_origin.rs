@@ -1,7 +1,8 @@
 //! What is written elsewhere and applied here is never limited and never counted: a session says so by setting up a
 //! replication origin, as pglogical's workers do, and takes it back by resetting it.
 
-use crate::common::{Database, Refusal, Server, expect_refusal};
+use crate::common::session::pass;
+use crate::common::{Database, Server, expect_refusal};
 use postgres::Client;
 
 const SET_UP: &str = "SELECT pg_replication_origin_session_setup(current_database())";
@@ -26,7 +27,7 @@ const WRITES: [&str; 11] = [
 fn guarded() -> (Database, Client) {
     let db = Server::shared().database();
     let mut client = db.admin();
-    run(
+    pass(
         &mut client,
         "SELECT pg_replication_origin_create(current_database());
          CREATE TABLE t AS SELECT i AS id, 0 AS v FROM generate_series(1, 6) AS i; ALTER TABLE t ADD PRIMARY KEY (id);
@@ -38,11 +39,6 @@ fn guarded() -> (Database, Client) {
              require_where => true)",
     );
     (db, client)
-}
-
-#[track_caller]
-fn run(client: &mut Client, sql: &str) {
-    client.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {:?}", Refusal::of(&error)));
 }
 
 #[track_caller]
@@ -68,12 +64,12 @@ fn records(client: &mut Client) -> i64 {
 #[test]
 fn what_is_applied_is_neither_limited_nor_counted() {
     let (_db, mut client) = guarded();
-    run(&mut client, "UPDATE t SET v = 0 WHERE id = 1");
+    pass(&mut client, "UPDATE t SET v = 0 WHERE id = 1");
     let before = records(&mut client);
     for write in WRITES {
-        run(&mut client, &format!("BEGIN; {SET_UP}; {write}; UPDATE looked_on SET v = 1; {RESET}; COMMIT"));
+        pass(&mut client, &format!("BEGIN; {SET_UP}; {write}; UPDATE looked_on SET v = 1; {RESET}; COMMIT"));
         // As it was, by the same way.
-        run(
+        pass(
             &mut client,
             &format!(
                 "{SET_UP}; DROP TABLE IF EXISTS t, elsewhere; CREATE TABLE t (id int PRIMARY KEY, v int); TRUNCATE u;
@@ -88,7 +84,7 @@ fn what_is_applied_is_neither_limited_nor_counted() {
 #[test]
 fn without_an_origin_the_same_is_refused() {
     let (_db, mut client) = guarded();
-    run(&mut client, &format!("{SET_UP}; UPDATE t SET v = v + 1; {RESET}"));
+    pass(&mut client, &format!("{SET_UP}; UPDATE t SET v = v + 1; {RESET}"));
     for write in WRITES {
         is_refused(&mut client, write);
     }
@@ -101,19 +97,19 @@ fn an_origin_may_come_and_go_in_the_middle_of_anything() {
     let all = client.prepare("UPDATE t SET v = v + 1").unwrap();
     for _ in 0..3 {
         assert_eq!(expect_refusal(client.execute(&all, &[])).sqlstate, "WG001");
-        run(&mut client, SET_UP);
+        pass(&mut client, SET_UP);
         assert_eq!(client.execute(&all, &[]).unwrap(), 6);
-        run(&mut client, RESET);
+        pass(&mut client, RESET);
     }
     // The rows of one statement and transaction, counted before and after.
-    run(&mut client, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows_per_transaction => 3)");
-    run(&mut client, &format!("BEGIN; UPDATE t SET v = 0 WHERE id <= 2; {SET_UP}; UPDATE t SET v = 0; {RESET}"));
-    run(&mut client, "UPDATE t SET v = 0 WHERE id = 3; SAVEPOINT s");
+    pass(&mut client, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows_per_transaction => 3)");
+    pass(&mut client, &format!("BEGIN; UPDATE t SET v = 0 WHERE id <= 2; {SET_UP}; UPDATE t SET v = 0; {RESET}"));
+    pass(&mut client, "UPDATE t SET v = 0 WHERE id = 3; SAVEPOINT s");
     is_refused(&mut client, "UPDATE t SET v = 0 WHERE id = 4");
-    run(&mut client, "ROLLBACK TO s");
+    pass(&mut client, "ROLLBACK TO s");
     // What a rollback takes back is not the session's origin.
-    run(&mut client, &format!("{SET_UP}; ROLLBACK"));
-    run(&mut client, &format!("UPDATE t SET v = 0; {RESET}"));
+    pass(&mut client, &format!("{SET_UP}; ROLLBACK"));
+    pass(&mut client, &format!("UPDATE t SET v = 0; {RESET}"));
     is_refused(&mut client, "UPDATE t SET v = 0");
 }
 
@@ -132,7 +128,7 @@ fn who_may_say_so_is_told() {
         )
     };
     assert_eq!(told(&mut client), 0);
-    run(
+    pass(
         &mut client,
         &format!(
             "GRANT ALL ON t TO {applier};
@@ -142,10 +138,10 @@ fn who_may_say_so_is_told() {
     assert_eq!(told(&mut client), 1);
     let mut session = db.connect(&applier);
     is_refused(&mut session, "UPDATE t SET v = v + 1");
-    run(&mut session, &format!("{SET_UP}; UPDATE t SET v = v + 1; {RESET}"));
+    pass(&mut session, &format!("{SET_UP}; UPDATE t SET v = v + 1; {RESET}"));
     let fix = "SELECT fix FROM writeguard.check_setup() WHERE problem LIKE '%replication origin%'";
     let fix: String = client.query_one(fix, &[]).unwrap().get(0);
-    run(&mut client, &fix);
+    pass(&mut client, &fix);
     assert_eq!(told(&mut client), 0);
     assert_eq!(expect_refusal(session.batch_execute(SET_UP)).sqlstate, "42501");
 }

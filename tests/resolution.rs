@@ -1,5 +1,6 @@
 //! Which policies apply to a write: by table, by role, by operation, and after every kind of change to either.
 
+use crate::common::session::pass;
 use crate::common::{Database, Refusal, Server, expect_refusal};
 use postgres::Client;
 
@@ -27,7 +28,7 @@ impl Stage {
 
     #[track_caller]
     fn run(&mut self, sql: &str) {
-        run(&mut self.admin, sql);
+        pass(&mut self.admin, sql);
     }
 
     /// A table of ten rows that everybody may write.
@@ -90,14 +91,7 @@ impl Stage {
 
     #[track_caller]
     fn allows_all(&self, table: &str) {
-        run(&mut self.user(), &update(table, 10));
-    }
-}
-
-#[track_caller]
-fn run(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql} failed: {:?}", Refusal::of(&error));
+        pass(&mut self.user(), &update(table, 10));
     }
 }
 
@@ -116,7 +110,7 @@ fn refused(client: &mut Client, sql: &str) -> Refusal {
 #[track_caller]
 fn allows(client: &mut Client, table: &str, rows: i32) {
     if rows > 0 {
-        run(client, &update(table, rows));
+        pass(client, &update(table, rows));
     }
     let refusal = refused(client, &update(table, rows + 1));
     let expected = format!("limit of {rows} row");
@@ -241,7 +235,7 @@ fn a_table_made_after_the_policy_is_covered() {
     let mut stage = Stage::new();
     stage.policy("new", "public.new_*", 2);
     let mut client = stage.user();
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
     stage.table("new_table");
     allows(&mut client, "new_table", 2);
 }
@@ -261,8 +255,8 @@ fn temporary_tables_are_never_covered() {
     let mut stage = Stage::new();
     stage.policy("all", "*.*", 2);
     let mut client = stage.user();
-    run(&mut client, "CREATE TEMP TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id");
-    run(&mut client, &update("t", 10));
+    pass(&mut client, "CREATE TEMP TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id");
+    pass(&mut client, &update("t", 10));
     allows(&mut client, "public.t", 2);
 }
 
@@ -353,7 +347,7 @@ fn a_policy_on_a_partition_covers_no_other_partition() {
          INSERT INTO root SELECT generate_series(1001, 1010)",
     );
     stage.policy("leaf", "public.leaf", 2);
-    run(&mut stage.user(), "UPDATE root SET a = 1 WHERE id > 1000");
+    pass(&mut stage.user(), "UPDATE root SET a = 1 WHERE id > 1000");
 }
 
 #[test]
@@ -367,7 +361,7 @@ fn partitions_of_one_policy_share_its_budget() {
     stage.policy("root", "public.root", 3);
     let mut client = stage.user();
     let rows = |more: i32| format!("UPDATE root SET a = 1 WHERE id <= 2 OR id BETWEEN 1001 AND {}", 1000 + more);
-    run(&mut client, &rows(1));
+    pass(&mut client, &rows(1));
     refused(&mut client, &rows(2));
 }
 
@@ -416,11 +410,11 @@ fn an_attached_partition_is_covered_at_once() {
     stage.policy("root", "public.root", 3);
     let all = "UPDATE late SET a = 1";
     let mut client = stage.user();
-    run(&mut client, all);
+    pass(&mut client, all);
     stage.run("ALTER TABLE root ATTACH PARTITION late FOR VALUES FROM (2000) TO (3000)");
     refused(&mut client, all);
     stage.run("ALTER TABLE root DETACH PARTITION late");
-    run(&mut client, all);
+    pass(&mut client, all);
 }
 
 #[test]
@@ -435,11 +429,11 @@ fn a_partition_is_covered_when_its_parent_is_attached() {
     );
     stage.policy("root", "public.root", 3);
     let mut client = stage.user();
-    run(&mut client, &update("leaf", 10));
+    pass(&mut client, &update("leaf", 10));
     stage.run("ALTER TABLE root ATTACH PARTITION mid FOR VALUES FROM (0) TO (1000)");
     allows(&mut client, "leaf", 3);
     stage.run("ALTER TABLE root DETACH PARTITION mid");
-    run(&mut client, &update("leaf", 10));
+    pass(&mut client, &update("leaf", 10));
 }
 
 #[test]
@@ -447,7 +441,7 @@ fn a_partition_attached_before_any_policy_is_covered_by_a_later_one() {
     let mut stage = Stage::new();
     create_partitions(&mut stage);
     let mut client = stage.user();
-    run(&mut client, &update("leaf", 10));
+    pass(&mut client, &update("leaf", 10));
     stage.policy("root", "public.root", 3);
     allows(&mut client, "leaf", 3);
 }
@@ -458,11 +452,11 @@ fn inheritance_made_and_ended_takes_effect_at_once() {
     stage.table("child");
     stage.policy("parent", "public.t", 3);
     let mut client = stage.user();
-    run(&mut client, &update("child", 10));
+    pass(&mut client, &update("child", 10));
     stage.run("ALTER TABLE child INHERIT t");
     allows(&mut client, "child", 3);
     stage.run("ALTER TABLE child NO INHERIT t");
-    run(&mut client, &update("child", 10));
+    pass(&mut client, &update("child", 10));
 }
 
 #[test]
@@ -471,11 +465,11 @@ fn an_ancestor_renamed_into_the_policy_covers_its_partitions() {
     create_partitions(&mut stage);
     stage.policy("pattern", "public.guarded*", 3);
     let mut client = stage.user();
-    run(&mut client, &update("leaf", 10));
+    pass(&mut client, &update("leaf", 10));
     stage.run("ALTER TABLE root RENAME TO guarded_root");
     allows(&mut client, "leaf", 3);
     stage.run("ALTER TABLE guarded_root RENAME TO root");
-    run(&mut client, &update("leaf", 10));
+    pass(&mut client, &update("leaf", 10));
 }
 
 // ---- By role ----
@@ -559,13 +553,13 @@ fn membership_counts_as_soon_as_it_is_granted_and_no_longer_than_until_it_is_rev
     let user = stage.user.clone();
     stage.policy_for("group", "public.t", &group, 2);
     let mut client = stage.user();
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
     stage.run(&format!("GRANT {group} TO {user}"));
     assert_eq!(stage.effective("t", &user), ["group"]);
     allows(&mut client, "t", 2);
     stage.run(&format!("REVOKE {group} FROM {user}"));
     assert!(stage.effective("t", &user).is_empty());
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
 }
 
 #[test]
@@ -579,7 +573,7 @@ fn membership_through_groups_counts() {
     let mut client = stage.user();
     allows(&mut client, "t", 2);
     stage.run(&format!("REVOKE {outer} FROM {inner}"));
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
 }
 
 #[test]
@@ -638,12 +632,12 @@ fn set_role_adds_the_role_and_keeps_the_login() {
     stage.run(&format!("GRANT {group} TO {user}"));
     stage.policy_for("login", "public.t", &user, 3);
     let mut client = stage.user();
-    run(&mut client, &format!("SET ROLE {group}"));
+    pass(&mut client, &format!("SET ROLE {group}"));
     allows(&mut client, "t", 3);
     // Both are the acting role itself, so both apply.
     stage.policy_for("set", "public.t", &group, 2);
     allows(&mut client, "t", 2);
-    run(&mut client, "RESET ROLE");
+    pass(&mut client, "RESET ROLE");
     allows(&mut client, "t", 3);
 }
 
@@ -653,11 +647,11 @@ fn set_role_to_another_role_leads_into_its_policies() {
     let group = stage.db.role("team");
     stage.policy_for("set", "public.t", &group, 2);
     let mut client = stage.db.admin();
-    run(&mut client, &update("t", 10));
-    run(&mut client, &format!("SET ROLE {group}"));
+    pass(&mut client, &update("t", 10));
+    pass(&mut client, &format!("SET ROLE {group}"));
     allows(&mut client, "t", 2);
-    run(&mut client, "RESET ROLE");
-    run(&mut client, &update("t", 10));
+    pass(&mut client, "RESET ROLE");
+    pass(&mut client, &update("t", 10));
 }
 
 #[test]
@@ -676,12 +670,12 @@ fn set_session_authorization_adds_the_session_user_and_keeps_the_login() {
     stage.run(&format!("ALTER ROLE {login} SUPERUSER"));
     stage.policy_for("session", "public.t", &user, 4);
     let mut client = stage.db.connect(&login);
-    run(&mut client, &update("t", 10));
-    run(&mut client, &format!("SET SESSION AUTHORIZATION {user}"));
+    pass(&mut client, &update("t", 10));
+    pass(&mut client, &format!("SET SESSION AUTHORIZATION {user}"));
     allows(&mut client, "t", 4);
     stage.policy_for("login", "public.t", &login, 2);
     allows(&mut client, "t", 2);
-    run(&mut client, "RESET SESSION AUTHORIZATION");
+    pass(&mut client, "RESET SESSION AUTHORIZATION");
     allows(&mut client, "t", 2);
 }
 
@@ -692,7 +686,7 @@ fn a_group_of_the_role_that_is_set_covers() {
     stage.run(&format!("GRANT {outer} TO {inner}"));
     stage.policy_for("outer", "public.t", &outer, 2);
     let mut client = stage.db.admin();
-    run(&mut client, &format!("SET ROLE {inner}"));
+    pass(&mut client, &format!("SET ROLE {inner}"));
     allows(&mut client, "t", 2);
 }
 
@@ -707,9 +701,9 @@ fn a_security_definer_function_acts_for_its_caller() {
     ));
     stage.policy_for("owner", "public.t", &owner, 1);
     let mut client = stage.user();
-    run(&mut client, "SELECT change(10)");
+    pass(&mut client, "SELECT change(10)");
     stage.policy_for("caller", "public.t", &user, 3);
-    run(&mut client, "SELECT change(3)");
+    pass(&mut client, "SELECT change(3)");
     refused(&mut client, "SELECT change(4)");
 }
 
@@ -727,7 +721,7 @@ fn foreign_key_actions_act_for_whoever_caused_them() {
     ));
     stage.policy_for("owner", "public.child", &owner, 0);
     let mut client = stage.user();
-    run(&mut client, "DELETE FROM parent WHERE id = 1");
+    pass(&mut client, "DELETE FROM parent WHERE id = 1");
     stage.policy_for("caller", "public.child", &user, 3);
     let refusal = refused(&mut client, "DELETE FROM parent WHERE id = 2");
     assert_eq!(refusal.table, "child");
@@ -755,7 +749,7 @@ fn a_renamed_role_is_covered_by_its_name_in_running_sessions_too() {
     let mut client = stage.user();
     allows(&mut client, "t", 2);
     stage.run(&format!("ALTER ROLE {user} RENAME TO {user}_renamed"));
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
     stage.run(&format!("ALTER ROLE {user}_renamed RENAME TO {user}"));
     allows(&mut client, "t", 2);
 }
@@ -787,8 +781,8 @@ fn each_operation_has_the_policies_that_name_it() {
     let mut client = stage.user();
     allows(&mut client, "t", 4);
     refused(&mut client, "DELETE FROM t WHERE id <= 3");
-    run(&mut client, "DELETE FROM t WHERE id <= 2");
-    run(&mut client, "TRUNCATE t");
+    pass(&mut client, "DELETE FROM t WHERE id <= 2");
+    pass(&mut client, "TRUNCATE t");
 }
 
 #[test]
@@ -809,7 +803,7 @@ fn a_policy_for_another_operation_sets_nothing_aside() {
     stage.allows("t", 2);
     let mut client = stage.user();
     refused(&mut client, "DELETE FROM t WHERE id <= 8");
-    run(&mut client, "DELETE FROM t WHERE id <= 7");
+    pass(&mut client, "DELETE FROM t WHERE id <= 7");
 }
 
 #[test]
@@ -820,7 +814,7 @@ fn operations_of_one_policy_share_its_budget() {
     let mut client = stage.user();
     let both = |updates: i32| format!("WITH d AS (DELETE FROM u WHERE id <= 2) {}", update("t", updates));
     refused(&mut client, &both(2));
-    run(&mut client, &both(1));
+    pass(&mut client, &both(1));
 }
 
 #[test]
@@ -828,10 +822,10 @@ fn truncate_is_limited_by_the_policies_for_truncate() {
     let mut stage = Stage::new();
     stage.run("SELECT writeguard.set_policy('d', tables => '{public.t}', operations => '{truncate}', max_rows => 9)");
     let mut client = stage.user();
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
     let refusal = expect_refusal(client.batch_execute("TRUNCATE t"));
     assert_eq!(refusal.sqlstate, "WG005", "{refusal:?}");
-    run(&mut client, "DELETE FROM t WHERE id = 1; TRUNCATE t");
+    pass(&mut client, "DELETE FROM t WHERE id = 1; TRUNCATE t");
 }
 
 // ---- One budget ----
@@ -843,7 +837,7 @@ fn all_tables_of_a_policy_share_its_budget() {
     stage.policy("both", "public.*", 3);
     let mut client = stage.user();
     let both = |rows: i32| format!("WITH x AS ({}) {}", update("u", 2), update("t", rows));
-    run(&mut client, &both(1));
+    pass(&mut client, &both(1));
     refused(&mut client, &both(2));
 }
 
@@ -860,7 +854,7 @@ fn parent_and_cascade_share_the_budget() {
     stage.policy("both", "public.parent public.child", 3);
     let mut client = stage.user();
     refused(&mut client, "DELETE FROM parent WHERE id <= 2");
-    run(&mut client, "DELETE FROM parent WHERE id <= 1");
+    pass(&mut client, "DELETE FROM parent WHERE id <= 1");
 }
 
 #[test]
@@ -869,7 +863,7 @@ fn two_policies_have_a_budget_each() {
     stage.table("u");
     stage.policy("of_t", "public.t", 3);
     stage.policy("of_u", "public.u", 3);
-    run(&mut stage.user(), &format!("WITH x AS ({}) {}", update("u", 3), update("t", 3)));
+    pass(&mut stage.user(), &format!("WITH x AS ({}) {}", update("u", 3), update("t", 3)));
 }
 
 #[test]
@@ -878,9 +872,9 @@ fn the_budget_of_a_transaction_is_shared_by_the_tables_too() {
     stage.table("u");
     stage.run("SELECT writeguard.set_policy('both', tables => '{public.t,public.u}', max_rows_per_transaction => 3)");
     let mut client = stage.user();
-    run(&mut client, "BEGIN");
-    run(&mut client, &update("t", 2));
-    run(&mut client, &update("u", 1));
+    pass(&mut client, "BEGIN");
+    pass(&mut client, &update("t", 2));
+    pass(&mut client, &update("u", 1));
     refused(&mut client, &update("u", 1));
 }
 
@@ -891,8 +885,8 @@ fn the_strictest_limit_of_either_scope_decides() {
     stage.run("SELECT writeguard.set_policy('transaction', tables => '{public.t}', max_rows_per_transaction => 6)");
     let mut client = stage.user();
     allows(&mut client, "t", 4);
-    run(&mut client, "BEGIN");
-    run(&mut client, &update("t", 4));
+    pass(&mut client, "BEGIN");
+    pass(&mut client, &update("t", 4));
     let refusal = refused(&mut client, &update("t", 3));
     assert!(refusal.detail.contains("\"transaction\""), "{refusal:?}");
 }
@@ -906,9 +900,9 @@ fn a_table_renamed_out_of_the_name_is_free_and_one_renamed_into_it_is_covered() 
     stage.policy("named", "public.t", 2);
     let mut client = stage.user();
     allows(&mut client, "t", 2);
-    run(&mut client, &update("u", 10));
+    pass(&mut client, &update("u", 10));
     stage.run("ALTER TABLE t RENAME TO t_old");
-    run(&mut client, &update("t_old", 10));
+    pass(&mut client, &update("t_old", 10));
     stage.run("ALTER TABLE u RENAME TO t");
     allows(&mut client, "t", 2);
 }
@@ -919,12 +913,12 @@ fn a_table_swapped_in_under_the_name_is_covered_at_once() {
     stage.table("t_new");
     stage.policy("named", "public.t", 2);
     let mut client = stage.user();
-    run(&mut client, &update("t_new", 10));
-    run(&mut client, "PREPARE p AS UPDATE t SET a = 1");
+    pass(&mut client, &update("t_new", 10));
+    pass(&mut client, "PREPARE p AS UPDATE t SET a = 1");
     stage.run("BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT");
     allows(&mut client, "t", 2);
     refused(&mut client, "EXECUTE p");
-    run(&mut client, &update("t_old", 10));
+    pass(&mut client, &update("t_old", 10));
 }
 
 #[test]
@@ -943,9 +937,9 @@ fn a_rename_that_is_rolled_back_changes_nothing() {
     let mut stage = Stage::new();
     stage.policy("named", "public.t", 2);
     let mut client = stage.db.admin();
-    run(&mut client, "BEGIN; ALTER TABLE t RENAME TO free");
-    run(&mut client, &update("free", 10));
-    run(&mut client, "ROLLBACK");
+    pass(&mut client, "BEGIN; ALTER TABLE t RENAME TO free");
+    pass(&mut client, &update("free", 10));
+    pass(&mut client, "ROLLBACK");
     allows(&mut client, "t", 2);
 }
 
@@ -957,7 +951,7 @@ fn a_table_moved_to_another_schema_changes_its_policies() {
     let mut client = stage.user();
     allows(&mut client, "public.t", 2);
     stage.run("ALTER TABLE t SET SCHEMA attic");
-    run(&mut client, &update("attic.t", 10));
+    pass(&mut client, &update("attic.t", 10));
     stage.policy("attic", "attic.t", 3);
     allows(&mut client, "attic.t", 3);
     stage.run("ALTER TABLE attic.t SET SCHEMA public");
@@ -973,7 +967,7 @@ fn a_renamed_schema_changes_the_policies_of_its_tables() {
     let mut client = stage.user();
     allows(&mut client, "app.t", 2);
     stage.run("ALTER SCHEMA app RENAME TO app_old");
-    run(&mut client, &update("app_old.t", 10));
+    pass(&mut client, &update("app_old.t", 10));
     stage.run("ALTER SCHEMA app_old RENAME TO app");
     allows(&mut client, "app.t", 2);
 }
@@ -984,13 +978,13 @@ fn a_renamed_schema_changes_the_policies_of_its_tables() {
 fn a_policy_takes_effect_in_a_session_that_already_wrote() {
     let mut stage = Stage::new();
     let mut client = stage.user();
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
     stage.policy("p", "public.t", 2);
     allows(&mut client, "t", 2);
     stage.policy("p", "public.t", 4);
     allows(&mut client, "t", 4);
     stage.run("SELECT writeguard.drop_policy('p')");
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
 }
 
 #[test]
@@ -1011,10 +1005,10 @@ fn a_policy_takes_effect_for_statements_prepared_before_it() {
 fn a_policy_takes_effect_with_its_commit_and_not_before() {
     let mut stage = Stage::new();
     let mut client = stage.user();
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
     stage.run("BEGIN");
     stage.policy("p", "public.t", 2);
-    run(&mut client, &update("t", 10));
+    pass(&mut client, &update("t", 10));
     stage.run("COMMIT");
     allows(&mut client, "t", 2);
 }
@@ -1023,10 +1017,10 @@ fn a_policy_takes_effect_with_its_commit_and_not_before() {
 fn rows_changed_before_the_policy_are_not_counted_after_the_fact() {
     let mut stage = Stage::new();
     let mut client = stage.user();
-    run(&mut client, "BEGIN");
-    run(&mut client, &update("t", 10));
+    pass(&mut client, "BEGIN");
+    pass(&mut client, &update("t", 10));
     stage.run("SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows_per_transaction => 3)");
-    run(&mut client, &update("t", 3));
+    pass(&mut client, &update("t", 3));
     refused(&mut client, &update("t", 1));
 }
 
@@ -1045,20 +1039,20 @@ fn a_dropped_policy_does_not_set_others_aside_any_more() {
 fn an_extension_made_while_a_session_is_connected_takes_effect_there() {
     let db = Server::shared().plain_database();
     let mut admin = db.admin();
-    run(&mut admin, "CREATE TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id; GRANT ALL ON t TO PUBLIC");
+    pass(&mut admin, "CREATE TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id; GRANT ALL ON t TO PUBLIC");
     let mut idle = db.connect(&db.role("user"));
     let mut busy = db.connect(&db.role("user"));
     for client in [&mut idle, &mut busy] {
-        run(client, &update("t", 10));
+        pass(client, &update("t", 10));
     }
-    run(&mut admin, "CREATE EXTENSION pg_writeguard");
-    run(&mut busy, &update("t", 10));
-    run(&mut admin, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 2)");
+    pass(&mut admin, "CREATE EXTENSION pg_writeguard");
+    pass(&mut busy, &update("t", 10));
+    pass(&mut admin, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 2)");
     allows(&mut idle, "t", 2);
     allows(&mut busy, "t", 2);
-    run(&mut admin, "DROP EXTENSION pg_writeguard");
-    run(&mut idle, &update("t", 10));
-    run(
+    pass(&mut admin, "DROP EXTENSION pg_writeguard");
+    pass(&mut idle, &update("t", 10));
+    pass(
         &mut admin,
         "CREATE EXTENSION pg_writeguard;
          SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3)",
@@ -1071,10 +1065,10 @@ fn an_extension_made_while_a_session_is_connected_takes_effect_there() {
 fn an_extension_made_and_a_policy_set_in_one_transaction_take_effect() {
     let db = Server::shared().plain_database();
     let mut admin = db.admin();
-    run(&mut admin, "CREATE TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id; GRANT ALL ON t TO PUBLIC");
+    pass(&mut admin, "CREATE TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id; GRANT ALL ON t TO PUBLIC");
     let mut client = db.connect(&db.role("user"));
-    run(&mut client, &update("t", 10));
-    run(
+    pass(&mut client, &update("t", 10));
+    pass(
         &mut admin,
         "BEGIN; CREATE EXTENSION pg_writeguard;
          SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 2); COMMIT",
@@ -1087,15 +1081,15 @@ fn an_extension_made_and_a_policy_set_in_one_transaction_take_effect() {
 fn an_extension_that_is_rolled_back_leaves_sessions_as_they_were() {
     let db = Server::shared().plain_database();
     let mut admin = db.admin();
-    run(&mut admin, "CREATE TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id");
-    run(
+    pass(&mut admin, "CREATE TABLE t AS SELECT id, 0 AS a FROM generate_series(1, 10) AS id");
+    pass(
         &mut admin,
         "BEGIN; CREATE EXTENSION pg_writeguard;
          SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 2);
          UPDATE t SET a = 1 WHERE id <= 2;
          ROLLBACK",
     );
-    run(&mut admin, "UPDATE t SET a = 1");
+    pass(&mut admin, "UPDATE t SET a = 1");
 }
 
 #[test]

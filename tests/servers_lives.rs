@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::common::session::{pass, refuse, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::{Client, Config, NoTls};
 use serde_json::Value;
@@ -43,30 +44,11 @@ fn prepare(admin: &mut Client) {
 }
 
 #[track_caller]
-fn refuse(client: &mut Client, sql: &str) -> Refusal {
-    let refusal = expect_refusal(client.batch_execute(sql));
-    assert_eq!(refusal.sqlstate, "WG001", "{sql}: {refusal:?}");
-    refusal
-}
-
-#[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
-#[track_caller]
 fn number(client: &mut Client, sql: &str) -> i64 {
     match client.query_one(sql, &[]) {
         Ok(row) => row.get(0),
         Err(error) => panic!("{sql}: {error:?}"),
     }
-}
-
-#[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
-    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
 }
 
 /// The limit holds, is exact, and its event gets stored.

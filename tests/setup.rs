@@ -3,15 +3,9 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 
+use crate::common::session::pass;
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
-
-#[track_caller]
-fn run(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql} failed: {:?}", Refusal::of(&error));
-    }
-}
 
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
@@ -49,7 +43,7 @@ fn mended(client: &mut Client, subject: &str, severity: &str, word: &str) {
     assert!(row.severity == severity && row.problem.contains(word), "{row:?}");
     // One at a time, as psql sends them: ALTER SYSTEM takes no other command beside it.
     for command in row.fix.split_inclusive("; ") {
-        run(client, command);
+        pass(client, command);
     }
     let reread = |client: &mut Client| check(client).into_iter().filter(|left| *left == row).count() == 0;
     wait_until(20, || reread(client));
@@ -60,7 +54,7 @@ fn server(lines: &[&str]) -> (Server, Database, Client) {
     let server = Server::start(lines);
     let db = server.database();
     let mut admin = db.admin();
-    run(
+    pass(
         &mut admin,
         "CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t SELECT n, 0 FROM generate_series(1, 5) AS n;
          SELECT writeguard.set_policy('p', tables => '{t,public.*}', max_rows => 3)",
@@ -88,7 +82,7 @@ fn a_healthy_installation_has_nothing_to_tell() {
     assert_eq!(check(&mut admin), []);
     expect_refusal(admin.batch_execute("UPDATE t SET a = 1"));
     assert_eq!(check(&mut admin), []);
-    run(&mut admin, "SELECT writeguard.drop_policy('p')");
+    pass(&mut admin, "SELECT writeguard.drop_policy('p')");
     let rows = check(&mut admin);
     assert_eq!((rows.len(), rows[0].severity.as_str()), (1, "note"), "{rows:#?}");
 }
@@ -105,11 +99,11 @@ fn without_the_preload_it_says_so_and_which_line_to_add() {
         assert_eq!(row.severity, "problem", "{row:?}");
         assert!(check(&mut admin).iter().all(|other| *other == row), "more than the one thing that is wrong");
         // Nothing is refused indeed.
-        run(&mut admin, "UPDATE t SET a = a + 1");
+        pass(&mut admin, "UPDATE t SET a = a + 1");
         let (command, then) = row.fix.split_once(" -- ").unwrap();
         assert!(then.contains("restart"), "{row:?}");
-        run(&mut admin, command);
-        run(&mut admin, "SELECT pg_reload_conf()");
+        pass(&mut admin, command);
+        pass(&mut admin, "SELECT pg_reload_conf()");
         wait_until(20, || about(&mut admin, "shared_preload_libraries").fix == "-- restart the server");
         drop(admin);
         server.restart();
@@ -117,7 +111,7 @@ fn without_the_preload_it_says_so_and_which_line_to_add() {
         wait_for_launcher(&mut admin);
         assert_eq!(check(&mut admin), []);
         assert_eq!(expect_refusal(admin.batch_execute("UPDATE t SET a = 1")).sqlstate, "WG001");
-        run(&mut admin, "ALTER SYSTEM RESET shared_preload_libraries");
+        pass(&mut admin, "ALTER SYSTEM RESET shared_preload_libraries");
     }
 }
 
@@ -146,7 +140,7 @@ fn events_that_nobody_stores_are_told() {
     // Only what has waited for a while is a problem.
     assert_eq!(of_queue(&mut admin, "problem"), None);
     wait_until(30, || of_queue(&mut admin, "problem").is_some());
-    run(&mut admin, "ALTER SYSTEM SET max_worker_processes = 8");
+    pass(&mut admin, "ALTER SYSTEM SET max_worker_processes = 8");
     drop(admin);
     server.restart();
     let mut admin = db.admin();
@@ -159,7 +153,7 @@ fn policies_that_cover_nobody_or_nothing_are_told() {
     let db = Server::shared().database();
     let mut admin = db.admin();
     let role = db.role("gone");
-    run(
+    pass(
         &mut admin,
         &format!(
             "CREATE TABLE a (id int); CREATE TABLE b (id int); CREATE SCHEMA s; CREATE TABLE \"B b\" (id int);
@@ -192,25 +186,25 @@ fn policies_that_cover_nobody_or_nothing_are_told() {
 fn policies_that_cannot_be_read_are_told() {
     let db = Server::shared().database();
     let mut admin = db.admin();
-    run(
+    pass(
         &mut admin,
         "CREATE TABLE t (id int); SELECT writeguard.set_policy('fine', tables => '{t}');
          SELECT writeguard.set_policy('p', tables => '{t}'); UPDATE writeguard.policy SET tables = '{\"a b\"}' WHERE name = 'p'",
     );
     mended(&mut admin, "policy p", "problem", "cannot be read");
-    run(&mut admin, "BEGIN; UPDATE writeguard.policy SET approvers = 'nobody_at_all'");
+    pass(&mut admin, "BEGIN; UPDATE writeguard.policy SET approvers = 'nobody_at_all'");
     let approvers = |row: &Row| row.problem.contains("nobody_at_all") && row.fix == "CREATE ROLE nobody_at_all;";
     assert!(check(&mut admin).iter().any(approvers));
-    run(&mut admin, "ROLLBACK");
+    pass(&mut admin, "ROLLBACK");
     for (column, word) in [("comment", "comment"), ("roles", "roles")] {
-        run(&mut admin, &format!("BEGIN; ALTER TABLE writeguard.policy RENAME {column} TO other"));
+        pass(&mut admin, &format!("BEGIN; ALTER TABLE writeguard.policy RENAME {column} TO other"));
         let row = about(&mut admin, "policies");
         assert!(row.severity == "problem" && row.problem.contains(word), "{row:?}");
-        run(&mut admin, "ROLLBACK");
+        pass(&mut admin, "ROLLBACK");
     }
-    run(&mut admin, "ALTER TABLE writeguard.policy DISABLE TRIGGER owner_only");
+    pass(&mut admin, "ALTER TABLE writeguard.policy DISABLE TRIGGER owner_only");
     mended(&mut admin, "trigger owner_only on writeguard.policy", "problem", "fire");
-    run(&mut admin, "ALTER TABLE writeguard.event ENABLE TRIGGER owner_only");
+    pass(&mut admin, "ALTER TABLE writeguard.event ENABLE TRIGGER owner_only");
     mended(&mut admin, "trigger owner_only on writeguard.event", "problem", "fire");
 }
 
@@ -218,7 +212,7 @@ fn policies_that_cannot_be_read_are_told() {
 fn another_version_is_told() {
     let db = Server::shared().database();
     let mut admin = db.admin();
-    run(&mut admin, "UPDATE pg_extension SET extversion = '0.0.0' WHERE extname = 'pg_writeguard'");
+    pass(&mut admin, "UPDATE pg_extension SET extversion = '0.0.0' WHERE extname = 'pg_writeguard'");
     let row = about(&mut admin, "extension");
     assert!(row.severity == "warning" && row.problem.contains("0.0.0"), "{row:?}");
     let library = env!("CARGO_PKG_VERSION");
@@ -238,20 +232,20 @@ fn a_guard_that_is_switched_off_is_told() {
         ("ROLE ALL".into(), "all roles".into()),
         ("ROLE postgres".into(), "role postgres".into()),
     ] {
-        run(&mut admin, &format!("ALTER {who} SET writeguard.enabled = off"));
+        pass(&mut admin, &format!("ALTER {who} SET writeguard.enabled = off"));
         // Also for a session that began with it.
         assert_eq!(about(&mut db.admin(), subject).severity, "problem");
         mended(&mut admin, subject, "problem", &word);
     }
-    run(&mut admin, &format!("ALTER ROLE {role} SET writeguard.enabled = on"));
+    pass(&mut admin, &format!("ALTER ROLE {role} SET writeguard.enabled = on"));
     assert_eq!(check(&mut admin), []);
 
-    run(&mut admin, "ALTER SYSTEM SET writeguard.enabled = off");
-    run(&mut admin, "SELECT pg_reload_conf()");
+    pass(&mut admin, "ALTER SYSTEM SET writeguard.enabled = off");
+    pass(&mut admin, "SELECT pg_reload_conf()");
     wait_until(20, || check(&mut admin).iter().any(|row| row.subject == subject));
     mended(&mut admin, subject, "problem", "whole server");
 
-    run(&mut admin, "SET writeguard.enabled = off");
+    pass(&mut admin, "SET writeguard.enabled = off");
     mended(&mut admin, subject, "note", "this session");
     let row = about(&mut db.connect_with("postgres", "-c writeguard.enabled=off"), subject);
     assert_eq!(row.severity, "note");
@@ -261,42 +255,42 @@ fn a_guard_that_is_switched_off_is_told() {
 fn roles_that_could_switch_it_off_are_told() {
     let (_server, db, mut admin) = server(&[]);
     wait_for_launcher(&mut admin);
-    run(&mut admin, "CREATE ROLE \"Second\" SUPERUSER; CREATE ROLE r LOGIN");
+    pass(&mut admin, "CREATE ROLE \"Second\" SUPERUSER; CREATE ROLE r LOGIN");
     mended(&mut admin, "role \"Second\"", "note", "superuser");
-    run(&mut admin, "GRANT postgres TO r");
+    pass(&mut admin, "GRANT postgres TO r");
     mended(&mut admin, "role r", "warning", "SET ROLE postgres");
-    run(&mut admin, "GRANT pg_execute_server_program TO r");
+    pass(&mut admin, "GRANT pg_execute_server_program TO r");
     mended(&mut admin, "role r", "warning", "become superuser");
-    run(&mut admin, "GRANT SET ON PARAMETER writeguard.enabled TO r");
+    pass(&mut admin, "GRANT SET ON PARAMETER writeguard.enabled TO r");
     mended(&mut admin, "role r", "warning", "SET ON PARAMETER writeguard.enabled");
-    run(&mut admin, "GRANT SET ON PARAMETER writeguard.pooled TO r");
+    pass(&mut admin, "GRANT SET ON PARAMETER writeguard.pooled TO r");
     mended(&mut admin, "role r", "warning", "SET ON PARAMETER writeguard.pooled");
-    run(&mut admin, "GRANT SET ON PARAMETER writeguard.enabled TO PUBLIC");
+    pass(&mut admin, "GRANT SET ON PARAMETER writeguard.enabled TO PUBLIC");
     mended(&mut admin, "everybody", "problem", "SET ON PARAMETER writeguard.enabled");
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup TO r");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup TO r");
     mended(&mut admin, "role r", "warning", "replication origin");
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup TO PUBLIC");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup TO PUBLIC");
     mended(&mut admin, "everybody", "problem", "replication origin");
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.set_policy TO r");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.set_policy TO r");
     mended(&mut admin, "role r", "note", "writeguard.set_policy(");
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.drop_policy TO PUBLIC");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.drop_policy TO PUBLIC");
     mended(&mut admin, "everybody", "problem", "change the policies");
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.approve TO PUBLIC");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.approve TO PUBLIC");
     mended(&mut admin, "everybody", "warning", "decide about requests");
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.break_glass TO r");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.break_glass TO r");
     mended(&mut admin, "role r", "note", "write past limits alone");
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.break_glass TO PUBLIC");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.break_glass TO PUBLIC");
     mended(&mut admin, "everybody", "problem", "write past limits alone");
     // Approvers are meant to be.
-    run(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.approve TO r");
+    pass(&mut admin, "GRANT EXECUTE ON FUNCTION writeguard.approve TO r");
     assert_eq!(check(&mut admin), []);
-    run(&mut admin, "ALTER TABLE writeguard.event OWNER TO r; ALTER FUNCTION writeguard.login() OWNER TO r");
+    pass(&mut admin, "ALTER TABLE writeguard.event OWNER TO r; ALTER FUNCTION writeguard.login() OWNER TO r");
     mended(&mut admin, "role r", "warning", "2 of the extension's objects");
-    run(&mut admin, "UPDATE pg_extension SET extowner = 'r'::regrole WHERE extname = 'pg_writeguard'");
+    pass(&mut admin, "UPDATE pg_extension SET extowner = 'r'::regrole WHERE extname = 'pg_writeguard'");
     assert!(about(&mut admin, "role r").problem.contains("drop it"));
-    run(&mut admin, "UPDATE pg_extension SET extowner = 10 WHERE extname = 'pg_writeguard'");
+    pass(&mut admin, "UPDATE pg_extension SET extowner = 10 WHERE extname = 'pg_writeguard'");
     let old: bool = admin.query_one("SELECT current_setting('server_version_num')::int < 160000", &[]).unwrap().get(0);
-    run(&mut admin, "ALTER ROLE r CREATEROLE");
+    pass(&mut admin, "ALTER ROLE r CREATEROLE");
     if old {
         mended(&mut admin, "role r", "warning", "CREATEROLE");
     }
@@ -332,6 +326,6 @@ fn only_the_owner_may_until_it_is_granted() {
         let refusal = expect_refusal(looker.batch_execute(&format!("SELECT writeguard.{function}")));
         assert_eq!(refusal.sqlstate, "42501", "{function}: {refusal:?}");
     }
-    run(&mut db.admin(), &format!("GRANT EXECUTE ON FUNCTION writeguard.check_setup TO {role}"));
+    pass(&mut db.admin(), &format!("GRANT EXECUTE ON FUNCTION writeguard.check_setup TO {role}"));
     assert_eq!(about(&mut looker, "policies").severity, "note");
 }

@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use crate::common::session::{number, pass};
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
@@ -105,13 +106,6 @@ impl Stage {
 }
 
 #[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
-#[track_caller]
 fn refuse(client: &mut Client, sql: &str) -> Refusal {
     let refusal = match client.batch_execute(sql) {
         Ok(()) => panic!("it passed: {sql}"),
@@ -119,14 +113,6 @@ fn refuse(client: &mut Client, sql: &str) -> Refusal {
     };
     assert!(["WG001", "WG005"].contains(&refusal.sqlstate.as_str()), "{sql}: {refusal:?}");
     refusal
-}
-
-#[track_caller]
-fn number(client: &mut Client, sql: &str) -> i64 {
-    match client.query_one(&format!("SELECT ({sql})::bigint"), &[]) {
-        Ok(row) => row.get(0),
-        Err(error) => panic!("{sql}: {error:?}"),
-    }
 }
 
 const TWO: &str = "UPDATE t SET v = v WHERE id <= 2";

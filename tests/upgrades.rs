@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 
+use crate::common::session::{pass, text};
 use crate::common::{Database, Refusal, Server, expect_refusal, run, wait_until};
 use postgres::Client;
 
@@ -37,13 +38,6 @@ fn guarded(server: &Server) -> Database {
 }
 
 #[track_caller]
-fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
-}
-
-#[track_caller]
 fn refuse(client: &mut Client, sqlstate: &str, sql: &str) -> Refusal {
     let refusal = expect_refusal(client.batch_execute(sql));
     assert_eq!(refusal.sqlstate, sqlstate, "{sql}: {refusal:?}");
@@ -52,11 +46,6 @@ fn refuse(client: &mut Client, sqlstate: &str, sql: &str) -> Refusal {
 
 #[track_caller]
 fn number(client: &mut Client, sql: &str) -> i64 {
-    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
-}
-
-#[track_caller]
-fn text(client: &mut Client, sql: &str) -> String {
     client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
 }
 

@@ -1,6 +1,7 @@
 //! A short walk through every part, one statement of each kind. `scripts/test-assert` takes it where a statement takes
 //! fifty times as long and nothing stays hidden: under valgrind, and where no catalog cache lasts.
 
+use crate::common::session::pass;
 use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
 use postgres::Client;
 
@@ -32,7 +33,7 @@ impl Walk {
 
     #[track_caller]
     fn passes(&mut self, sql: &str) {
-        passes(&mut self.client, sql);
+        pass(&mut self.client, sql);
     }
 
     #[track_caller]
@@ -52,13 +53,6 @@ impl Walk {
         let sql = format!("SELECT concat_ws(' ', id, relation, statement) FROM writeguard.event WHERE kind = '{kind}'");
         wait_until(10, || self.rows(&sql).len() >= number);
         assert_eq!(self.rows(&sql).len(), number, "{:?}", self.rows(&sql));
-    }
-}
-
-#[track_caller]
-fn passes(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
     }
 }
 
@@ -195,19 +189,19 @@ fn two_people() {
     let mut approved = |anna: &mut Client, statement: &str| {
         let request = rows(anna, &format!("SELECT writeguard.request($${statement}$$, 'a walk')::text")).remove(0);
         refused(anna, "WG006", &format!("SELECT writeguard.approve({request})"));
-        passes(&mut bert, &format!("SELECT * FROM writeguard.pending WHERE id = {request}"));
+        pass(&mut bert, &format!("SELECT * FROM writeguard.pending WHERE id = {request}"));
         let token = rows(&mut bert, &format!("SELECT writeguard.approve({request})")).remove(0);
         (request, token)
     };
     let (request, _) = approved(&mut anna, "UPDATE t SET v = 7 RETURNING *");
-    passes(&mut anna, &format!("SELECT * FROM writeguard.execute({request})"));
+    pass(&mut anna, &format!("SELECT * FROM writeguard.execute({request})"));
     refused(&mut anna, "WG006", &format!("SELECT * FROM writeguard.execute({request})"));
     let (_, token) = approved(&mut anna, "DELETE FROM p");
     let arm = format!("SET writeguard.override = on; SET writeguard.token = '{token}'");
-    passes(&mut anna, &arm);
+    pass(&mut anna, &arm);
     refused(&mut anna, "WG006", "UPDATE p SET v = 3");
-    passes(&mut anna, &arm);
-    passes(&mut anna, "DELETE FROM p");
+    pass(&mut anna, &arm);
+    pass(&mut anna, "DELETE FROM p");
     let (request, _) = approved(&mut anna, "UPDATE t SET v = 8");
     walk.passes("UPDATE t SET note = 'other' WHERE id = 1; DELETE FROM t WHERE id = 2");
     refused(&mut anna, "WG006", &format!("SELECT * FROM writeguard.execute({request})"));

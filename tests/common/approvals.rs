@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use postgres::error::DbError;
 use postgres::{Client, NoTls};
 
-use crate::common::{Database, Refusal, Server, expect_refusal, wait_until};
+pub use crate::common::session::{arm, number, pass, refused, text};
+use crate::common::{Database, Refusal, Server, wait_until};
 
 /// Changes all rows of `t`, which are more than the policy allows.
 pub const WRITE: &str = "UPDATE t SET a = 9";
@@ -28,7 +29,7 @@ impl Stage {
         let db = server.database();
         let mut admin = db.admin();
         let (requester, approver) = (db.role("requester"), db.role("approver"));
-        passes(
+        pass(
             &mut admin,
             &format!(
                 "CREATE TABLE t (id int PRIMARY KEY, a int NOT NULL DEFAULT 0);
@@ -39,7 +40,7 @@ impl Stage {
                  SELECT writeguard.set_policy('p', tables => '{{public.t}}', max_rows => 3)"
             ),
         );
-        passes(&mut admin, setup);
+        pass(&mut admin, setup);
         Stage { db, admin, requester, approver }
     }
 
@@ -75,7 +76,7 @@ impl Stage {
     /// Runs what no limit stops.
     #[track_caller]
     pub fn unguarded(&mut self, sql: &str) {
-        passes(&mut self.admin, &format!("SET writeguard.enabled = off; {sql}; RESET writeguard.enabled"));
+        pass(&mut self.admin, &format!("SET writeguard.enabled = off; {sql}; RESET writeguard.enabled"));
     }
 
     /// Rows and approval of the `overridden` events.
@@ -117,22 +118,6 @@ impl Told {
 }
 
 #[track_caller]
-pub fn number(client: &mut Client, sql: &str) -> i64 {
-    match client.query_one(&format!("SELECT ({sql})::bigint"), &[]) {
-        Ok(row) => row.get(0),
-        Err(error) => panic!("{sql}: {:?}", Refusal::of(&error)),
-    }
-}
-
-#[track_caller]
-pub fn text(client: &mut Client, sql: &str) -> String {
-    match client.query_one(sql, &[]) {
-        Ok(row) => row.get(0),
-        Err(error) => panic!("{sql}: {:?}", Refusal::of(&error)),
-    }
-}
-
-#[track_caller]
 pub fn request(client: &mut Client, statement: &str, parameters: &[Option<&str>]) -> i64 {
     client
         .query_one("SELECT writeguard.request($1::text, 'tests', $2::text[])", &[&statement, &parameters])
@@ -143,27 +128,6 @@ pub fn request(client: &mut Client, statement: &str, parameters: &[Option<&str>]
 #[track_caller]
 pub fn approve(client: &mut Client, request: i64) -> String {
     text(client, &format!("SELECT writeguard.approve({request})"))
-}
-
-/// Sets flag and token.
-#[track_caller]
-pub fn arm(client: &mut Client, token: &str) {
-    passes(client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
-}
-
-/// The statement is refused, with this SQLSTATE; gives the error.
-#[track_caller]
-pub fn refused(client: &mut Client, sql: &str, sqlstate: &str) -> Refusal {
-    let refusal = expect_refusal(client.batch_execute(sql));
-    assert_eq!(refusal.sqlstate, sqlstate, "{sql}: {refusal:?}");
-    refusal
-}
-
-#[track_caller]
-pub fn passes(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql} was refused: {:?}", Refusal::of(&error));
-    }
 }
 
 /// Waits until a session with this process id waits for a lock.

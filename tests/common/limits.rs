@@ -5,6 +5,7 @@ use std::thread;
 
 use postgres::Client;
 
+pub use crate::common::session::{number, pass, refuse};
 use crate::common::{Database, Refusal, Server, expect_refusal};
 
 /// Six rows, all with the value 0.
@@ -187,28 +188,4 @@ pub fn contents(client: &mut Client) -> Vec<(String, String)> {
         contents.push((table.get(0), row.get(0)));
     }
     contents
-}
-
-#[track_caller]
-pub fn number(client: &mut Client, sql: &str) -> i64 {
-    match client.query_one(&format!("SELECT ({sql})::bigint"), &[]) {
-        Ok(row) => row.get(0),
-        Err(error) => panic!("{sql}: {error:?}"),
-    }
-}
-
-/// A WG001 of a client that goes on afterwards in the same session.
-#[track_caller]
-pub fn refuse(client: &mut Client, sql: &str) -> Refusal {
-    let refusal = expect_refusal(client.batch_execute(sql));
-    assert_eq!(refusal.sqlstate, "WG001", "{sql}: {refusal:?}");
-    refusal
-}
-
-/// What has to pass, with the server's error in the message where it does not.
-#[track_caller]
-pub fn pass(client: &mut Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {:?}", Refusal::of(&error));
-    }
 }

@@ -20,6 +20,7 @@ pub mod kept;
 pub mod limits;
 pub mod pool;
 pub mod raw;
+pub mod session;
 
 use std::ffi::{OsStr, c_int};
 use std::fs;
