@@ -88,12 +88,28 @@ COMMENT ON COLUMN writeguard.approval_ask.approvers IS 'as the policy has it now
 COMMENT ON COLUMN writeguard.approval_ask.min_approvals IS 'as the policy has it now';
 COMMENT ON COLUMN writeguard.approval_ask.given IS 'approvals by people who are its approvers now';
 
+CREATE OR REPLACE FUNCTION writeguard._shown(value text) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'writeguard_shown';
+COMMENT ON FUNCTION writeguard._shown IS 'internal: a text in letters that the client can be sent; what is none stands there as \x..';
+
+CREATE OR REPLACE FUNCTION writeguard._shown_json(value text) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'writeguard_shown_json';
+COMMENT ON FUNCTION writeguard._shown_json IS 'internal: the same of JSON';
+
 CREATE OR REPLACE VIEW writeguard.pending WITH (security_barrier) AS
-    SELECT r.id, r.requested_at, r.login AS requested_by, r.acting_as AS role, r.reason, r.statement, r.parameters,
-           r.rows, r.relations, r.samples, r.policies,
+    SELECT r.id, r.requested_at, r.login AS requested_by, r.acting_as AS role,
+           writeguard._shown(r.reason) AS reason, writeguard._shown(r.statement) AS statement,
+           ARRAY(SELECT writeguard._shown(p.value) FROM pg_catalog.unnest(r.parameters) WITH ORDINALITY AS p (value, n)
+                 ORDER BY p.n) AS parameters,
+           r.rows, writeguard._shown_json(r.relations::text)::jsonb AS relations,
+           writeguard._shown_json(r.samples::text)::jsonb AS samples,
+           ARRAY(SELECT writeguard._shown(p.name) FROM pg_catalog.unnest(r.policies) WITH ORDINALITY AS p (name, n)
+                 ORDER BY p.n) AS policies,
            greatest(asked.min_approvals, 1) AS approvals_needed,
            coalesce(given.approved_by, '{}') AS approved_by,
-           r.expires_at, coalesce(asked.asks, '') AS asks
+           r.expires_at, writeguard._shown(coalesce(asked.asks, '')) AS asks
     FROM writeguard.request AS r
          CROSS JOIN LATERAL (
              SELECT max(k.min_approvals) AS min_approvals,
@@ -113,7 +129,7 @@ COMMENT ON COLUMN writeguard.pending.requested_at IS 'when somebody asked';
 COMMENT ON COLUMN writeguard.pending.requested_by IS 'login of who asked, and who cannot approve it';
 COMMENT ON COLUMN writeguard.pending.role IS 'the role that was SET, else session_user';
 COMMENT ON COLUMN writeguard.pending.reason IS 'why';
-COMMENT ON COLUMN writeguard.pending.statement IS 'what execute() would run, letter by letter';
+COMMENT ON COLUMN writeguard.pending.statement IS 'what execute() would run, letter by letter; bytes that are no letters as \x..';
 COMMENT ON COLUMN writeguard.pending.parameters IS 'its parameters, as their types print them';
 COMMENT ON COLUMN writeguard.pending.rows IS 'that the rehearsal changed in all';
 COMMENT ON COLUMN writeguard.pending.relations IS 'rows that the rehearsal changed, by qualified table name';
@@ -128,16 +144,22 @@ CREATE OR REPLACE VIEW writeguard.my_requests WITH (security_barrier) AS
     SELECT r.id,
            CASE WHEN r.state IN ('pending', 'approved') AND r.expires_at <= clock_timestamp() THEN 'expired'
                 ELSE r.state END AS state,
-           r.statement, r.rows, r.expires_at, r.requested_at, r.reason, r.parameters, r.relations, r.policies,
+           writeguard._shown(r.statement) AS statement, r.rows, r.expires_at, r.requested_at,
+           writeguard._shown(r.reason) AS reason,
+           ARRAY(SELECT writeguard._shown(p.value) FROM pg_catalog.unnest(r.parameters) WITH ORDINALITY AS p (value, n)
+                 ORDER BY p.n) AS parameters,
+           writeguard._shown_json(r.relations::text)::jsonb AS relations,
+           ARRAY(SELECT writeguard._shown(p.name) FROM pg_catalog.unnest(r.policies) WITH ORDINALITY AS p (name, n)
+                 ORDER BY p.n) AS policies,
            ARRAY(SELECT a.approver FROM writeguard.approval AS a WHERE a.request = r.id
                  ORDER BY a.approved_at, a.approver) AS approved_by,
-           r.decided_by, r.decided_at, r.comment
+           r.decided_by, r.decided_at, writeguard._shown(r.comment) AS comment
     FROM writeguard.request AS r
     WHERE r.login = writeguard.login();
 COMMENT ON VIEW writeguard.my_requests IS 'one''s own requests';
 COMMENT ON COLUMN writeguard.my_requests.id IS 'by which execute() calls it';
 COMMENT ON COLUMN writeguard.my_requests.state IS 'pending, approved, rejected, spent, expired, revoked';
-COMMENT ON COLUMN writeguard.my_requests.statement IS 'what execute() would run, letter by letter';
+COMMENT ON COLUMN writeguard.my_requests.statement IS 'what execute() would run, letter by letter; bytes that are no letters as \x..';
 COMMENT ON COLUMN writeguard.my_requests.rows IS 'that the rehearsal changed in all';
 COMMENT ON COLUMN writeguard.my_requests.expires_at IS 'of a pending request: until when it waits; of an approved one: until when its token is good';
 COMMENT ON COLUMN writeguard.my_requests.requested_at IS 'when one asked';

@@ -300,6 +300,47 @@ fn a_role_with_letters_of_another_database_is_a_role_like_any_other() {
     others_are_served("ordinary");
 }
 
+/// Whoever looks at requests sees them, whatever bytes the statement, the names and the reason have: what the client cannot be
+/// sent stands there as an escape.
+#[test]
+fn a_request_of_bytes_that_do_not_convert_costs_nobody_the_view() {
+    for place in &PLACES {
+        let database = format!("shown_{}", place.encoding.to_lowercase());
+        create(place.encoding, &database);
+        let with = |sql: &str| fill(sql, place);
+        let mut admin = Bytes::admin(server(), &database);
+        admin.rows(with(
+            "CREATE TABLE \"t{wild}\" (id int PRIMARY KEY, v text);
+             INSERT INTO \"t{wild}\" SELECT n, '{wild}' FROM generate_series(1, 5) AS n",
+        ));
+        admin.rows(with(
+            "SELECT writeguard.set_policy('p{wild}', tables => ARRAY['public.\"t{wild}\"'], max_rows => 2,
+                 override => 'token')",
+        ));
+        admin.rows(with(
+            "SELECT writeguard.request('UPDATE \"t{wild}\" SET v = $1 /* {wild} */', reason => 'why {wild}',
+                 parameters => ARRAY['is {wild}'])",
+        ));
+        admin.rows("SET client_encoding = 'UTF8'");
+        for view in ["pending", "my_requests"] {
+            let columns = "concat_ws(' ', statement, reason, parameters, relations, policies)";
+            let seen = admin.value(format!("SELECT {columns} FROM writeguard.{view}"));
+            let whole = admin.rows(format!("TABLE writeguard.{view}"));
+            assert_eq!(whole.len(), 1, "{}: {view}", place.encoding);
+            // LATIN1 has every byte.
+            let shown = if place.encoding == "LATIN1" { "\u{81}".as_bytes() } else { place.shown };
+            for part in ["SET v = $1 /* {} */", "why {}", "is {}", "t{}", "p{}"] {
+                let (before, after) = part.split_once("{}").expect("a part");
+                let part = [before.as_bytes(), shown, after.as_bytes()].concat();
+                let doubled = part.iter().flat_map(|byte| if *byte == b'\\' { vec![b'\\'; 2] } else { vec![*byte] });
+                let doubled: Vec<u8> = doubled.collect();
+                let is_there = contains(&seen, &part) || contains(&seen, &doubled);
+                assert!(is_there, "{}: {} in {}", place.encoding, part.escape_ascii(), seen.escape_ascii());
+            }
+        }
+    }
+}
+
 /// A client whose encoding lacks the table's letters gets our error, not one about letters.
 #[test]
 fn a_client_without_the_letters_is_refused_as_any_other() {

@@ -17,6 +17,8 @@ GRANT EXECUTE ON FUNCTION
     writeguard._explain(oid, text, text),
     writeguard.statement_hash(text, text[]),
     writeguard.is_approver(oid, text),
+    writeguard._shown(text),
+    writeguard._shown_json(text),
     writeguard.login()
     TO PUBLIC;
 GRANT SELECT ON writeguard.my_events, writeguard.my_requests TO PUBLIC;

@@ -17,3 +17,4 @@ pub mod preview;
 pub mod rehearse;
 pub mod request;
 pub mod run;
+pub mod shown;
