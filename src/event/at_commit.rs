@@ -21,7 +21,7 @@ use crate::session::excerpt::Excerpt;
 
 struct Pending {
     level: i32,
-    /// None: it is over what is told one by one, and only counts.
+    /// None: it is past the number of events that are recorded one by one, and is only counted.
     event: Option<Event>,
     /// Further objects that have no event of their own, and whether another statement has done something to some of them.
     further: u64,
@@ -62,7 +62,7 @@ fn pending() -> Borrowed<Vec<Pending>> {
     PENDING.borrow()
 }
 
-/// Events that one command may have; what it does to further objects is told as a number.
+/// Events that one command may have; further objects are a number in the last of them.
 const MOST_PER_COMMAND: usize = 100;
 /// Events that a transaction may have, likewise.
 const MOST_PER_TRANSACTION: usize = 1_000;

@@ -3,8 +3,8 @@
 //!
 //! What is to be sent is in `writeguard.outbox`: numbers of events. One that is positive was left by the transaction that wrote
 //! the event itself, and is not counted in the totals yet; counted, it becomes negative, as are those of the worker. Where
-//! sending fails (PostgreSQL's queue of notifications is full, say) it is tried again later and later, while the events
-//! go on being stored.
+//! sending fails (PostgreSQL's queue of notifications is full, say) it is tried again after longer and longer pauses, while
+//! events are stored as before.
 
 use core::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

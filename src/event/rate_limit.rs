@@ -1,7 +1,7 @@
-//! How many events of one kind of thing are stored one by one in a minute, so that no loop fills the disk: of a policy that only
-//! looks on, and of the refusals of one policy and login. Of the others the largest is kept in shared memory, with their
-//! number; when the minute is over, that one is stored and says how many there were. Nobody waits for it, and only it has a
-//! line in the server log.
+//! How many events are stored one by one in a minute, so that no loop fills the disk: those of one policy of mode observe
+//! or warn, and the refusals of one policy and login. Of the others the largest is kept in shared memory, with their
+//! number. When the minute is over, that one is stored and says how many there were. Nobody waits for it, and only it has
+//! a line in the server log.
 //!
 //! The launcher looks for minutes that are over; so does a session with the next such event, and the postmaster when it is
 //! shut down. What is stored in a minute is bounded by the places there are: those that find none share one for each
@@ -21,7 +21,7 @@ use crate::pg::shmem::{Plain, Region};
 use crate::pg::{ffi, preload};
 use crate::session::settings;
 
-/// What is told apart at the same time.
+/// Policies, and policies with logins, that have a limit of their own at the same time.
 const OWN_PLACES: usize = 256;
 /// Places for the others, one for each database and class.
 const SHARED_PLACES: usize = 32;
@@ -36,7 +36,7 @@ const NAME_BYTES: usize = 100;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Class {
-    /// Events of policies that only look on, by policy.
+    /// Events of policies of mode observe and warn, by policy.
     LookedOn = 0,
     /// Refusals, by policy and login.
     Refused,
@@ -166,7 +166,7 @@ enum Verdict {
     NoPlace,
 }
 
-/// Whether the caller is to record this event. Otherwise it was counted here, and its minute will be told of.
+/// Whether the caller is to record this event. Otherwise it was counted here, for the event of that minute.
 pub fn admits(class: Class, event: &Event) -> bool {
     let Some(left_out) = TABLE.open() else { return true };
     // SAFETY: a static of this process.

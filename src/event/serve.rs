@@ -71,7 +71,7 @@ pub fn count_starved() {
     }
 }
 
-/// Databases that have entries and no living worker. `alive` tells of a process id.
+/// Databases that have entries and no living worker. `alive`: whether a process has that id.
 pub fn unserved(alive: impl Fn(i32) -> bool, found: &mut Vec<pg_sys::Oid>) {
     found.clear();
     found.reserve(MOST_WORKERS);
@@ -129,7 +129,7 @@ pub fn serve(alive: impl Fn(i32) -> bool) -> bool {
     }
 }
 
-/// This process serves no more. False when something came in meanwhile and it has to go on.
+/// This process serves no more. False when something came in meanwhile, so that it has to continue.
 pub fn retire() -> bool {
     // SAFETY: statics of this process.
     let (database, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::MyProcPid) };
@@ -233,7 +233,7 @@ pub enum Outcome {
     NoTable,
 }
 
-/// These are over: their sessions may go on.
+/// These are settled: the sessions that wait for them are woken.
 pub fn done(taken: &[Taken], outcome: Outcome) {
     for one in taken {
         let latch = Locked::lock().map(|mut queue| finish(&mut queue, one.entry, outcome));
@@ -291,7 +291,7 @@ fn finish(queue: &mut Locked, place: usize, outcome: Outcome) -> *mut pg_sys::La
     waiter
 }
 
-/// Settles what a predecessor had taken when it was killed. `committed` tells of a full transaction id.
+/// Settles what a predecessor had taken when it was killed. `committed`: whether a transaction committed, by its full id.
 pub fn recover(committed: impl Fn(u64) -> bool) {
     // SAFETY: a static of this process.
     let database = unsafe { pg_sys::MyDatabaseId };

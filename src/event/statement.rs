@@ -1,4 +1,4 @@
-//! What is told of a statement: its beginning, and of that what `writeguard.log_statement` says.
+//! How much of a statement's text an event has: its beginning, and of that what `writeguard.log_statement` says.
 
 use pgrx::pg_sys;
 use rules::lexer;
@@ -12,13 +12,13 @@ use crate::session::settings::{self, LogStatement};
 const MOST_IN_HINT: usize = 8 * 1024;
 
 impl Event {
-    /// Tells the event's statement, as far as that is wanted.
+    /// Sets the event's statement, as far as `writeguard.log_statement` wants it.
     pub fn tell_statement(&mut self, excerpt: &Excerpt) {
         self.statement = told(excerpt);
     }
 }
 
-/// What an event tells of a statement.
+/// The text that an event has of a statement.
 pub fn told(excerpt: &Excerpt) -> Option<String> {
     match settings::log_statement() {
         LogStatement::Full => Some(excerpt.shown()),
@@ -34,7 +34,7 @@ pub fn is_kept_whole(excerpt: &Excerpt) -> bool {
     excerpt.is_whole() && excerpt.length() <= memory::statement_bytes()
 }
 
-/// Whether events tell all of a statement that is no longer than they can.
+/// Whether events have all of a statement that is not too long for them.
 pub fn tells_all() -> bool {
     settings::log_statement() == LogStatement::Full
 }
@@ -45,7 +45,7 @@ pub fn hinted(excerpt: &Excerpt) -> String {
     if shows { excerpt.without_token() } else { "…".to_owned() }
 }
 
-/// Whether values were left out of a text that is told now, or its parameters.
+/// Whether constants were left out of an event's text, or it has parameters.
 pub fn lacks_values(told: &str) -> bool {
     !tells_all() && lexer::highest_parameter(told, backslashes()) > 0
 }

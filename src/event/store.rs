@@ -24,7 +24,7 @@ pub const INSERT: &str = "INSERT INTO writeguard.event \
 /// The end of [`INSERT`] where a number that is taken already is no error.
 const UNLESS_TAKEN: &str = "ON CONFLICT (id) DO NOTHING RETURNING id::pg_catalog.text";
 
-/// Lets the events' numbers go on after the last one. A restore brings events first and sets the numbers last, and anybody
+/// Sets the sequence of events' numbers behind the last one. A restore brings events first and sets the numbers last, and anybody
 /// who owns them may set them back.
 pub const REPAIR_NUMBERS: &str = "SELECT pg_catalog.setval('writeguard.event_id_seq', \
      (SELECT COALESCE(pg_catalog.max(e.id), 0) FROM writeguard.event AS e) OPERATOR(pg_catalog.+) 1, false)::pg_catalog.text";

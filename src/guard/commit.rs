@@ -71,7 +71,7 @@ fn begin_abort() {
     }
 }
 
-/// A transaction of which something is to be stored or told commits or is prepared.
+/// A transaction of which something is to be stored, or sent to the client, commits or is prepared.
 #[cold]
 #[inline(never)]
 fn before_commit(prepares: bool) {

@@ -91,8 +91,8 @@ fn next() -> &'static Next {
     unsafe { NEXT.get().unwrap_unchecked() }
 }
 
-/// Whether the guard has no say here at all: because of what the process is, or because it applies what was written
-/// elsewhere, as core's own workers do. Whoever has set up a replication origin says so of the session, until it is reset.
+/// Whether the guard stays out: because of what the process is, or because the session has a replication origin set up, so
+/// that it applies what was written elsewhere, as core's own workers do.
 #[inline(always)]
 fn stays_out() -> bool {
     let is_applied = || {

@@ -1,14 +1,15 @@
-//! The guard: a statement comes in through `hooks`, each row it changes is counted before the next one is fetched, and past a
-//! limit it is refused unless an override is in order.
+//! The guard: it follows a statement, counts each row that the statement changes before the next one is fetched,
+//! and past a limit refuses it, unless an override is in order.
 //!
-//! `hooks` holds frames only, `commit` what happens at COMMIT and ABORT. `executor` is what a plan writes and
-//! each row as it is changed; `limits` the budgets that these are charged to; `verdict` what happens past one of them;
-//! `where_clause` asks for a condition where a policy does; `ddl` sees to commands that make rows vanish without changing
-//! them; `policy_writes` sees to what is written to the policy table past our functions; `rehearsal` notes what a rehearsed
-//! statement does.
+//! `hooks` has frames only; `commit` is what happens at COMMIT and ABORT. `executor` finds out what a plan writes
+//! and sees each row as it is changed, `limits` charges rows to budgets, `verdict` decides about rows past one of
+//! them. `where_clause` looks for a condition where a policy requires one. `ddl` is about commands that make rows
+//! vanish without changing them, `policy_writes` records what is written to the policy table past our functions,
+//! `rehearsal` notes what a rehearsed statement does.
 //!
-//! What is promised: a row change that the command tag would count is counted once, and at most one row past a limit is
-//! touched. Not promised: anything about rows that are not changed.
+//! What comes in are the calls of PostgreSQL's hooks and callbacks. What goes out are errors to be raised, and
+//! events. What is promised: a row change that the command tag would count is counted once, and at most one row
+//! past a limit is touched. Not promised: anything about rows that are not changed.
 
 pub mod commit;
 pub mod ddl;

@@ -24,7 +24,7 @@ sql_function!(
     writeguard_policy_written, pg_finfo_writeguard_policy_written, policy_written
 );
 
-/// Bytes that an event tells of a policy: a transaction keeps many of them until it commits.
+/// Bytes that an event has of a policy: a transaction keeps many of them until it commits.
 const MOST_TOLD: usize = 16 * 1024;
 
 fn policy_written(arguments: &Arguments) -> Returns {
@@ -39,7 +39,7 @@ fn policy_written(arguments: &Arguments) -> Returns {
             return done;
         }
         if ffi::IsLogicalWorker() {
-            // What is applied fires no triggers for statements, and sessions are to hear of it.
+            // What is applied fires no triggers for statements, but sessions have to read policies again.
             pg_sys::CacheInvalidateRelcacheByRelid((*table).rd_id);
         }
         if owner::is_own_write() {
@@ -75,7 +75,7 @@ unsafe fn columns(table: pg_sys::Relation, row: pg_sys::HeapTuple) -> Result<Map
     Ok(serde_json::from_str(&text).unwrap_or_default())
 }
 
-/// What a change is told as: the columns that are others now, and all of a policy that is new or gone.
+/// A change as its event has it: the columns that differ now, and all of a policy that is new or gone.
 fn told(before: Option<&Map<String, Value>>, after: Option<&Map<String, Value>>) -> Value {
     let (Some(before), Some(after)) = (before, after) else {
         return before.or(after).cloned().map(Value::Object).unwrap_or_default();

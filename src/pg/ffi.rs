@@ -387,8 +387,9 @@ fn out_of_memory() -> *mut pg_sys::ErrorData {
     error
 }
 
-/// Runs `body` and drops an ERROR that it raises: false then, and nothing is left of it. Interrupts are held off, and nobody adds context to what it reports. For a few raw calls that hold
-/// nothing when they fail, where an ERROR must not come out: after a commit it would be a PANIC.
+/// Runs `body` and drops an ERROR that it raises: false then, and nothing is left of it. Interrupts are held off, and
+/// nobody adds context to what it reports. For a few raw calls that hold nothing when they fail, where an ERROR must not
+/// come out: after a commit it would be a PANIC.
 ///
 /// # Safety
 /// As for [`protect`].

@@ -2,7 +2,8 @@
 //!
 //! * Errors: `ffi` declares core's functions raw and catches ERRORs whole, `ereport` raises ours and sends notices, `log_line`
 //!   is a prepared line of the server log, `function` the frame of each SQL function. `contained` is for callbacks in which
-//!   nothing may be raised, `fault` has it fail for a test, and `client` waits for room in the client's connection before an error is sent.
+//!   nothing may be raised, `fault` makes one fail for a test, and `client` waits for room in the client's connection
+//!   before an error is sent.
 //! * Memory: `backend_local` has the statics of a backend, `shmem` the areas of shared memory, and `durable_file` is a file that
 //!   keeps over a restart what these held. `reserve` is what Rust allocates when there is no memory left.
 //! * Text: `encoding` converts between PostgreSQL's bytes and Rust's strings, by means of `conversion` and `stray`.

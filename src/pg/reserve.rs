@@ -3,7 +3,7 @@
 //! Where an allocation fails, Rust ends the process, which takes the whole server along; PostgreSQL raises an ERROR, and only
 //! the statement is lost. So each process has a little memory in reserve, which is handed out while the system gives none.
 //! Whoever can fail asks [`is_low`] and does: [`guarded`](super::ereport::guarded) when it is done, and whatever takes a text
-//! in. Those who cannot, because a transaction has committed or is being rolled back, go on with the reserve.
+//! in. Those who cannot, because a transaction has committed or is being rolled back, continue with the reserve.
 //!
 //! What is too large for it is for callers that ask whether there is room (`try_reserve`). Where one does not ask, Rust still
 //! ends the process, but by our [`abort`](__wrap_abort): as a FATAL error of PostgreSQL's, which is the end of the session and
@@ -182,7 +182,7 @@ pub fn ends_by(end: fn()) {
     RESERVE.end.set(Some(end));
 }
 
-/// What runs from now on, until this is called again with what it gives, must not fail: it goes on with the reserve.
+/// What runs from now on, until this is called again with what it gives, must not fail: it continues with the reserve.
 #[inline]
 pub fn go_on(must: bool) -> bool {
     RESERVE.must_go_on.replace(must)

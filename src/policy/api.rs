@@ -33,7 +33,7 @@ sql_function!(
     writeguard_in_schedule, pg_finfo_writeguard_in_schedule, in_schedule
 );
 sql_function!(
-    /// Trigger on the policy table: tells all sessions, with the commit, that policies changed.
+    /// Trigger on the policy table: with the commit all sessions drop the policies that they keep.
     writeguard_policy_changed, pg_finfo_writeguard_policy_changed, policy_changed
 );
 sql_function!(

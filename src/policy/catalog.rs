@@ -54,7 +54,7 @@ fn state() -> Borrowed<State> {
     STATE.borrow()
 }
 
-/// Whether nothing has changed since `changes`, as far as that can be told without looking anything up.
+/// Whether nothing has changed since `changes`, as far as that is known without looking anything up.
 #[inline]
 pub fn answers_hold(changes: u64) -> bool {
     invalidation::CHANGES.get() == changes && state().now.as_ref().is_none_or(Now::is_current)
@@ -126,7 +126,7 @@ const MOST_READINGS: usize = 64;
 
 /// The policies in force.
 ///
-/// They are read as of one snapshot, taken after this was called. So where a change is told of meanwhile (that may be of
+/// They are read as of one snapshot, taken after this was called. So where an invalidation comes meanwhile (it may be about
 /// anything: PostgreSQL forgets all it knows when too many come in) what was read is what the statement goes by, as if it
 /// had come a moment earlier; whoever asks next reads again. Only where the table is must still be so.
 ///
@@ -228,7 +228,7 @@ fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
     let known = Rc::new(memberships(&actor.roles(), policies));
     let mut state = state();
     if state.actors.len() >= MOST_ACTORS {
-        // Of what is forgotten nobody could tell whether it comes out otherwise.
+        // What is forgotten cannot be compared with what a later look-up gives.
         state.actors.clear();
         invalidation::drop_answers();
     }

@@ -1,4 +1,4 @@
-//! What PostgreSQL tells when names, roles or the policy table change, and what is stale then.
+//! The invalidations that PostgreSQL sends when names, roles or the policy table change, and what is stale then.
 //!
 //! Invalidations come at any moment, with the commit of whoever made a change and never for one that was rolled back; so all
 //! that they read and write is here, apart from what is kept, and none of it raises or allocates.
@@ -13,7 +13,7 @@ use crate::pg::backend_local::{BackendCell, BackendLocal};
 use crate::pg::contained::contained;
 use crate::pg::encoding;
 
-/// What PostgreSQL tells of the extension's schema with, by its name; none: not registered for invalidations yet.
+/// The hash in invalidations of the extension's schema, by its name; none: not registered for invalidations yet.
 static SCHEMA_HASH: BackendCell<Option<u32>> = BackendCell::new(None);
 /// See [`changes`].
 pub static CHANGES: BackendCell<u64> = BackendCell::new(1);
@@ -25,7 +25,7 @@ pub static VALID: BackendCell<bool> = BackendCell::new(false);
 pub static FOUND: BackendCell<bool> = BackendCell::new(false);
 /// Where the policies were found.
 pub static PLACE: BackendCell<Place> = BackendCell::new(Place::NotInstalled);
-/// What PostgreSQL tells of the roles with that policies name, and of acting roles, by their names. Never borrowed across
+/// The hashes in invalidations of the roles that policies name, and of acting roles, by their names. Never borrowed across
 /// anything that may take invalidations in.
 pub static ROLE_HASHES: BackendLocal<FxHashSet<u32>> = BackendLocal::new(FxHashSet::with_hasher(FxBuildHasher));
 /// Changes of roles that may matter to memberships.
@@ -118,7 +118,7 @@ pub fn generation() -> u64 {
     GENERATION.get()
 }
 
-/// The hash with which PostgreSQL tells of a role; none for what is no role's name.
+/// The hash in invalidations of a role; none for what is no role's name.
 pub fn role_hash(name: &str) -> Option<u32> {
     let name = encoding::name_to_c(name)?;
     Some(target::hash_of(pg_sys::SysCacheIdentifier::AUTHNAME, pg_sys::Datum::from(name.as_ptr())))

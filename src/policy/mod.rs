@@ -1,14 +1,17 @@
 //! Which policies there are, and which of them cover a table for an acting role.
 //!
-//! What a policy is, what it covers and which of several apply is decided in `rules::policy`, from what is looked up here.
-//! `conditions` asks PostgreSQL whether a policy is in force for this session now, `interval` translates intervals, `size`
-//! estimates tables, `key` looks for primary keys. `table` reads the policies, `relation` what the system catalogs say of
-//! names, `target` the names by which one relation can be covered; `catalog` keeps policies and answers in this backend until
-//! a change is committed, which `invalidation` hears of. `schema_compat` knows
-//! what the tables of an older version of the extension have no place for. `api` is what a DBA calls for one policy, `import`
-//! for all of them at once, `setup` what `check_setup` asks, `install` what the install and upgrade scripts call.
+//! What a policy is, what it covers and which of several apply is decided in `rules::policy`, from what is looked
+//! up here. `table` reads the policies, `relation` what the system catalogs have about names, `target` the names by
+//! which one relation can be covered; `catalog` keeps policies and answers in this backend until `invalidation`
+//! says that they are stale. `conditions` asks PostgreSQL whether a policy is in force for this session now,
+//! `interval` translates intervals, `size` estimates tables, `key` looks for primary keys. `schema_compat` knows
+//! what the tables of an older version of the extension have no place for. `api` is what a DBA calls for one
+//! policy, `import` for all of them at once, `setup` what `check_setup` asks, `install` what the install and
+//! upgrade scripts call.
 //!
-//! Nothing here knows of rows or limits being reached: that is the guard's work.
+//! What comes in are a relation and an acting role. What goes out are the policies that apply to each operation, or
+//! WG008 where that cannot be told. Not promised: the policies of a later moment than the start of a write. Nothing
+//! here counts rows or compares them with limits: that is the guard's work.
 
 pub mod api;
 pub mod catalog;

@@ -56,7 +56,7 @@ fn seconds_since(at: pgrx::pg_sys::TimestampTz) -> i64 {
     (unsafe { pgrx::pg_sys::GetCurrentTimestamp() } - at) / 1_000_000
 }
 
-/// Policies that refuse and are set aside, for some table, by one that only looks on: both names, the mode and a table.
+/// Policies that refuse and are set aside, for some table, by one of mode observe or warn: both names, the mode and a table.
 fn set_asides() -> Result<Vec<Value>, Failure> {
     let Place::Table(oid) = table::find() else { return Ok(Vec::new()) };
     let Some(policies) = Policies::read(oid, None)? else { return Ok(Vec::new()) };
@@ -136,7 +136,7 @@ fn defects() -> Result<Vec<Value>, Failure> {
     Ok(found)
 }
 
-/// The tables of a policy with `undo` whose rows could not be put back. Of partitions, the tree as a whole is told.
+/// The tables of a policy with `undo` whose rows could not be put back. Of partitions, the tree as a whole.
 fn not_undone(policy: &Policy, tables: &[RelationName]) -> Vec<Value> {
     let exact = policy.tables.iter().filter_map(Pattern::exact).filter_map(|name| relation_of(&name));
     let below = exact.flat_map(with_descendants).filter_map(relation_name);

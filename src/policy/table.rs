@@ -30,7 +30,7 @@ impl Revision {
     /// # Safety
     /// The tuple is whole.
     unsafe fn of(tuple: pg_sys::HeapTuple) -> Self {
-        // What comes before says who wrote the row, and where it goes on; then come NULLs and values.
+        // What comes before says who wrote the row, and where its next version is; then come NULLs and values.
         const WHO_AND_WHERE: usize = 23;
         // SAFETY: the tuple has as many bytes as it says.
         let bytes = unsafe {

@@ -15,7 +15,7 @@ const MOST_RELATIONS: usize = 20_000;
 /// What answers depend on, and for each the relations that they are about: a relation itself, and those below it.
 struct Dependencies {
     on_relation: FxHashMap<u32, FxHashSet<u32>>,
-    /// By the hash with which PostgreSQL tells of a changed schema; it tells no more than that.
+    /// By the hash in an invalidation of a schema, which holds nothing else.
     on_schema: FxHashMap<u32, FxHashSet<u32>>,
 }
 
@@ -73,12 +73,12 @@ pub fn schema_changed(hash: u32) -> Change {
     note(dependencies().on_schema.get(&hash))
 }
 
-/// Before the first change is told of.
+/// Reserves memory, before the first invalidation comes.
 pub fn make_room() {
     changed().reserve(MOST_CHANGED);
 }
 
-/// The relations whose answers are stale; they are not told of again.
+/// Takes the relations whose answers are stale.
 pub fn take_changed() -> Vec<u32> {
     changed().drain().collect()
 }
@@ -96,7 +96,7 @@ fn depend_on_schema(relation: pg_sys::Oid, on: pg_sys::Oid) {
     dependencies().on_schema.entry(hash).or_default().insert(u32::from(relation));
 }
 
-/// The hash with which PostgreSQL tells that what has this key has changed.
+/// The hash that PostgreSQL passes to callbacks when what has this key has changed.
 pub fn hash_of(cache: pg_sys::SysCacheIdentifier::Type, key: pg_sys::Datum) -> u32 {
     let none = pg_sys::Datum::from(0);
     // SAFETY: the cache has one key, of the type of that datum.

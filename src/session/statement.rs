@@ -26,8 +26,8 @@ use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::encoding;
 use crate::pg::ffi::{self, Opaque};
 
-/// What ties a statement to its portal and its command. Never freed and never borrowed, because PostgreSQL keeps a pointer to it: it is read
-/// and written in place.
+/// What ties a statement to its portal and its command. Never freed and never borrowed, because PostgreSQL keeps a pointer
+/// to it: it is read and written in place.
 struct Tie {
     /// NULL when the portal is gone, or when there is none.
     portal: pg_sys::Portal,
@@ -98,8 +98,8 @@ impl Statement {
         }
     }
 
-    /// Has it told when its command is over and another one of the client's string begins: all but the last one have
-    /// memory of their own.
+    /// Registers for the moment when its command is over and another one of the client's string begins: all but the last
+    /// one have memory of their own.
     #[cold]
     fn await_end(&mut self) {
         // SAFETY: walks the tree of memory contexts. As `Tie` says; what it waits for already is the same memory, because

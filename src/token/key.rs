@@ -148,7 +148,7 @@ pub fn stores_all_letters() -> bool {
 }
 
 /// The trusted key of a name, as the table is now: a transaction that sees an older state of everything else (REPEATABLE
-/// READ) must not go on trusting a key.
+/// READ) must not keep trusting a key.
 ///
 /// # Errors
 /// WG008 when the table is not there or says something else than this library writes.

@@ -10,7 +10,7 @@ use core::ops::Range;
 pub enum Piece {
     Blank,
     Comment,
-    /// A string, a bit string or a number, with its prefix and all lines that it goes on for.
+    /// A string, a bit string or a number, with its prefix and all its lines.
     Constant,
     /// `$1`
     Parameter,

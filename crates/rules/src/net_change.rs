@@ -106,7 +106,7 @@ impl Net {
     }
 }
 
-/// For each image that goes on where an earlier one left a row, the first image of that row. `links` are pairs of an
+/// For each image that continues a row which an earlier one left, the first image of that row. `links` are pairs of an
 /// image's number and that of the one before it, in the order of the first.
 pub fn roots(links: &[(i64, i64)]) -> Vec<(i64, i64)> {
     let mut roots: Vec<(i64, i64)> = Vec::with_capacity(links.len());

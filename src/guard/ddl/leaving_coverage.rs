@@ -3,7 +3,7 @@
 //!
 //! What covers a table is looked up while its old names are still visible, and compared with its names after the command.
 //! Where policies that still name it are set aside by others that allow more, because those name it more closely now (by a
-//! new name, or a new parent's), that is told as well.
+//! new name, or a new parent's), that is recorded as well.
 
 use std::rc::Rc;
 
@@ -33,7 +33,7 @@ pub struct Leaving {
 /// What covers it under its old names.
 enum Before {
     Covered(Rc<Binding>),
-    /// That cannot be told: its names, and why.
+    /// That is not known: its names, and why.
     Unknown(Box<(Target, Error)>),
 }
 

@@ -198,7 +198,8 @@ unsafe fn capture_rows(
         captured
     }
 }
-/// Rows of one table that are counted for a policy that only looks on and whose limit they are past already: a scan to
+
+/// Rows of one table that are counted for a policy of mode observe or warn whose limit they are past already: a scan to
 /// the end of a large table would hold its lock for long.
 const MOST_OBSERVED: u64 = 1_000_000;
 
@@ -206,8 +207,8 @@ const MOST_OBSERVED: u64 = 1_000_000;
 const CHUNK: u64 = 10_000;
 
 /// How many more rows could change the verdict: one past the smallest budget that has a limit and is not lifted; under a
-/// token all of them, because the reviewed number must hold; past the limit of a policy that only looks on, as many as it
-/// takes to tell their number. None: no more. `counted` were counted already.
+/// token all of them, because the reviewed number must hold; past the limit of a policy of mode observe or warn, as many as it
+/// takes to report their number. None: no more. `counted` were counted already.
 fn worth_counting(binding: &Binding, operation: Operation, place: Place, counted: u64) -> Option<u64> {
     if !settings::enabled() {
         return Some(1);

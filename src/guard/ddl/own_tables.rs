@@ -138,7 +138,7 @@ unsafe fn dropped_from(command: *mut pg_sys::DropStmt) -> Option<Altered> {
     }
 }
 
-/// The command that altered it is done: that is told when it commits.
+/// The command that altered it is done: that is an event when it commits.
 ///
 /// # Errors
 /// WG008 where the transaction is being prepared and the event cannot be written.
@@ -174,7 +174,7 @@ pub fn truncated(relation: pg_sys::Oid) -> Result<Option<Gone>, Failure> {
     }
 }
 
-/// The command is done: what went is told when it commits.
+/// The command is done: what went is recorded when it commits.
 ///
 /// # Errors
 /// WG008 where the transaction is being prepared and the event cannot be written.

@@ -1,4 +1,4 @@
-//! Charges the rows that a node has changed, and has them looked at where somebody wants to see them.
+//! Charges the rows that a node has changed, and shows them to `capture` where a rehearsal or undo wants them.
 
 use core::ptr;
 

@@ -172,7 +172,7 @@ pub unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc) -> *mut PendingError
     }
 }
 
-/// A MERGE's counters tell of updates and deletes apart; an update that turned out to move a row and was suppressed is
+/// A MERGE counts updates and deletes apart; an update that turned out to move a row and was suppressed is
 /// in them too, but not in `rows`, which has inserts besides.
 unsafe fn merged(modify: *mut ModifyNode, rows: u64) -> *mut PendingError {
     // SAFETY: the node is alive.

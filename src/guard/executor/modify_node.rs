@@ -298,7 +298,7 @@ fn forget(gone: *mut ModifyNode) {
     }
 }
 
-/// The modify nodes of a query, the innermost run first; `next` is where to go on looking.
+/// The modify nodes of a query, the innermost run first; `next` is where the search continues.
 pub fn of_query(estate: *mut pg_sys::EState, next: &mut usize) -> *mut ModifyNode {
     let state = state();
     *next = (*next).min(state.active.len());

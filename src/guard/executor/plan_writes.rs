@@ -48,7 +48,7 @@ unsafe fn own_node(state: *mut pg_sys::PlanState) -> *mut pg_sys::ModifyTableSta
     }
 }
 
-/// The whole of [`begin`] for nearly every write of a session that goes on for a while: a plan that changes rows of one
+/// The whole of [`begin`] for nearly every write of a session that has written before: a plan that changes rows of one
 /// table of which all is known. Where no policy covers it nothing is done, and where nothing but the number of rows is
 /// asked for the node is watched. Says whether that was all; neither raises nor looks anything up.
 ///
@@ -380,7 +380,7 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
 }
 
 /// Rows of a covered relation cannot be counted: that is refused where a policy would refuse anything, and recorded where
-/// policies only look on.
+/// all policies are of mode observe or warn.
 fn cannot_count(
     binding: &Binding,
     operations: &[Operation],

@@ -11,7 +11,7 @@ use crate::guard::limits::bindings;
 use crate::pg::ereport::PendingError;
 
 /// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition
-/// it was in is told by the slot that the conflicting row was locked into; both marks are wiped for the next row.
+/// it was in, the slot says that the conflicting row was locked into; both marks are wiped for the next row.
 ///
 /// # Safety
 /// The node is alive; between two of its rows.

@@ -46,7 +46,7 @@ impl Binding {
         mut charges: [Vec<Charge>; Operation::ALL.len()],
     ) -> Self {
         for charges in &mut charges {
-            // Those that only look on come first, to have counted a row that another one refuses; then the smallest limit,
+            // Those of mode observe and warn come first, to have counted a row that another one refuses; then the smallest limit,
             // which is the one to name in the error.
             charges.sort_by_key(|charge| {
                 let policy = &charge.policy.policy;
@@ -83,7 +83,7 @@ impl Binding {
         self.wants_where != 0
     }
 
-    /// Whether a policy that applies to the operation refuses anything; others only look on.
+    /// Whether a policy that applies to the operation refuses anything: one of mode enforce.
     pub fn refuses(&self, operation: Operation) -> bool {
         self.charges(operation).iter().any(|charge| charge.policy.policy.mode.refuses())
     }

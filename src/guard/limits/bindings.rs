@@ -41,7 +41,7 @@ pub struct Book {
     recent: Option<(u32, Actor, Option<Rc<Binding>>)>,
     pub policies: FxHashMap<Revision, MeterId>,
     /// By qualified name, which is what tokens go by: a table that is put in another's place has no rows of its own. In
-    /// the order in which they are told.
+    /// the order in which errors name them.
     pub relations: BTreeMap<Rc<str>, MeterId>,
     pub further: Further,
     /// Meters may be in use by nobody any more; all are dropped after the transaction.
@@ -194,7 +194,7 @@ pub fn known(relation: pg_sys::Oid, actor: Actor) -> Option<Option<Rc<Binding>>>
     }
 }
 
-/// Finds out what a relation's rows are charged to, and whether that lasts until something is told of.
+/// Finds out what a relation's rows are charged to, and whether that holds until an invalidation comes.
 #[cold]
 fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<(Option<Rc<Binding>>, bool), Failure> {
     // Looking it up may process invalidations.

@@ -86,7 +86,7 @@ fn settle_rows() {
     }
 }
 
-/// Whether a statement may go on later, so that its counts are needed.
+/// Whether a statement may continue later, so that its counts are still needed.
 pub fn goes_on(statement: Serial) -> bool {
     statement::may_resume(statement) || overrides::has_lift(statement) || observe::waits(statement)
 }
@@ -101,7 +101,7 @@ pub fn left(charge: &Charge, statement: Serial) -> u64 {
     charge.more.as_ref().map_or(left, |more| more.left(&ledger, charge.meter, left, statement))
 }
 
-/// Whether a statement went past a limit of a charge's policy, which only looks on.
+/// Whether a statement went past a limit of a charge's policy, which is of mode observe or warn.
 pub fn is_noted(charge: &Charge, statement: Serial) -> bool {
     ledger().is_noted(charge.meter, statement)
 }
@@ -135,7 +135,7 @@ pub enum Verdict {
     /// The guard is switched off; nothing was charged.
     Off,
     /// The budget at that place among the relation's was charged with so many rows, and went past the limit or has further
-    /// ones. Those after it were not charged: [`charge_from`] goes on.
+    /// ones. Those after it were not charged: [`charge_from`] continues there.
     Past { at: usize, past: Option<Past>, rows: u64 },
     /// All was charged, for a rehearsal.
     Rehearsed { rows: u64 },

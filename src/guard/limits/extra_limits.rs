@@ -137,7 +137,7 @@ impl More {
     }
 
     /// Charges rows to these limits, and says which of them that went past. `suspended` tells whether another statement
-    /// may go on later.
+    /// may continue later.
     ///
     /// # Errors
     /// WG008 when there is no room for a rate.
@@ -201,7 +201,7 @@ impl More {
         policy.policy.rate.filter(|_| spent).map(|rate| rate.rows)
     }
 
-    /// Charges rows to these limits for a policy that only looks on: to all of them, whatever they say. Gives the first
+    /// Charges rows to these limits for a policy of mode observe or warn: to all of them, passed or not. Gives the first
     /// that went past, and how its rows are counted. What a rate has no more of is not taken.
     pub fn observe(
         &self,

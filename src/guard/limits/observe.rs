@@ -1,4 +1,4 @@
-//! Statements that went past a limit of a policy that only looks on (`mode` observe or warn).
+//! Statements that went past a limit of a policy of mode observe or warn.
 //!
 //! Noted when the limit is passed, while names can still be looked up, and recorded when the client's statement is over, with
 //! the number that it came to by then; where it died, with the number so far. In a transaction block that is the end of the
@@ -126,7 +126,7 @@ pub fn rolling_back(ledger: &Ledger) {
 /// An error took the client's command with it. The client has its error; a warning would say nothing more.
 pub fn died(ledger: Borrowed<Ledger>) {
     let recorded = contained("recording what a statement that died went past", || {
-        // Nobody is told, so nothing interrupts it.
+        // Nothing is sent to the client, so nothing interrupts it.
         let _told_nobody = record(ledger, false, |_| true);
     });
     if !recorded {
@@ -135,7 +135,7 @@ pub fn died(ledger: Borrowed<Ledger>) {
 }
 
 /// Records what is noted of some statements, one by one, so that an error on the way leaves the rest noted. `tell`: the
-/// client as well, where the mode is warn. The ledger is given back before anybody is told anything.
+/// client as well, where the mode is warn. The ledger is given back before anything is sent.
 ///
 /// # Errors
 /// What interrupts the telling; what is noted still is recorded when the transaction aborts for it.

@@ -93,7 +93,7 @@ pub fn take(id: BucketId, rows: u64) -> Result<bool, NoRoom> {
     Ok(true)
 }
 
-/// Takes rows as far as there are any, for a policy that only looks on. Gives how many.
+/// Takes rows as far as there are any, for a policy of mode observe or warn. Gives how many.
 ///
 /// # Errors
 /// When there is no room for the bucket itself.

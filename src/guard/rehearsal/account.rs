@@ -3,7 +3,7 @@
 //!
 //! Rows that an exception block or a savepoint inside takes back leave the account with it. One that stops at a number of
 //! rows freezes as it is then. Rehearsals nest, and each has an account of its own: what an inner one does is taken
-//! back before the outer one goes on.
+//! back before the outer one continues.
 
 use std::rc::Rc;
 

@@ -59,7 +59,7 @@ pub fn end_transaction() {
 }
 
 /// Notes what the policies of rows that a rehearsal has just charged say to them. `suspended` tells whether another statement
-/// may go on later.
+/// may continue later.
 pub fn met(
     ledger: &mut Ledger,
     binding: &Binding,

@@ -51,7 +51,7 @@ fn state() -> Borrowed<State> {
     STATE.borrow()
 }
 
-/// Decides about a write past a limit. Ok: it is lifted and may go on.
+/// Decides about a write past a limit. Ok: the policy is lifted, and the write continues.
 ///
 /// # Errors
 /// WG001, WG002, WG005 or WG006, after the refusal's event is on disk or its time is over; a foreign error when waiting
@@ -192,7 +192,7 @@ fn explain(attempt: &Attempt<'_>) -> (String, Option<String>) {
     }
 }
 
-/// A write went past a limit of a policy that only looks on: it goes on, and is recorded when its statement is over.
+/// A write went past a limit of a policy of mode observe or warn: it continues, and is recorded when its statement is over.
 /// `counted`: by what its rows are. `reason`: what else there is to say.
 pub fn to_note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) -> Noted {
     let policy = &attempt.policy.policy;

@@ -48,7 +48,7 @@ struct State {
     lifts: Vec<Lift>,
     /// The same by statement: one transaction may have tens of thousands of them.
     lifted: FxHashMap<Serial, Vec<MeterId>>,
-    /// Bytes of the statements that their events tell.
+    /// Bytes of the statements in their events.
     told: usize,
     granted: Vec<Granted>,
 }

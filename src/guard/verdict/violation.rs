@@ -140,7 +140,7 @@ pub fn check_grant(attempt: &Attempt<'_>) -> Result<(), Failure> {
     decide::check_grant(attempt, &rows)
 }
 
-/// The same for a policy that only looks on: it takes note, once per statement.
+/// The same for a policy of mode observe or warn: it is noted, once per statement.
 #[cold]
 fn look_on(
     binding: &Binding,
@@ -167,7 +167,7 @@ fn look_on(
     })
 }
 
-/// Takes note of a statement of which no policy that only looks on can know the rows.
+/// Notes a statement whose rows cannot be counted, for policies of mode observe or warn.
 ///
 /// # Errors
 /// As for [`note`].
@@ -190,8 +190,7 @@ pub fn note_uncounted(binding: &Binding, operation: Operation, reason: &str) -> 
     }
 }
 
-/// Takes note of a statement that went past a limit of a policy that only looks on, once. `reason`: what else there is to
-/// say.
+/// Notes, once, a statement that went past a limit of a policy of mode observe or warn. `reason`: what else there is to say.
 ///
 /// # Errors
 /// What interrupts the telling of an earlier statement's.

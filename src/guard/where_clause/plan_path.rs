@@ -11,7 +11,7 @@ use rules::condition::Condition;
 use super::expression::{Columns, Reader};
 use crate::pg::ffi::{PgError, pointers};
 
-/// How the path goes on below a node.
+/// How the path continues below a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
     /// Into the outer side, or an only one.

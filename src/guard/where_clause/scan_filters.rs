@@ -51,7 +51,7 @@ pub unsafe fn estimate(plan: *const pg_sys::Plan) -> Estimate {
     Estimate::of(unsafe { (*plan).plan_rows })
 }
 
-/// Rows that the planner or the catalog expects; made a number only where somebody is told.
+/// Rows that the planner or the catalog expects; made a number only where it is reported.
 #[derive(Debug, Clone, Copy)]
 pub struct Estimate(f64);
 

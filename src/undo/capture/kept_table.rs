@@ -1,8 +1,8 @@
 //! How the rows of a relation are kept: by the primary key, and for a partition at the top of its tree.
 //!
 //! Known for as long as nothing that it was made from changes: the relation and its ancestors, their columns, key and
-//! names, the types of the columns. PostgreSQL's cache invalidations tell of all that, also of what the transaction
-//! itself does, and each of them lets go of everything here. Besides, a row is only ever read by the descriptor that its
+//! names, the types of the columns. PostgreSQL's cache invalidations cover all that, also what the transaction
+//! itself does, and each of them drops everything here. Besides, a row is only ever read by the descriptor that its
 //! relation has at that moment, and what was made from another one is not used for it.
 
 use core::ptr;
@@ -139,14 +139,14 @@ static KNOWN: BackendLocal<Known> = BackendLocal::new(Known {
 
 /// What is known was made from something that has changed.
 static STALE: BackendCell<bool> = BackendCell::new(false);
-/// What it was made from: OIDs of relations, and what PostgreSQL tells of types and functions with. Never borrowed across
+/// What it was made from: OIDs of relations, and the hashes in invalidations of types and functions. Never borrowed across
 /// anything that may take invalidations in.
 static MADE_FROM: BackendLocal<MadeFrom> = BackendLocal::new(MadeFrom {
     relations: FxHashSet::with_hasher(FxBuildHasher),
     types: FxHashSet::with_hasher(FxBuildHasher),
     functions: FxHashSet::with_hasher(FxBuildHasher),
 });
-/// Whether this backend hears of types and functions.
+/// Whether callbacks for types and functions are registered in this backend.
 static REGISTERED: BackendCell<bool> = BackendCell::new(false);
 
 struct MadeFrom {

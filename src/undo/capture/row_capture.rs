@@ -332,7 +332,7 @@ unsafe fn text_of(image: Image) -> pg_sys::Datum {
     unsafe { pg_sys::Datum::from(pg_sys::cstring_to_text_with_len(image.text, length)) }
 }
 
-/// Lets go of what statements have kept that are over and were not overridden.
+/// Drops what was kept by statements that are over and were not overridden.
 fn forget(state: &mut State) {
     if settings::capture_undo() {
         return;
@@ -381,13 +381,13 @@ pub unsafe fn new_store(
 }
 
 unsafe fn begin(state: &mut State) {
-    // The end of the transaction has to be told here.
+    // The end of the transaction has to be noticed here.
     xact::touch();
     // SAFETY: in a transaction, which rows are changed in.
     (state.store, state.descriptor) = unsafe { new_store(&COLUMNS) };
 }
 
-/// The statements that have rows left; they are not told of again.
+/// Takes the statements that have rows left.
 pub fn take_statements() -> Vec<Kept> {
     let state = &mut *state();
     let mut statements = core::mem::take(&mut state.statements);

@@ -171,7 +171,7 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs `body` and takes back all that it did in the database. Deferred constraints have their say before.
+/// Runs `body` and rolls back all that it did in the database. Deferred constraints are checked before.
 #[expect(ffi_unwind_calls, reason = "inside protect")]
 fn taken_back<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut result = None;

@@ -107,7 +107,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The row at hand, without going on; none: there are no more. It is good until the next one is asked for.
+    /// The current row, without advancing; none: there are no more. It is good until the next one is asked for.
     ///
     /// # Errors
     /// As for [`Connection::run`].

@@ -1,4 +1,4 @@
-//! A row that was changed again since, as it is told.
+//! A row that was changed again since, as errors and `undo_conflicts` show it.
 
 use core::ptr;
 
@@ -18,7 +18,7 @@ pub struct Told {
     pub is_now: Option<String>,
 }
 
-/// A conflict as it is told: of a changed row the columns that the change altered, of others all.
+/// A conflict as it is shown: of a changed row the columns that the change altered, of others all.
 ///
 /// # Errors
 /// What reading and printing values raises.

@@ -39,8 +39,8 @@ struct Link {
     previous: i64,
 }
 
-/// Which images go on with a row that an earlier one of the same change left: it has the key that the earlier one gave it.
-/// `{was}` and `{left}` are the keys before and after. A row that was deleted and put back (by an undo) goes on as well.
+/// Which images continue a row that an earlier image of the same change left: they have the key that the earlier one gave it.
+/// `{was}` and `{left}` are the keys before and after. A row that was deleted and put back (by an undo) is continued as well.
 const LINKS: &str = "WITH image AS MATERIALIZED ( \
        SELECT number, operation, {was} AS was, {left} AS becomes FROM writeguard.image \
        WHERE change = $1::int8 AND relation = $2::int8::oid), \

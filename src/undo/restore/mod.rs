@@ -1,12 +1,14 @@
 //! Puts kept rows back: `apply` is `undo` itself, `conflicts` shows which rows were changed again since.
 //!
-//! `images` gives the kept rows of a change; `rules::net_change` says what one row's images come to. `table_definition` is a table as
-//! it is now, `column_names` which of its columns an image means, `text` and `compare` a column's values.
-//! `current_state` holds the images against the rows as they are and sets aside what is to be written (`plan`), `write` writes
-//! it, `conflict_row` tells of a row that is left alone; `as_caller` runs SQL with the
-//! caller's rights, with `rows` that only it can read.
+//! `images` reads the kept rows of a change; `rules::net_change` says what one row's images come to.
+//! `table_definition` is a table as it is now, `column_names` which of its columns an image means, `text` and
+//! `compare` are about a column's values. `current_state` compares the images with the rows as they are and sets
+//! aside what is to be written (`plan`), `write` writes it, `conflict_row` describes a row that is left alone.
+//! `as_caller` runs SQL with the caller's rights, with `rows` that only it can read.
 //!
-//! What is promised: a row that is told as restored is as it was. Rows that somebody changed since are left alone and told.
+//! What comes in is the number of a change. What goes out are rows as they were, with the number of those that were
+//! restored. Not promised: rows and columns that were changed again since. They are left as they are, and are
+//! conflicts.
 
 pub mod apply;
 pub mod as_caller;

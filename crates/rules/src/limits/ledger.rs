@@ -19,7 +19,7 @@ struct Frame {
     rows: u64,
 }
 
-/// Stands for all statements that cannot go on any more.
+/// Stands for all statements that are over.
 const FINISHED: Serial = 0;
 
 #[derive(Debug, Clone)]
@@ -141,7 +141,7 @@ impl Ledger {
         }
     }
 
-    /// That a statement went past a limit is known, and it goes on: nothing is told of its further rows.
+    /// That a statement went past a limit is known, and it continues: its further rows give no verdict.
     pub fn note(&mut self, id: MeterId, statement: Serial, suspended: impl Fn(Serial) -> bool) {
         let transaction = self.transaction;
         let Some(meter) = self.meters.get(id) else { return };
@@ -230,7 +230,7 @@ impl Ledger {
     }
 
     /// A subtransaction of this level was released: what it charged now belongs to the one around it. `suspended`
-    /// tells whether another statement may go on later.
+    /// tells whether another statement may continue later.
     pub fn release(&mut self, level: i32, suspended: impl Fn(Serial) -> bool) {
         self.unframe(|_, meter| {
             let inner = meter.frames.iter().position(|frame| frame.level >= level).unwrap_or(meter.frames.len());
@@ -272,7 +272,7 @@ impl Meter {
         self.remember_frame(Frame { level: place.level, statement: place.statement, rows }, suspended);
     }
 
-    /// Adds to the frame of that level and statement. Statements that cannot go on any more share a frame, because
+    /// Adds to the frame of that level and statement. Statements that are over share a frame, because
     /// their own counts are of no use: so there are never more frames than open subtransactions and living portals.
     #[cold]
     fn remember_frame(&mut self, new: Frame, suspended: &impl Fn(Serial) -> bool) {
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(ledger.charge(meter, 5, place(1, 1), NEVER), None);
         assert_eq!(ledger.charge(meter, 1, place(2, 1), NEVER), Some(Past::Transaction));
         ledger.end_transaction();
-        // A procedure that commits goes on in the same statement.
+        // A procedure that commits continues the same statement.
         assert!(!ledger.is_noted(meter, 1));
         assert_eq!(ledger.charge(meter, 2, place(1, 1), NEVER), Some(Past::Statement));
         // Before the first row.

@@ -3,8 +3,8 @@
 //!
 //! Pure. A reading during which nothing changed is good, and may be kept. Where something did change it is made again; two
 //! in a row that came from the same are good as well: between them there was a moment at which all of it held together, and
-//! a statement may have its answer as of that moment, as it has its snapshot. That one is not kept, because nobody tells
-//! when it ends. A single reading that was disturbed is never used: it may be half of before and half of after what another
+//! a statement may have its answer as of that moment, as it has its snapshot. That one is not kept, because nothing
+//! shows when it ends. A single reading that was disturbed is never used: it may be half of before and half of after what another
 //! session committed at once.
 
 /// Readings before it is given up. Somebody else must have committed a change of this very answer during each of them.

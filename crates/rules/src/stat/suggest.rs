@@ -20,7 +20,7 @@ const SMALLEST_LIMIT: u64 = 10;
 pub struct Suggestion {
     /// Rows per statement.
     pub max_rows: u64,
-    /// Statements that it would have refused; where the buckets do not tell, at most so many.
+    /// Statements that it would have refused; where the buckets do not show it, at most so many.
     pub refused: u64,
 }
 
