@@ -74,6 +74,12 @@ fn lock() -> bool {
         && unsafe { pg_sys::ConditionalLockRelationOid(table, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE) }
 }
 
+/// Locks the outbox and the events that it names. False where there is none.
+fn lock_with_events() -> bool {
+    let (reads, writes) = (pg_sys::AccessShareLock as pg_sys::LOCKMODE, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+    process::lock_own_tables([(c"outbox", writes), (c"event", reads)])
+}
+
 /// What a worker has to send.
 pub struct Sender {
     /// Transactions may have left something.
@@ -139,10 +145,10 @@ impl Sender {
 }
 
 fn settle() -> Vec<(Kind, Option<String>)> {
-    if process::own_table(c"outbox") == pg_sys::InvalidOid {
+    be_brief();
+    if !lock_with_events() {
         return Vec::new();
     }
-    be_brief();
     Spi::connect_mut(|client| {
         let rows = must(client.update(SETTLE, None, &[]));
         let counted = rows.filter_map(|row| {
@@ -155,7 +161,7 @@ fn settle() -> Vec<(Kind, Option<String>)> {
 
 fn send(these: &[i64]) -> usize {
     be_brief();
-    let there = process::own_table(c"outbox") != pg_sys::InvalidOid;
+    let there = lock_with_events();
     let failed_before = unsent().is_some();
     Spi::connect_mut(|client| {
         if failed_before {

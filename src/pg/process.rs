@@ -163,6 +163,39 @@ pub fn own_table(name: &CStr) -> pg_sys::Oid {
     unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"writeguard".as_ptr(), true)) }
 }
 
+/// Locks tables of the extension until the transaction ends, without ever waiting for one lock while it holds another: whoever
+/// drops the extension takes these locks as well, in any order, and must not be the victim of a deadlock. False when the first
+/// of them is not there.
+pub fn lock_own_tables<const COUNT: usize>(tables: [(&CStr, pg_sys::LOCKMODE); COUNT]) -> bool {
+    let find = || tables.map(|(name, _)| own_table(name));
+    loop {
+        let found = find();
+        if found[0] == pg_sys::InvalidOid {
+            return false;
+        }
+        let there: Vec<(pg_sys::Oid, pg_sys::LOCKMODE)> = found
+            .into_iter()
+            .zip(tables.map(|(_, mode)| mode))
+            .filter(|(table, _)| *table != pg_sys::InvalidOid)
+            .collect();
+        // SAFETY: lock calls in a transaction; its end releases what is held.
+        unsafe {
+            let missed = there.iter().position(|(table, mode)| !pg_sys::ConditionalLockRelationOid(*table, *mode));
+            // A lock makes renames and drops visible that were committed before.
+            if missed.is_none() && find() == found {
+                return true;
+            }
+            for (table, mode) in &there[..missed.unwrap_or(there.len())] {
+                pg_sys::UnlockRelationOid(*table, *mode);
+            }
+            if let Some((table, mode)) = missed.map(|at| there[at]) {
+                pg_sys::LockRelationOid(table, mode);
+                pg_sys::UnlockRelationOid(table, mode);
+            }
+        }
+    }
+}
+
 /// The result of one of our own statements; a failure is an ERROR, which ends its transaction.
 pub fn must<T>(result: Result<T, pgrx::spi::Error>) -> T {
     result.unwrap_or_else(|error| {

@@ -6,7 +6,6 @@
 //! in the queue.
 
 use core::cell::Cell;
-use core::ffi::CStr;
 
 use pgrx::ereport;
 use pgrx::pg_sys::BuiltinOid;
@@ -125,38 +124,16 @@ fn set_aside(buffer: &[u8], one: &Taken, failed: &Failed) {
     serve::done(core::slice::from_ref(one), Outcome::SetAside);
 }
 
-/// Locks what a batch writes to, without ever waiting for one lock while it holds another: whoever drops the extension
-/// takes these locks as well, in any order, and must not be the victim of a deadlock. For any other lock the batch does
-/// not wait until a deadlock would be found: it fails, and the next worker tries again. False when there is no table of
-/// events any more.
+/// Locks what a batch writes to. For any other lock the batch does not wait until a deadlock would be found: it fails, and the
+/// next worker tries again. False when there is no table of events any more.
 fn lock_tables() -> bool {
-    const TABLES: [&CStr; 2] = [c"event", c"event_id_seq"];
     let mode = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
-    let find = || TABLES.map(process::own_table);
     // The worker that is kept ready may be all that other databases have.
     let patience = if serve::kept_for().is_some() { 300 } else { 0 };
     // SAFETY: plain settings of this process.
     unsafe { pg_sys::LockTimeout = patience };
-    loop {
-        let tables = find();
-        if tables[0] == pg_sys::InvalidOid {
-            return false;
-        }
-        let there: Vec<pg_sys::Oid> = tables.into_iter().filter(|table| *table != pg_sys::InvalidOid).collect();
-        // SAFETY: lock calls in a transaction; its end releases what is held.
-        unsafe {
-            let missed = there.iter().position(|table| !pg_sys::ConditionalLockRelationOid(*table, mode));
-            let held = &there[..missed.unwrap_or(there.len())];
-            // A lock makes renames and drops visible that were committed before.
-            if missed.is_none() && find() == tables {
-                pg_sys::LockTimeout = (pg_sys::DeadlockTimeout / 2).max(1);
-                return true;
-            }
-            held.iter().for_each(|table| pg_sys::UnlockRelationOid(*table, mode));
-            if let Some(missed) = missed {
-                pg_sys::LockRelationOid(there[missed], mode);
-                pg_sys::UnlockRelationOid(there[missed], mode);
-            }
-        }
-    }
+    let locked = process::lock_own_tables([(c"event", mode), (c"event_id_seq", mode)]);
+    // SAFETY: as above.
+    unsafe { pg_sys::LockTimeout = (pg_sys::DeadlockTimeout / 2).max(1) };
+    locked
 }
