@@ -5,13 +5,12 @@
 //! If it does all the same, that ends here, in a line of the server log.
 
 use core::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 
 use super::ereport::log_line;
-use super::{fault, reserve};
+use super::{fault, ffi, reserve};
 
 /// Runs `body`. Neither a panic nor an ERROR comes out of it, and PostgreSQL continues as if there had been none. False
 /// where there was one: then the caller sees to what `body` has left undone.
@@ -21,10 +20,10 @@ pub fn contained(what: &str, body: impl FnOnce()) -> bool {
     let held_off =
         unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount, pg_sys::CritSectionCount) };
     let went_on = reserve::go_on(true);
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
+    let outcome = ffi::catch(|| {
         fault::inject(what);
         body();
-    }));
+    });
     let is_done = outcome.is_ok();
     if let Err(thrown) = outcome {
         // SAFETY: as above.
@@ -41,10 +40,10 @@ pub fn contained(what: &str, body: impl FnOnce()) -> bool {
 #[inline(never)]
 fn tell(what: &str, thrown: Box<dyn Any + Send>) {
     // Without a line, if that fails as well.
-    let _told = catch_unwind(AssertUnwindSafe(|| {
+    let _told = ffi::catch(|| {
         log_line(&format!("pg_writeguard: {what} failed: {}", message(&*thrown)), None);
         drop(thrown);
-    }));
+    });
 }
 
 fn message(thrown: &(dyn Any + Send)) -> &str {

@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_char, c_int};
 use core::ptr;
 use std::any::Any;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
 use std::sync::OnceLock;
 
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
@@ -343,14 +343,14 @@ pub fn guarded<F: FnOnce() -> Result<(), Failure>>(body: F) -> *mut PendingError
 /// The same for a body that returns the `PendingError` itself.
 #[inline]
 pub fn unwound(body: impl FnOnce() -> *mut PendingError) -> *mut PendingError {
-    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(told)
+    ffi::catch(body).unwrap_or_else(told)
 }
 
 /// Without memory, what was caught may be impossible to report.
 #[cold]
 #[inline(never)]
 fn told(thrown: Box<dyn Any + Send>) -> *mut PendingError {
-    panic::catch_unwind(AssertUnwindSafe(|| caught(thrown))).unwrap_or_else(|_| PendingError::out_of_memory())
+    ffi::catch(|| caught(thrown)).unwrap_or_else(|_| PendingError::out_of_memory())
 }
 
 /// What a body threw.

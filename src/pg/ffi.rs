@@ -12,6 +12,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::ptr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cee_scape::call_with_sigsetjmp;
 use pgrx::pg_sys;
@@ -366,6 +367,25 @@ pub unsafe fn protect<F: FnOnce()>(body: F) -> Result<(), PgError> {
         pg_sys::PG_exception_stack = exception_stack;
         FlushErrorState();
         Err(PgError(if error.is_null() { out_of_memory() } else { error }))
+    }
+}
+
+/// Runs Rust proper and catches a panic, an ERROR that pgrx made one of included.
+///
+/// pgrx takes its jump buffer off the exception stack only when it has copied the error. Where there is no memory for the copy
+/// that is a second panic, out of a frame whose buffer is still on the stack: the next ERROR would jump into it. So the
+/// stack is put back here, as it is for this frame.
+#[inline]
+pub fn catch<T>(body: impl FnOnce() -> T) -> std::thread::Result<T> {
+    // SAFETY: statics of this process; what they were when this frame began is good for as long as it is there.
+    unsafe {
+        let (exception_stack, error_context_stack) = (pg_sys::PG_exception_stack, pg_sys::error_context_stack);
+        let outcome = catch_unwind(AssertUnwindSafe(body));
+        if outcome.is_err() {
+            pg_sys::PG_exception_stack = exception_stack;
+            pg_sys::error_context_stack = error_context_stack;
+        }
+        outcome
     }
 }
 

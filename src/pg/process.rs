@@ -117,6 +117,7 @@ impl Failed {
 pub fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Failed> {
     // SAFETY: the order of calls is that of a backend's main loop around a command.
     unsafe {
+        let stacks = (pg_sys::PG_exception_stack, pg_sys::error_context_stack);
         let attempted = PgTryBuilder::new(AssertUnwindSafe(|| {
             pg_sys::SetCurrentStatementStartTimestamp();
             pg_sys::StartTransactionCommand();
@@ -129,6 +130,8 @@ pub fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Failed> {
         .catch_others(|error| Err(Failed::of(&error)))
         .execute();
         if attempted.is_err() {
+            // As `ffi::catch` says.
+            (pg_sys::PG_exception_stack, pg_sys::error_context_stack) = stacks;
             pg_sys::AbortCurrentTransaction();
         }
         attempted
@@ -143,12 +146,14 @@ pub fn in_subtransaction<T>(body: impl FnOnce() -> T) -> Result<T, Failed> {
     // SAFETY: the order of calls is that of core's own procedural languages around a block that catches errors.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        let stacks = (pg_sys::PG_exception_stack, pg_sys::error_context_stack);
         pg_sys::BeginInternalSubTransaction(core::ptr::null());
         let attempted =
             PgTryBuilder::new(AssertUnwindSafe(|| Ok(body()))).catch_others(|error| Err(Failed::of(&error))).execute();
         if attempted.is_ok() {
             pg_sys::ReleaseCurrentSubTransaction();
         } else {
+            (pg_sys::PG_exception_stack, pg_sys::error_context_stack) = stacks;
             pg_sys::RollbackAndReleaseCurrentSubTransaction();
         }
         pg_sys::CurrentMemoryContext = context;
