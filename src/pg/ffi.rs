@@ -80,6 +80,11 @@ unsafe extern "C-unwind" {
     pub fn RequestNamedLWLockTranche(name: *const c_char, locks: c_int);
     pub fn ShmemInitStruct(name: *const c_char, size: usize, found: *mut bool) -> *mut c_void;
     pub fn GetNamedLWLockTranche(name: *const c_char) -> *mut pg_sys::LWLockPadded;
+    pub fn find_all_inheritors(
+        parent: pg_sys::Oid,
+        lock: pg_sys::LOCKMODE,
+        parents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
     pub fn durable_rename(from: *const c_char, to: *const c_char, level: c_int) -> c_int;
     pub fn on_shmem_exit(callback: pg_sys::pg_on_exit_callback, argument: pg_sys::Datum);
 

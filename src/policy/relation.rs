@@ -4,9 +4,10 @@ use core::ptr;
 
 use pgrx::pg_sys;
 use rules::words::RelationName;
+use rustc_hash::FxHashSet;
 
 use super::table::SCHEMA;
-use crate::pg::encoding;
+use crate::pg::{encoding, ffi};
 
 /// The name of a relation; none when it is gone.
 pub fn relation_name(relation: pg_sys::Oid) -> Option<RelationName> {
@@ -71,9 +72,7 @@ pub fn coverable_tables() -> Vec<RelationName> {
 /// the same in all supported versions.
 pub const INHERITS: pg_sys::Oid = pg_sys::Oid::from_u32(2611);
 const INHERITS_BY_CHILD: u32 = 2680;
-const INHERITS_BY_PARENT: u32 = 2187;
 const CHILD_COLUMN: pg_sys::AttrNumber = 1;
-const PARENT_COLUMN: pg_sys::AttrNumber = 2;
 
 #[repr(C)]
 struct Inherits {
@@ -87,7 +86,8 @@ pub fn parents(child: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     rows(INHERITS, INHERITS_BY_CHILD, CHILD_COLUMN, child, |row| unsafe { (*row.cast::<Inherits>()).parent })
 }
 
-/// All relations that this one is a partition or a child of, directly or not, each once.
+/// All relations that this one is a partition or a child of, directly or not, each once. PostgreSQL's own walk up
+/// (get_partition_ancestors) knows of partitions only, and a table may be a child of several others.
 pub fn ancestors(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     let mut found = parents(relation);
     let mut next = 0;
@@ -102,25 +102,16 @@ pub fn ancestors(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     found
 }
 
-/// The relations that are partitions or children of this one.
-fn children(parent: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    // SAFETY: as above.
-    rows(INHERITS, INHERITS_BY_PARENT, PARENT_COLUMN, parent, |row| unsafe { (*row.cast::<Inherits>()).child })
-}
-
 /// A relation and all that is below it, each once.
+#[expect(ffi_unwind_calls, reason = "inside pgrx's guard")]
 pub fn with_descendants(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    let mut found = vec![relation];
-    let mut next = 0;
-    while let Some(parent) = found.get(next) {
-        for child in children(*parent) {
-            if !found.contains(&child) {
-                found.push(child);
-            }
-        }
-        next += 1;
+    let nothing = pg_sys::NoLock as pg_sys::LOCKMODE;
+    // SAFETY: core's own walk, which gives a list of OIDs in our memory context and locks nothing when it is told so.
+    unsafe {
+        let list = pg_sys::ffi::pg_guard_ffi_boundary(|| ffi::find_all_inheritors(relation, nothing, ptr::null_mut()));
+        let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };
+        (0..length).map(|index| (*(*list).elements.add(index)).oid_value).collect()
     }
-    found
 }
 
 /// All relations of a schema.
@@ -167,6 +158,9 @@ pub fn tables_with_values_of(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     let row_type = |relation| unsafe { pg_sys::get_rel_type_id(relation) };
     let mut types = vec![row_type(relation)];
     let mut tables = Vec::new();
+    // There may be very many of both.
+    let (mut known_types, mut known_tables) =
+        (FxHashSet::from_iter(types.iter().map(|of| u32::from(*of))), FxHashSet::default());
     let mut next = 0;
     while let Some(of) = types.get(next).copied() {
         next += 1;
@@ -177,14 +171,14 @@ pub fn tables_with_values_of(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
             let further = match class {
                 pg_sys::TypeRelationId => object,
                 pg_sys::RelationRelationId if sub_id != 0 => {
-                    if object != relation && !tables.contains(&object) {
+                    if object != relation && known_tables.insert(u32::from(object)) {
                         tables.push(object);
                     }
                     row_type(object)
                 }
                 _ => continue,
             };
-            if !types.contains(&further) {
+            if known_types.insert(u32::from(further)) {
                 types.push(further);
             }
         }
@@ -242,6 +236,10 @@ fn scan<T>(
 
 /// The role whose name takes the fewest changed letters; none where all are quite different.
 pub fn nearest_role(name: &str) -> Option<String> {
+    // No role has a longer name, and comparing letters takes as many steps as both names have together at each other.
+    if name.len() >= pg_sys::NAMEDATALEN as usize {
+        return None;
+    }
     // SAFETY: a row of pg_authid.
     let roles = scan(pg_sys::AuthIdRelationId, 0, &[], |row| unsafe {
         encoding::from_name(&(*row.cast::<pg_sys::FormData_pg_authid>()).rolname)
