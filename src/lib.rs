@@ -2,8 +2,9 @@
 //!
 //! `guard` counts and decides, `policy` says what is covered, `token` whether an override is in order, `event` keeps
 //! the record, `stat` what statements change, `review` is the people's side, `undo` puts rows back, `worker` stores what
-//! must survive a rollback, `monitor` is what monitoring reads. `session` is what a session has and runs, `pg` how all of
-//! it reaches the server. What is decided without asking PostgreSQL anything is in the crate `rules` (crates/rules).
+//! must survive a rollback, `monitor` is what monitoring reads, `setup` what `check_setup` asks. `session` is what a session
+//! has and runs, `pg` how all of it reaches the server. What is decided without asking PostgreSQL anything is in the crate
+//! `rules` (crates/rules).
 //!
 //! ARCHITECTURE.md follows a statement, an event, an approval and a kept row through these rooms, and says what may run when.
 //! CONTRIBUTING.md says how to build, test and change the library.
@@ -21,6 +22,7 @@ mod pg;
 mod policy;
 mod review;
 mod session;
+mod setup;
 mod stat;
 mod token;
 mod undo;

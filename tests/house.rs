@@ -8,7 +8,7 @@ use std::path::Path;
 /// The rooms from the top floor down; those of one floor know nothing of each other.
 const FLOORS: [&[&str]; 7] = [
     &["lib"],
-    &["monitor", "review"],
+    &["monitor", "review", "setup"],
     &["guard", "worker"],
     &["stat", "token", "undo"],
     &["policy"],
@@ -96,7 +96,12 @@ fn expand<'a>(mut rest: &'a str, mut path: Vec<String>, found: &mut Vec<Vec<Stri
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let mut all = BTreeMap::new();
     files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut all);
-    let file_of = |path: &[String]| (1..=path.len()).rev().map(|n| path[..n].join("::")).find(|p| all.contains_key(p));
+    let rooms: BTreeSet<&str> = all.keys().filter_map(|file| Some(file.split_once("::")?.0)).collect();
+    // A whole room, as in `use crate::stat;`, counts as the room: the files that are meant stand in the code.
+    let file_of = |path: &[String]| {
+        let file = (1..=path.len()).rev().map(|n| path[..n].join("::")).find(|p| all.contains_key(p));
+        file.or_else(|| path.first().filter(|room| rooms.contains(room.as_str())).cloned())
+    };
     all.iter()
         .map(|(file, text)| {
             let here: Vec<String> = file.split("::").map(str::to_owned).collect();

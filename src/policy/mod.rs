@@ -6,8 +6,7 @@
 //! says that they are stale. `conditions` asks PostgreSQL whether a policy is in force for this session now,
 //! `interval` translates intervals, `size` estimates tables, `key` looks for primary keys. `schema_compat` knows
 //! what the tables of an older version of the extension have no place for. `api` is what a DBA calls for one
-//! policy, `import` for all of them at once, `setup` what `check_setup` asks, `install` what the install and
-//! upgrade scripts call.
+//! policy, `import` for all of them at once, `install` what the install and upgrade scripts call.
 //!
 //! What comes in are a relation and an acting role. What goes out are the policies that apply to each operation, or
 //! WG008 where that cannot be told. Not promised: the policies of a later moment than the start of a write. Nothing
@@ -23,7 +22,6 @@ pub mod invalidation;
 pub mod key;
 pub mod relation;
 pub mod schema_compat;
-pub mod setup;
 pub mod size;
 pub mod table;
 pub mod target;

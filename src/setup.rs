@@ -11,14 +11,14 @@ use rules::words::{Operation, RelationName};
 use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
-use super::key::never_undone;
-use super::relation::{coverable_tables, never_covered, relation_name, relation_of, with_descendants};
-use super::table::{self, Place, Policies};
 use crate::event::record::in_utc;
 use crate::event::{outbox, queue, serve};
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function};
 use crate::pg::preload;
+use crate::policy::key::never_undone;
+use crate::policy::relation::{coverable_tables, never_covered, relation_name, relation_of, with_descendants};
+use crate::policy::table::{self, Place, Policies};
 use crate::stat;
 
 sql_function!(
