@@ -14,7 +14,7 @@ help:
 	@echo "make deb       a Debian package for the server that PG_CONFIG names, in target/deb"
 	@echo "make dist      the source archives of what is committed, in target/dist"
 	@echo "make deny      the crates' licences, origins and known vulnerabilities, against deny.toml"
-	@echo "make bench     measure what the README claims"
+	@echo "make bench     measure what docs/performance.md claims"
 	@echo "make lint      formatting and clippy, warnings denied"
 	@echo "make prepare   install what building and testing need and this machine lacks; for building alone, make prepare-build"
 	@echo "make clean     remove what was built"

@@ -90,18 +90,20 @@ fn what_is_internal_says_so_in_its_comment_and_with_an_underscore() {
     }
 }
 
-/// The README names all that people call, and nothing else.
+/// The README and the pages of docs/ name all that people call, and nothing else.
 #[test]
-fn what_is_not_in_the_readme_is_internal() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(path).unwrap();
-    let words: Vec<&str> = readme.split(|c: char| !(c.is_alphanumeric() || "_.`".contains(c))).collect();
+fn what_is_not_documented_is_internal() {
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = std::fs::read_dir(top.join("docs")).unwrap().map(|page| page.unwrap().path());
+    let pages = pages.chain([top.join("README.md")]).map(|page| std::fs::read_to_string(page).unwrap());
+    let documents = pages.collect::<Vec<_>>().join("\n");
+    let words: Vec<&str> = documents.split(|c: char| !(c.is_alphanumeric() || "_.`".contains(c))).collect();
     let says = |name: &str| {
         words.iter().any(|word| {
             let word = word.trim_matches(['`', '.']);
             word.strip_prefix("writeguard.").is_some_and(|rest| rest == name)
-        }) || readme.contains(&format!("`{name}("))
-            || readme.contains(&format!("`{name}`"))
+        }) || documents.contains(&format!("`{name}("))
+            || documents.contains(&format!("`{name}`"))
     };
     let objects = objects();
     for (name, object) in named(&objects) {

@@ -250,9 +250,9 @@ fn shell(directory: &Path, server: &Server, database: &str, script: &str) -> (bo
     (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The blocks of the README's section that are marked as those of a shell.
+/// The blocks of the section that are marked as those of a shell.
 fn documented() -> Vec<String> {
-    let page = include_str!("../README.md");
+    let page = include_str!("../docs/approvals.md");
     let section = page.split("\n## ").find(|section| section.starts_with("Approvals from a pipeline")).unwrap();
     let blocks: Vec<String> =
         section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned()).collect();
@@ -261,7 +261,7 @@ fn documented() -> Vec<String> {
 }
 
 #[test]
-fn the_readmes_pipeline_works_as_it_stands() {
+fn the_documented_pipeline_works_as_it_stands() {
     let server = Server::shared();
     let db = server.database();
     let mut admin = db.admin();

@@ -1,4 +1,4 @@
-//! Every SQL example of the README and of the pages of docs/, typed into psql in the order of the page, what the README's
+//! Every SQL example of the README and of the pages of docs/, typed into psql in the order of the page, what their
 //! tables say that the catalogs know as well, and the files and commands that the pages for developers name.
 //!
 //! An example runs as superuser unless its first line says `-- as ROLE`, and passes unless that line says
@@ -16,6 +16,22 @@ use crate::common::{Database, Server, make_directory};
 use postgres::Client;
 
 const README: &str = include_str!("../README.md");
+const POLICIES: &str = include_str!("../docs/policies.md");
+const POLICIES_AS_CODE: &str = include_str!("../docs/policies-as-code.md");
+const OPERATIONS: &str = include_str!("../docs/operations.md");
+const REFERENCE: &str = include_str!("../docs/reference.md");
+
+/// The pages whose examples use the README's table and people.
+const PAGES: [(&str, &str); 8] = [
+    ("approvals", include_str!("../docs/approvals.md")),
+    ("operations", OPERATIONS),
+    ("policies-as-code", POLICIES_AS_CODE),
+    ("policies", POLICIES),
+    ("pools", include_str!("../docs/pools.md")),
+    ("rehearsal", include_str!("../docs/rehearsal.md")),
+    ("statistics", include_str!("../docs/statistics.md")),
+    ("undo", include_str!("../docs/undo.md")),
+];
 
 struct Example {
     role: String,
@@ -113,11 +129,13 @@ fn token_in(printed: &str) -> Option<&str> {
     printed.lines().map(str::trim).find(is_token)
 }
 
-fn play(page: &str) {
+/// Types the examples of a page, in a database with what `before` has done.
+fn play(page: &str, before: &str) {
     let server = Server::start(&[]);
     let db = server.plain_database();
     let examples = examples(page);
-    assert!(examples.len() > 10, "the page has {} examples", examples.len());
+    assert!(!examples.is_empty() && page.matches("```sql").count() == examples.len(), "{} examples", examples.len());
+    db.admin().batch_execute(before).expect(before);
     let mut watcher = db.admin();
     let mut sessions: BTreeMap<String, Session> = BTreeMap::new();
     let mut token = String::new();
@@ -150,12 +168,58 @@ fn play(page: &str) {
 
 #[test]
 fn every_example_does_what_the_page_says() {
-    play(README);
+    play(README, "");
+}
+
+#[test]
+fn every_example_of_the_other_pages_does_what_they_say() {
+    let stage = examples(README).into_iter().find(|example| example.sql.starts_with("CREATE TABLE public.orders"));
+    let stage = format!("CREATE EXTENSION pg_writeguard; {}", stage.expect("the table and the people").sql);
+    for (name, page) in PAGES {
+        println!("docs/{name}.md");
+        play(page, &stage);
+    }
+}
+
+/// What a link leads to is there: the file, and in a page the heading.
+#[test]
+fn every_link_leads_somewhere() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let below = |directory: &str| {
+        let files = std::fs::read_dir(top.join(directory)).expect("a directory");
+        files.map(|file| file.expect("a file").path()).filter(|path| path.extension().is_some_and(|end| end == "md"))
+    };
+    let mut links = 0;
+    for page in below(".").chain(below("docs")) {
+        let text = std::fs::read_to_string(&page).expect("a page");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.parent().expect("a folder").join(file) };
+            assert!(target.exists(), "{}: {link}", page.display());
+            links += 1;
+            if !heading.is_empty() {
+                let text = std::fs::read_to_string(&target).expect("a page");
+                let is_heading = |line: &str| line.starts_with('#') && anchor(line) == heading;
+                assert!(text.lines().any(is_heading), "{}: {link}", page.display());
+            }
+        }
+    }
+    assert!(links > 30, "{links} links");
+}
+
+/// What a heading is called in links.
+fn anchor(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').trim().to_lowercase();
+    let letters = words.chars().filter(|letter| letter.is_alphanumeric() || matches!(letter, ' ' | '-' | '_'));
+    letters.map(|letter| if letter == ' ' { '-' } else { letter }).collect()
 }
 
 #[test]
 fn the_way_to_enforce_is_as_the_page_says() {
-    play(include_str!("../docs/rollout.md"));
+    play(include_str!("../docs/rollout.md"), "");
 }
 
 #[test]
@@ -166,8 +230,8 @@ fn a_document_of_a_thousand_policies_goes_the_way_that_the_page_shows() {
         "SELECT count(writeguard.set_policy('policy ' || n, tables => ARRAY['public.t_' || n || '_*'], max_rows => n,
                         comment => repeat('long ', 50))) FROM generate_series(1, 1000) AS n";
     db.admin().query_one(policies, &[]).expect("policies");
-    let section = README.split("\n## ").find(|section| section.starts_with("One document for a fleet")).expect("there");
-    let blocks: Vec<&str> = section.split("```sh\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+    let blocks: Vec<&str> =
+        POLICIES_AS_CODE.split("```sh\n").skip(1).filter_map(|block| block.split("```").next()).collect();
     assert_eq!(blocks.len(), 2);
     let programs = std::env::var("PGWG_BIN").expect("PGWG_BIN is set");
     let output = Command::new("bash")
@@ -191,8 +255,8 @@ fn a_document_of_a_thousand_policies_goes_the_way_that_the_page_shows() {
 type Rows = Vec<Vec<String>>;
 
 /// The table with that head.
-fn table(head: &str) -> Rows {
-    let mut lines = README.lines().skip_while(|line| *line != head);
+fn table(page: &str, head: &str) -> Rows {
+    let mut lines = page.lines().skip_while(|line| *line != head);
     assert!(lines.next().is_some() && lines.next().is_some(), "no table with the head {head}");
     lines
         .take_while(|line| line.starts_with('|'))
@@ -218,11 +282,12 @@ fn columns(client: &mut Client, relation: &str) -> BTreeSet<String> {
 fn the_columns_are_those_of_the_catalog() {
     let mut admin = Server::shared().database().admin();
     for relation in ["writeguard.event", "writeguard.change"] {
-        let rows = table(&format!("| column of `{relation}` | meaning |"));
+        let rows = table(REFERENCE, &format!("| column of `{relation}` | meaning |"));
         let names: BTreeSet<String> = rows.iter().flat_map(|row| quoted(&row[0])).collect();
         assert_eq!(names, columns(&mut admin, relation), "{relation}");
     }
-    let told = README.split("not simply allowed: ").nth(1).and_then(|rest| rest.split(". ").next()).expect("the kinds");
+    let told =
+        OPERATIONS.split("not simply allowed: ").nth(1).and_then(|rest| rest.split(". ").next()).expect("the kinds");
     let kinds = strings(&mut admin, "SELECT kind FROM writeguard.event_totals WHERE policy IS NULL");
     assert_eq!(quoted(told).collect::<BTreeSet<_>>(), kinds);
 }
@@ -231,7 +296,7 @@ fn the_columns_are_those_of_the_catalog() {
 fn the_policy_columns_and_their_defaults_are_those_of_the_catalog() {
     let mut admin = Server::shared().database().admin();
     let mut named = BTreeSet::new();
-    for row in table("| column | default | meaning |") {
+    for row in table(POLICIES, "| column | default | meaning |") {
         let defaults: Vec<&str> = row[1].split(", ").map(|word| word.trim_matches('`')).collect();
         let names: Vec<String> = quoted(&row[0]).collect();
         // One value may have commas in it.
@@ -258,7 +323,7 @@ fn the_settings_are_those_of_the_library() {
     // The token is listed nowhere.
     let all = "SELECT name FROM pg_settings WHERE name LIKE 'writeguard.%' UNION SELECT 'writeguard.token'";
     let mut named = BTreeSet::new();
-    for row in table("| setting | who, default | meaning |") {
+    for row in table(REFERENCE, "| setting | who, default | meaning |") {
         let name = quoted(&row[0]).next().expect("a name");
         let (who, default) = row[1].split_once(", ").expect("who, default");
         let context = match who {
