@@ -166,6 +166,38 @@ impl PendingError {
         Self::alloc(PendingError { foreign: error.into_data(), report: Report::NOTHING })
     }
 
+    /// The same in another memory context: what is about to be rolled back takes along what was allocated meanwhile.
+    ///
+    /// # Safety
+    /// `raise` is NULL or nobody else's, and none of it is gone yet.
+    #[expect(ffi_unwind_calls, reason = "inside protect")]
+    pub unsafe fn moved_to(context: pg_sys::MemoryContext, raise: *mut PendingError) -> *mut PendingError {
+        // SAFETY: the caller's promise; texts are NULL or C strings. What is thrown again is copied on its way out.
+        unsafe {
+            let Some(PendingError { foreign, report }) = raise.as_ref() else { return raise };
+            let here = pg_sys::MemoryContextSwitchTo(context);
+            let moved = if foreign.is_null() {
+                let copy = |text: *const c_char| -> *const c_char {
+                    if text.is_null() { text } else { pg_sys::pstrdup(text) }
+                };
+                let report = Report {
+                    message: copy(report.message),
+                    detail: copy(report.detail),
+                    hint: copy(report.hint),
+                    schema: copy(report.schema),
+                    table: copy(report.table),
+                    ..*report
+                };
+                Self::alloc(PendingError { foreign: ptr::null_mut(), report })
+            } else {
+                let again = ffi::protect(|| ffi::ReThrowError(*foreign));
+                again.map_or_else(Self::foreign, |()| Self::out_of_memory())
+            };
+            pg_sys::MemoryContextSwitchTo(here);
+            moved
+        }
+    }
+
     /// Adds a sentence to the DETAIL of an error of ours.
     pub fn explain(&mut self, sentence: &str) {
         if self.foreign.is_null() {

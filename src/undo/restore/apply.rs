@@ -176,7 +176,7 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
 fn taken_back<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut result = None;
     let mut raised: *mut PendingError = ptr::null_mut();
-    // SAFETY: what was begun is taken back here, whichever way it went; errors are copied to memory that outlives it.
+    // SAFETY: what was begun is taken back here, whichever way it went; errors are moved to memory that outlives it.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         ffi::protect(|| ffi::BeginInternalSubTransaction(ptr::null()))?;
@@ -193,6 +193,7 @@ fn taken_back<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure
                     result = Some(body()?);
                     Ok(())
                 });
+                raised = PendingError::moved_to(context, raised);
             });
         }
         let taken_back = ffi::protect(|| ffi::RollbackAndReleaseCurrentSubTransaction());
