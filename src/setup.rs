@@ -121,8 +121,8 @@ fn defects() -> Result<Vec<Value>, Failure> {
         policies.loaded.iter().flat_map(|loaded| &loaded.policy.tables).all(|pattern| pattern.exact().is_some());
     let tables = if all_exact { Vec::new() } else { coverable_tables() };
     for policy in policies.loaded.iter().map(|loaded| &loaded.policy) {
-        pgrx::check_for_interrupts!();
         for pattern in &policy.tables {
+            pgrx::check_for_interrupts!();
             if let Some((defect, reason)) = defect(pattern, &tables) {
                 found.push(json!({
                     "policy": policy.name, "defect": defect, "element": pattern.to_string(), "reason": reason,
@@ -140,7 +140,10 @@ fn defects() -> Result<Vec<Value>, Failure> {
 fn not_undone(policy: &Policy, tables: &[RelationName]) -> Vec<Value> {
     let exact = policy.tables.iter().filter_map(Pattern::exact).filter_map(|name| relation_of(&name));
     let below = exact.flat_map(with_descendants).filter_map(relation_name);
-    let matched = tables.iter().filter(|table| policy.tables.iter().any(|pattern| pattern.fit(table, &[]).is_some()));
+    let matched = tables.iter().filter(|table| {
+        pgrx::check_for_interrupts!();
+        policy.tables.iter().any(|pattern| pattern.fit(table, &[]).is_some())
+    });
     let names: BTreeSet<RelationName> = below.chain(matched.cloned()).collect();
     let reason = |name: &RelationName| {
         let relation = relation_of(name)?;

@@ -11,6 +11,7 @@ mod attacks_ddl;
 mod attacks_protocol;
 mod attacks_shapes;
 mod attacks_timing;
+mod big_arguments;
 mod blocks;
 mod break_glass;
 mod capture;

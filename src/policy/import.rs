@@ -87,6 +87,7 @@ fn import_policies(arguments: &Arguments) -> Returns {
     let (prune, dry_run) = (flag(1, "prune")?, flag(2, "dry_run")?);
     let mut policies: HashMap<String, String> = HashMap::new();
     for (index, given) in document::read(argument(arguments)?)?.into_iter().enumerate() {
+        pgrx::check_for_interrupts!();
         let (name, json) = checked(given, index + 1)?;
         policies.insert(name, json);
     }

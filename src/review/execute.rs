@@ -185,7 +185,8 @@ impl Difference {
 
 /// Whether a reviewed table has fewer rows changed than were reviewed.
 fn is_missing_any(grant: &Grant, changed: &[(String, u64)]) -> bool {
-    let now = |name: &str| changed.iter().find(|(of, _)| of == name).map_or(0, |(_, rows)| *rows);
+    let changed: BTreeMap<&str, u64> = changed.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
+    let now = |name: &str| changed.get(name).copied().unwrap_or(0);
     grant.rows.iter().flatten().any(|(name, reviewed)| now(name) < *reviewed)
 }
 

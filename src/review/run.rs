@@ -8,7 +8,7 @@ use std::ffi::CString;
 
 use pgrx::pg_sys;
 use rules::error::Error;
-use rules::lexer::start_of;
+use rules::lexer::{start_of, takes_long_to_scan};
 
 use crate::pg::ereport::Failure;
 use crate::pg::function::MOST_BYTES;
@@ -21,6 +21,12 @@ use crate::pg::{encoding, ffi};
 pub fn c_text(statement: &str, again: &str) -> Result<CString, Error> {
     if statement.contains('\0') {
         return Err(Error::invalid("malformed statement", again));
+    }
+    if takes_long_to_scan(statement.as_bytes()) {
+        return Err(Error::invalid(
+            "the statement has too many comments in one another or without a blank between",
+            again,
+        ));
     }
     Ok(encoding::to_c(statement))
 }

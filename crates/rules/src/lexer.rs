@@ -197,6 +197,18 @@ fn number(text: &[u8]) -> usize {
     at
 }
 
+/// Whether PostgreSQL's own scanner may take minutes for a text, in which nothing interrupts it: at each `/*` it reads on to
+/// the end of the operator's letters that follow, and in `/*/*/*` these are all letters that there are.
+pub fn takes_long_to_scan(text: &[u8]) -> bool {
+    /// Steps for one run of letters; no text that people write comes near.
+    const MOST_STEPS: usize = 100_000;
+    let is_of_operator = |byte: &u8| b"~!@#^&|`?+-*/%<>=".contains(byte);
+    text.split(|byte| !is_of_operator(byte)).any(|run| {
+        let comments = run.windows(2).filter(|two| two == b"/*").count();
+        comments.saturating_mul(run.len()) > MOST_STEPS
+    })
+}
+
 /// Where a text is without surrounding blanks and final semicolons.
 pub fn bounds(text: &[u8]) -> Range<usize> {
     let start = text.iter().position(|byte| !is_blank(*byte)).unwrap_or(text.len());
@@ -225,6 +237,15 @@ mod tests {
 
     fn normalized(text: &str) -> String {
         without_constants(text, false)
+    }
+
+    #[test]
+    fn only_runs_of_comments_take_long_to_scan() {
+        assert!(takes_long_to_scan("/*".repeat(1_000).as_bytes()));
+        assert!(takes_long_to_scan("x /**/".replace("/**/", &"/**/".repeat(1_000)).as_bytes()));
+        for short in ["/* a */ ".repeat(100_000), "-".repeat(1_000_000), format!("/{}/ SELECT 1", "*".repeat(90_000))] {
+            assert!(!takes_long_to_scan(short.as_bytes()));
+        }
     }
 
     #[test]

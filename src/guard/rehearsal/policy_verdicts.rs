@@ -5,11 +5,12 @@ use std::rc::Rc;
 
 use rules::limits::ledger::Ledger;
 use rules::words::{Operation, Place, RelationName, Serial};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::guard::limits::binding::Binding;
 use crate::guard::limits::extra_limits::Charged;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
-use crate::policy::table::Loaded;
+use crate::policy::table::{Loaded, Revision};
 
 /// A policy that covers something which a rehearsal changed.
 #[derive(Debug)]
@@ -23,10 +24,22 @@ pub struct Concern {
     pub limit: Option<u64>,
 }
 
-static CONCERNS: BackendLocal<Vec<Concern>> = BackendLocal::new(Vec::new());
+/// Each policy once, in the order in which they were met.
+#[derive(Debug)]
+pub struct Concerns {
+    met: Vec<Concern>,
+    /// Places in `met` by the policies' revisions.
+    places: FxHashMap<Revision, usize>,
+}
+
+impl Concerns {
+    const NONE: Self = Self { met: Vec::new(), places: FxHashMap::with_hasher(FxBuildHasher) };
+}
+
+static CONCERNS: BackendLocal<Concerns> = BackendLocal::new(Concerns::NONE);
 
 #[track_caller]
-fn concerns() -> Borrowed<Vec<Concern>> {
+fn concerns() -> Borrowed<Concerns> {
     CONCERNS.borrow()
 }
 
@@ -43,19 +56,19 @@ pub fn is_refused_without_rows() -> bool {
 }
 
 /// A rehearsal begins. Gives what [`end`] wants back: one may be inside another.
-pub fn begin() -> Vec<Concern> {
+pub fn begin() -> Concerns {
     REFUSED_WITHOUT_ROWS.set(false);
-    core::mem::take(&mut *concerns())
+    core::mem::replace(&mut *concerns(), Concerns::NONE)
 }
 
 /// The rehearsal is over. Gives each policy once, in the order in which they were met.
-pub fn end(outer: Vec<Concern>) -> Vec<Concern> {
-    core::mem::replace(&mut *concerns(), outer)
+pub fn end(outer: Concerns) -> Vec<Concern> {
+    core::mem::replace(&mut *concerns(), outer).met
 }
 
 /// The transaction is over, and with it every rehearsal.
 pub fn end_transaction() {
-    concerns().clear();
+    *concerns() = Concerns::NONE;
 }
 
 /// Notes what the policies of rows that a rehearsal has just charged say to them. `suspended` tells whether another statement
@@ -81,13 +94,15 @@ pub fn met(
 
 /// Whether the rehearsal has met this policy as one that would refuse.
 fn refuses(policy: &Loaded) -> bool {
-    concerns().iter().any(|known| known.refuses && known.policy.revision == policy.revision)
+    let concerns = concerns();
+    concerns.places.get(&policy.revision).is_some_and(|place| concerns.met[*place].refuses)
 }
 
 /// Notes a policy that covers, or that would refuse, at that `limit`.
 pub fn note(policy: &Rc<Loaded>, relation: &RelationName, operation: Operation, refuses: bool, limit: Option<u64>) {
     let mut concerns = concerns();
-    match concerns.iter_mut().find(|known| known.policy.revision == policy.revision) {
+    let Concerns { met, places } = &mut *concerns;
+    match places.get(&policy.revision).and_then(|place| met.get_mut(*place)) {
         Some(known) if refuses && !known.refuses => {
             (known.relation, known.operation, known.refuses) = (relation.clone(), operation, true);
             known.limit = limit;
@@ -95,7 +110,8 @@ pub fn note(policy: &Rc<Loaded>, relation: &RelationName, operation: Operation, 
         Some(_) => {}
         None => {
             let (policy, relation) = (Rc::clone(policy), relation.clone());
-            concerns.push(Concern { policy, relation, operation, refuses, limit });
+            places.insert(policy.revision, met.len());
+            met.push(Concern { policy, relation, operation, refuses, limit });
         }
     }
 }

@@ -34,6 +34,9 @@ struct Window {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule(Vec<Window>);
 
+/// Bytes of a schedule. Every statement that its policy may be about asks all its windows.
+const LONGEST: usize = 10_000;
+
 impl Schedule {
     /// Reads `Sat,Sun 00:00-24:00 Europe/Berlin`, several windows separated by `;`. Whether there is such a zone is for
     /// the caller to ask.
@@ -41,6 +44,13 @@ impl Schedule {
     /// # Errors
     /// WG007 for anything else.
     pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.len() > LONGEST {
+            return Err(Error::Invalid {
+                message: "schedule is too long".into(),
+                detail: Some(format!("It has {} bytes, and {LONGEST} are the most that is taken.", text.len())),
+                hint: "schedule => 'Mon-Fri 18:00-08:00 Europe/Berlin'".into(),
+            });
+        }
         let windows = text.split(';').map(window).collect::<Result<Vec<_>, _>>()?;
         Ok(Schedule(windows))
     }
