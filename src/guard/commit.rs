@@ -130,10 +130,27 @@ fn end_transaction(ending: Ending) {
 /// Something was charged in it. Apart, for most transactions only read.
 #[inline(never)]
 fn end_touched_transaction(ending: Ending) {
-    let ended = contained("forgetting a transaction", || take_each(&TRANSACTION_ENDS, ending));
-    if !ended && !take_each_apart(&TRANSACTION_ENDS, ending) {
+    let ended = contained("forgetting a transaction", || {
+        if !is_clean() {
+            take_each(&RARE_ENDS, ending);
+        }
+        take_each(&TRANSACTION_ENDS, ending);
+    });
+    if !ended && !(take_each_apart(&RARE_ENDS, ending) & take_each_apart(&TRANSACTION_ENDS, ending)) {
         lost_count::lose(true);
     }
+}
+
+/// Whether none of [`RARE_ENDS`] has anything to do.
+#[inline(always)]
+fn is_clean() -> bool {
+    decide::is_clean()
+        && overrides::is_clean()
+        && row_capture::is_clean()
+        && account::is_clean()
+        && in_progress::is_clean()
+        && rehearsing::is_clean()
+        && policy_verdicts::is_clean()
 }
 
 /// What is to be done where nothing may be raised: each step is one module's, can be taken twice, and needs no other one.
@@ -153,8 +170,8 @@ fn take_each_apart<T: Copy, const N: usize>(steps: &Steps<T, N>, with: T) -> boo
     failed.count() == 0
 }
 
-/// The end of a transaction in which something was charged.
-const TRANSACTION_ENDS: Steps<Ending, 11> = [
+/// The end of a transaction that did more than to change rows within its limits.
+const RARE_ENDS: Steps<Ending, 7> = [
     |_| decide::end_transaction(),
     |_| overrides::end_transaction(),
     |_| row_capture::end_transaction(),
@@ -162,6 +179,10 @@ const TRANSACTION_ENDS: Steps<Ending, 11> = [
     |_| in_progress::end_transaction(),
     |_| rehearsing::end_transaction(),
     |_| policy_verdicts::end_transaction(),
+];
+
+/// The end of a transaction in which something was charged.
+const TRANSACTION_ENDS: Steps<Ending, 4> = [
     |ending| charge::end_transaction(ending != Ending::RolledBack),
     |_| {
         if statement::end_transaction() {

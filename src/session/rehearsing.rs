@@ -34,3 +34,9 @@ pub fn roll_back(level: i32) {
 pub fn end_transaction() {
     levels().clear();
 }
+
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    levels().is_empty()
+}

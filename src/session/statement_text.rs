@@ -3,7 +3,7 @@
 //! A string may have very many commands, and a gigabyte. So its length is counted once, each part of it is cut into pieces
 //! once, and what is copied is bounded.
 
-use core::ffi::c_char;
+use core::ffi::{CStr, c_char};
 use core::ptr;
 use std::borrow::Cow;
 
@@ -71,7 +71,9 @@ impl Text {
             return false;
         }
         // SAFETY: the caller's promise: a C string, of which the location is a part.
-        let bytes = unsafe { core::slice::from_raw_parts(source.cast::<u8>(), length_of(source)) };
+        let bytes = unsafe {
+            core::slice::from_raw_parts(source.cast::<u8>(), length_of(source, location == 0 && length == 0))
+        };
         let first = usize::try_from(location).unwrap_or(0).min(bytes.len());
         let to = match usize::try_from(length) {
             Ok(length) if length > 0 => first.saturating_add(length).min(bytes.len()),
@@ -121,8 +123,9 @@ impl Text {
     }
 }
 
-/// The length of a C string. That of the client's message is asked for by each command in it, and is counted once.
-unsafe fn length_of(source: *const c_char) -> usize {
+/// The length of a C string. That of the client's message is asked for by each command in it, and is counted once. Of a
+/// short one that is a single command, which `is_alone` says, nothing need be known later.
+unsafe fn length_of(source: *const c_char, is_alone: bool) -> usize {
     // SAFETY: the caller's promise. The callback is a static, and the message's memory goes with the next message at the
     // latest; what was registered twice would make a ring.
     unsafe {
@@ -130,7 +133,10 @@ unsafe fn length_of(source: *const c_char) -> usize {
         if (*string).source == source {
             return (*string).length;
         }
-        let length = core::ffi::CStr::from_ptr(source).count_bytes();
+        let length = CStr::from_ptr(source).count_bytes();
+        if is_alone && length <= MOST_BYTES {
+            return length;
+        }
         let is_messages =
             source == pg_sys::debug_query_string && pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND;
         if is_messages && !pg_sys::MessageContext.is_null() {

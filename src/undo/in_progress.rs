@@ -82,3 +82,9 @@ pub fn roll_back(level: i32) {
 pub fn end_transaction() {
     *running() = None;
 }
+
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    running().is_none()
+}

@@ -81,7 +81,10 @@ unsafe extern "C-unwind" fn child_in_full(node: *mut pg_sys::PlanState) -> *mut 
     // SAFETY: it lives as long as the executor's node.
     unsafe {
         let modify = modify_node::of_child(node);
-        raise(unwound(|| changed(modify, (*(*modify).source.estate).es_processed)));
+        let processed = (*(*modify).source.estate).es_processed;
+        if may_have_changed(modify, processed) {
+            raise(unwound(|| changed(modify, processed)));
+        }
         let slot = match (*modify).child_exec {
             Some(exec) => exec(node),
             None => ptr::null_mut(),
@@ -119,6 +122,16 @@ pub unsafe extern "C-unwind" fn outer(node: *mut pg_sys::PlanState) -> *mut pg_s
         (*estate).es_processed = outside;
         slot
     }
+}
+
+/// Whether a node may have done something since it was looked at last. Some kinds have counters besides the query's.
+///
+/// # Safety
+/// The node is alive.
+#[inline(always)]
+unsafe fn may_have_changed(modify: *mut ModifyNode, processed: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { processed != (*modify).seen || (*modify).moves || !matches!((*modify).kind, Kind::Update | Kind::Delete) }
 }
 
 /// Charges what a node did since it last asked for a row.
@@ -162,8 +175,9 @@ pub unsafe fn after_run(query_desc: *mut pg_sys::QueryDesc) -> *mut PendingError
             if modify.is_null() {
                 return ptr::null_mut();
             }
-            if (*modify).outer_exec.is_none() {
-                let raise = unwound(|| changed(modify, (*estate).es_processed));
+            let processed = (*estate).es_processed;
+            if (*modify).outer_exec.is_none() && may_have_changed(modify, processed) {
+                let raise = unwound(|| changed(modify, processed));
                 if !raise.is_null() {
                     return raise;
                 }

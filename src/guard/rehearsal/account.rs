@@ -258,3 +258,9 @@ pub fn release(level: i32) {
 pub fn end_transaction() {
     open_accounts().clear();
 }
+
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    open_accounts().is_empty()
+}

@@ -71,6 +71,12 @@ pub fn end_transaction() {
     *concerns() = Concerns::NONE;
 }
 
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    concerns().met.is_empty()
+}
+
 /// Notes what the policies of rows that a rehearsal has just charged say to them. `suspended` tells whether another statement
 /// may continue later.
 pub fn met(

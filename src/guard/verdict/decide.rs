@@ -390,3 +390,9 @@ pub fn record_uncovered(relation: &str, policy: Option<&str>, why: &str) -> Resu
 pub fn end_transaction() {
     state().refused.clear();
 }
+
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    state().refused.is_empty()
+}

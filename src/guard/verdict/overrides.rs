@@ -272,3 +272,10 @@ pub fn end_transaction() {
     state.told = 0;
     state.granted.clear();
 }
+
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    let state = state();
+    state.lifts.is_empty() && state.granted.is_empty()
+}

@@ -208,9 +208,15 @@ fn forget() {
 
 /// The transaction is over: what is known of tables is looked up again in the next one.
 pub fn end_transaction() {
-    if !KNOWN.borrow().tables.is_empty() {
+    if !is_clean() {
         forget();
     }
+}
+
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    KNOWN.borrow().tables.is_empty()
 }
 
 /// How the relation's rows are kept, as it is now.

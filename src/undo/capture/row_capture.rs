@@ -463,3 +463,16 @@ pub fn end_transaction() {
     state.lost.clear();
     state.overridden.clear();
 }
+
+/// Whether its end has nothing to forget here.
+#[inline(always)]
+pub fn is_clean() -> bool {
+    let state = state();
+    state.store.is_null()
+        && state.next == 0
+        && state.spans.is_empty()
+        && state.statements.is_empty()
+        && state.lost.is_empty()
+        && state.overridden.is_empty()
+        && kept_table::is_clean()
+}
