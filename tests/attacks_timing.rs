@@ -499,19 +499,22 @@ fn stopped_in_a_rehearsal_nothing_is_lifted_or_requested() {
         assert_eq!((stage.sum(), stage.number("SELECT count(*) FROM writeguard.request")), (0, 0));
     }
 
-    // In a block that catches it, too.
+    // In a block that goes on, too.
     let gate = stage.hold("SELECT pg_advisory_xact_lock(7)");
     let mut client = stage.client();
     pass(&mut client, "SET lock_timeout = '100ms'");
-    let block = format!(
-        "DO $do$ BEGIN
-           BEGIN PERFORM writeguard.request('{GATED}', reason => 'ticket 7');
-           EXCEPTION WHEN lock_not_available THEN NULL; END;
-           UPDATE t SET v = 1 WHERE id <= $rows;
-         END $do$"
-    );
-    fail(&mut client, &block.replace("$rows", "6"), "WG001");
-    pass(&mut client, &block.replace("$rows", "5"));
+    for (rows, passes) in [(6, false), (5, true)] {
+        pass(&mut client, "BEGIN; SAVEPOINT s");
+        fail(&mut client, &format!("SELECT writeguard.request('{GATED}', reason => 'ticket 7')"), "55P03");
+        pass(&mut client, "ROLLBACK TO s");
+        let write = format!("UPDATE t SET v = 1 WHERE id <= {rows}");
+        if passes {
+            pass(&mut client, &format!("{write}; COMMIT"));
+        } else {
+            fail(&mut client, &write, "WG001");
+            pass(&mut client, "ROLLBACK");
+        }
+    }
     drop(gate);
     assert_eq!(stage.sum(), 5);
 }

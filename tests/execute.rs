@@ -66,12 +66,7 @@ fn it_can_stand_wherever_a_set_can() {
     for sql in [
         "SELECT writeguard.execute($id)",
         "SELECT \"row\" ->> 'id' FROM writeguard.execute($id) LIMIT 1",
-        "DO $$ BEGIN PERFORM writeguard.execute($id); END $$",
-        "BEGIN; DECLARE c CURSOR FOR SELECT * FROM writeguard.execute($id); FETCH 1 FROM c; COMMIT",
-        "COPY (SELECT * FROM writeguard.execute($id)) TO '/dev/null'",
-        "EXPLAIN ANALYZE SELECT * FROM writeguard.execute($id)",
         "PREPARE e AS SELECT * FROM writeguard.execute($id); EXECUTE e",
-        "CREATE TEMP TABLE r AS SELECT * FROM writeguard.execute($id)",
     ] {
         let mut stage = Stage::new("");
         let requester = stage.requester.clone();
@@ -349,12 +344,7 @@ fn a_rollback_makes_it_unused() {
     pass(&mut client, &format!("BEGIN; {run}"));
     pass(&mut client, "ROLLBACK");
     pass(&mut client, &format!("BEGIN; SAVEPOINT s; {run}; ROLLBACK TO s; COMMIT"));
-    let swallowed = format!(
-        "DO $$ BEGIN
-             BEGIN PERFORM writeguard.execute({id}); RAISE 'back'; EXCEPTION WHEN raise_exception THEN NULL; END;
-             UPDATE t SET a = 9 WHERE id <= 3;
-         END $$"
-    );
+    let swallowed = format!("BEGIN; SAVEPOINT s; {run}; ROLLBACK TO s; UPDATE t SET a = 9 WHERE id <= 3; COMMIT");
     pass(&mut client, &swallowed);
     assert_eq!((stage.changed(), stage.state(id).as_str()), (3, "approved"));
     assert_eq!(stage.overridden(), []);
@@ -367,7 +357,6 @@ fn a_rollback_makes_it_unused() {
 fn it_ends_when_it_returns() {
     for more in [
         "BEGIN; $; UPDATE t SET a = 9",
-        "DO 'BEGIN PERFORM * FROM writeguard.execute(@); UPDATE t SET a = 9; END'",
         "SELECT writeguard.execute(@), more()",
         "SELECT more() FROM (SELECT count(*) FROM writeguard.execute(@) OFFSET 0) AS e",
         "WITH e AS MATERIALIZED (SELECT count(*) AS n FROM writeguard.execute(@)) UPDATE t SET a = 9 FROM e WHERE n >= 0",
@@ -382,7 +371,7 @@ fn it_ends_when_it_returns() {
         );
         let (id, _) = stage.approved("UPDATE u SET a = 9");
         let sql = more.replace('$', &call(id)).replace('@', &id.to_string());
-        let expected = if more.contains("generate_series") { "WG006" } else { "WG001" };
+        let expected = if more.starts_with("BEGIN") { "WG001" } else { "WG006" };
         let mut client = stage.requester();
         refused(&mut client, &sql, expected);
         pass(&mut client, "ROLLBACK");
@@ -403,14 +392,12 @@ fn two_of_them_in_one_statement_are_told_apart() {
     pass(&mut client, &format!("SELECT writeguard.execute({one}), writeguard.execute({two})"));
     assert_eq!(stage.changed(), 4);
     assert_eq!(stage.overridden(), [(4, Some(one)), (5, Some(two))]);
-    // And from what the client's statement does besides.
+    // No other statement has one run.
     stage.unguarded("UPDATE t SET a = 0");
     let (three, _) = stage.approved("UPDATE u SET a = 1");
     let both = format!("UPDATE t SET a = (SELECT count(*) FROM writeguard.execute({three})) WHERE id <= $");
-    refused(&mut client, &both.replace('$', "4"), "WG001");
-    pass(&mut client, &both.replace('$', "3"));
-    assert_eq!(stage.number("SELECT sum(a) FROM u"), 5);
-    assert_eq!(stage.overridden()[2..], [(5, Some(three))]);
+    refused(&mut client, &both.replace('$', "3"), "WG006");
+    assert_eq!((stage.number("SELECT sum(a) FROM u"), stage.state(three).as_str()), (0, "approved"));
     assert_eq!(stage.number("SELECT sum(a) FROM t"), 0);
 }
 
@@ -558,15 +545,11 @@ fn what_stops_it_halfway_leaves_nothing_of_it() {
     let mut client = stage.requester();
     pass(&mut client, "SET statement_timeout = '300ms'");
     not_executed(&mut client, id, "57014");
-    let swallowed = format!(
-        "DO $$ BEGIN
-             BEGIN PERFORM writeguard.execute({id}); EXCEPTION WHEN query_canceled THEN NULL; END;
-             SET LOCAL statement_timeout = 0;
-             UPDATE t SET a = 9 WHERE id < 5;
-         END $$"
-    );
-    refused(&mut client, &swallowed, "WG001");
-    pass(&mut client, "RESET statement_timeout");
+    pass(&mut client, "BEGIN; SAVEPOINT s");
+    not_executed(&mut client, id, "57014");
+    pass(&mut client, "ROLLBACK TO s; SET LOCAL statement_timeout = 0");
+    refused(&mut client, "UPDATE t SET a = 9 WHERE id < 5", "WG001");
+    pass(&mut client, "ROLLBACK; RESET statement_timeout");
     let pid = pid(&mut client);
     // Whether the message or the end of the connection comes first is chance.
     let run = thread::spawn(move || client.batch_execute(&call(id)).is_err());
@@ -581,7 +564,7 @@ fn what_stops_it_halfway_leaves_nothing_of_it() {
 }
 
 #[test]
-fn a_procedure_that_commits_after_it_has_it_committed() {
+fn no_procedure_has_it_run() {
     let mut stage = Stage::new(
         "CREATE PROCEDURE p(id bigint) LANGUAGE plpgsql AS $$ BEGIN
              PERFORM writeguard.execute(id);
@@ -590,8 +573,8 @@ fn a_procedure_that_commits_after_it_has_it_committed() {
          END $$",
     );
     let (id, _) = stage.approved(WRITE);
-    refused(&mut stage.requester(), &format!("CALL p({id})"), "WG001");
-    assert_eq!((stage.changed(), stage.state(id).as_str(), stage.overridden().len()), (5, "spent", 1));
+    refused(&mut stage.requester(), &format!("CALL p({id})"), "WG006");
+    assert_eq!((stage.changed(), stage.state(id).as_str(), stage.overridden().len()), (0, "approved", 0));
 }
 
 #[test]
@@ -732,7 +715,7 @@ fn it_is_no_part_of_what_is_reviewed() {
     let (outer, _) = stage.approved("SELECT f()");
     pass(&mut stage.admin, &format!("INSERT INTO todo VALUES ({inner})"));
     let refusal = not_executed(&mut client, outer, "WG006");
-    assert!(refusal.message.contains(&format!("request {inner} ")), "{refusal:?}");
+    assert!(refusal.message.contains("only as the client's own statement"), "{refusal:?}");
     assert_eq!(stage.number("SELECT sum(a) FROM t"), 0);
     assert_eq!((stage.state(inner).as_str(), stage.state(outer).as_str()), ("approved", "approved"));
 }
@@ -748,7 +731,7 @@ fn nobody_has_it_run_by_maintenance() {
         &format!("CREATE MATERIALIZED VIEW m AS SELECT * FROM writeguard.execute({id}) WITH NO DATA"),
     );
     let refusal = refused(&mut admin, "REFRESH MATERIALIZED VIEW m", "WG006");
-    assert!(refusal.message.contains("maintenance"), "{refusal:?}");
+    assert!(refusal.detail.contains("maintenance"), "{refusal:?}");
     assert_eq!((stage.changed(), stage.state(id).as_str()), (0, "approved"));
 }
 

@@ -8,6 +8,7 @@ mod approvals;
 mod attacks;
 mod attacks_chunks;
 mod attacks_ddl;
+mod attacks_one_person;
 mod attacks_protocol;
 mod attacks_shapes;
 mod attacks_timing;

@@ -1972,7 +1972,7 @@ fn rehearsal_lifts_nothing_afterwards() {
     refused(
         &mut client,
         &format!("DO $$ BEGIN PERFORM writeguard.request('{WRITE}', 'tests'); {WRITE}; END $$"),
-        "WG001",
+        "WG006",
     );
     assert_eq!(stage.changed(), 0);
 }

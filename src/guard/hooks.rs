@@ -23,7 +23,7 @@ use crate::pg::{ffi, process};
 use crate::policy::catalog;
 use crate::session::actor::Actor;
 use crate::session::portal::{self, Frame};
-use crate::session::{expectation, settings, statement, transaction_block};
+use crate::session::{expectation, own_statement, settings, statement, transaction_block};
 use crate::stat;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
@@ -266,6 +266,8 @@ unsafe extern "C-unwind" fn process_utility(
             raise(command::end(begun));
         } else if is_transaction {
             transaction_block::after(kind);
+        } else if tag == pg_sys::NodeTag::T_PrepareStmt && frame == Frame::Outermost {
+            own_statement::prepared((*(*pstmt).utilityStmt.cast::<pg_sys::PrepareStmt>()).name);
         }
         if expected >= 0 {
             raise(expect::after_execute((*pstmt).utilityStmt.cast(), qc, expected));

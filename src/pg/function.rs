@@ -139,6 +139,12 @@ impl Arguments {
         }
     }
 
+    /// PostgreSQL's look-up of the function that is called.
+    pub fn look_up(&self) -> *const pg_sys::FmgrInfo {
+        // SAFETY: PostgreSQL calls with one.
+        unsafe { (*self.0).flinfo }
+    }
+
     /// The function that is called.
     pub fn function(&self) -> pg_sys::Oid {
         // SAFETY: PostgreSQL calls with its look-up of the function.
@@ -305,7 +311,7 @@ pub fn call_not_preloaded_too(arguments: &Arguments, body: fn(&Arguments) -> Ret
 }
 
 /// Declares a C function for SQL: its symbol, the symbol of its calling convention, its body, and whether it works without
-/// the preload too, or takes texts of any length.
+/// the preload too, takes texts of any length, or is called in a way of its own.
 macro_rules! sql_function {
     ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path) => {
         $crate::pg::function::sql_function!(@declare $crate::pg::function::call, $(#[$doc])* $symbol, $convention, $body);
@@ -314,6 +320,9 @@ macro_rules! sql_function {
         $crate::pg::function::sql_function!(
             @declare $crate::pg::function::call_not_preloaded_too, $(#[$doc])* $symbol, $convention, $body
         );
+    };
+    ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path, by $call:path) => {
+        $crate::pg::function::sql_function!(@declare $call, $(#[$doc])* $symbol, $convention, $body);
     };
     ($(#[$doc:meta])* $symbol:ident, $convention:ident, $body:path, any_length) => {
         $crate::pg::function::sql_function!(

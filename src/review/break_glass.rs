@@ -16,11 +16,11 @@ use crate::pg::ereport::{log_line, tell};
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::owner;
 use crate::session::actor::{Actor, shown_role};
-use crate::session::{rehearsing, settings, statement};
+use crate::session::{own_statement, rehearsing, settings, statement};
 
 sql_function!(
     /// `break_glass(statement text, reason text, parameters text[]) → text`.
-    writeguard_break_glass, pg_finfo_writeguard_break_glass, break_glass
+    writeguard_break_glass, pg_finfo_writeguard_break_glass, break_glass, by own_statement::call
 );
 
 /// Bytes of a reason that the client is shown again.

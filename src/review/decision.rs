@@ -18,20 +18,20 @@ use crate::pg::owner;
 use crate::policy::interval::Span;
 use crate::session::actor::Actor;
 use crate::session::excerpt::Excerpt;
-use crate::session::settings;
+use crate::session::{own_statement, settings};
 use crate::token::check::Bound;
 
 sql_function!(
     /// `approve(request bigint, comment text, valid_for interval, max_rows bigint) → text`.
-    writeguard_approve, pg_finfo_writeguard_approve, approve
+    writeguard_approve, pg_finfo_writeguard_approve, approve, by own_statement::call
 );
 sql_function!(
     /// `reject(request bigint, comment text)`.
-    writeguard_reject, pg_finfo_writeguard_reject, reject
+    writeguard_reject, pg_finfo_writeguard_reject, reject, by own_statement::call
 );
 sql_function!(
     /// `revoke(request bigint, comment text)`.
-    writeguard_revoke, pg_finfo_writeguard_revoke, revoke
+    writeguard_revoke, pg_finfo_writeguard_revoke, revoke, by own_statement::call
 );
 
 /// A request as far as a decision about it is concerned.

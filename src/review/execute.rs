@@ -22,12 +22,12 @@ use crate::pg::ereport::{Failure, tell};
 use crate::pg::ffi;
 use crate::pg::function::{Arguments, Returns, sql_function};
 use crate::session::excerpt::Excerpt;
-use crate::session::{rehearsing, settings, statement};
+use crate::session::{own_statement, rehearsing, settings, statement};
 use crate::token::check::{self, Reviewed};
 
 sql_function!(
     /// `execute(request bigint) → setof jsonb`.
-    writeguard_execute, pg_finfo_writeguard_execute, execute
+    writeguard_execute, pg_finfo_writeguard_execute, execute, by own_statement::call
 );
 
 const MINE: &str = "SELECT id, state, statement, expires_at FROM writeguard.my_requests;";

@@ -21,16 +21,16 @@ use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::{encoding, owner};
 use crate::session::actor::{self, Actor, shown_role};
 use crate::session::excerpt::{Excerpt, MOST_BYTES};
-use crate::session::settings;
+use crate::session::{own_statement, settings};
 use crate::token::check::Bound;
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.
-    writeguard_request, pg_finfo_writeguard_request, request
+    writeguard_request, pg_finfo_writeguard_request, request, by own_statement::call
 );
 sql_function!(
     /// `request(event bigint, reason text) → bigint`.
-    writeguard_request_event, pg_finfo_writeguard_request_event, request_event
+    writeguard_request_event, pg_finfo_writeguard_request_event, request_event, by own_statement::call
 );
 sql_function!(
     /// `statement_hash(statement text, parameters text[]) → text`.

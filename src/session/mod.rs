@@ -2,7 +2,7 @@
 //!
 //! `settings` has the settings `writeguard.*`, `actor` who acts and which override is armed, `expectation` the number of rows
 //! that the client's next write must change; `pooled` ends the latter two with each transaction where clients share sessions.
-//! `portal` knows which of the client's commands is running, `statement` which statement a write belongs to, `statement_text`
+//! `portal` knows which of the client's commands is running, `own_statement` whether a function is called by it and by nothing else, `statement` which statement a write belongs to, `statement_text`
 //! where its text is, and `excerpt` has the beginning of that. `transaction_block` knows whether the client opened one, `xact`
 //! whether there is anything to forget at the transaction's end, `rehearsing` whether what runs is rolled back afterwards.
 //!
@@ -13,6 +13,7 @@
 pub mod actor;
 pub mod excerpt;
 pub mod expectation;
+pub mod own_statement;
 pub mod pooled;
 pub mod portal;
 pub mod rehearsing;

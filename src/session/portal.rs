@@ -61,7 +61,7 @@ pub unsafe fn enter() -> Frame {
 /// trigger or in a fast-path call. Nor for a held cursor that a commit runs to its end. Those belong to the message as a
 /// whole.
 #[inline(always)]
-unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
+pub unsafe fn is_the_clients(portal: pg_sys::Portal) -> bool {
     // SAFETY: the active portal is alive.
     unsafe {
         let of_function = !(*portal).tupDesc.is_null() && (*portal).formats.is_null();

@@ -17,14 +17,15 @@ use crate::event::store;
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::{encoding, owner};
 use crate::session::actor::{Actor, shown_role};
+use crate::session::own_statement;
 
 sql_function!(
     /// `trust_key(name text, public_key_pem text) → text`: gives the SHA-256 of the key.
-    writeguard_trust_key, pg_finfo_writeguard_trust_key, trust_key
+    writeguard_trust_key, pg_finfo_writeguard_trust_key, trust_key, by own_statement::call
 );
 sql_function!(
     /// `distrust_key(name text)`.
-    writeguard_distrust_key, pg_finfo_writeguard_distrust_key, distrust_key
+    writeguard_distrust_key, pg_finfo_writeguard_distrust_key, distrust_key, by own_statement::call
 );
 
 /// The command that gives what `trust_key` wants.

@@ -128,6 +128,10 @@ pub enum Error {
     /// WG006: a decision about a request that this person may not take, or not any more.
     #[error("{message}")]
     ApprovalRefused { message: String, detail: Option<String>, hint: String },
+    /// WG006: a function of an approval that something else than the client's own statement calls. `reason` ends a
+    /// sentence.
+    #[error("writeguard.{function} acts only as the client's own statement")]
+    NotOwnStatement { function: String, reason: String, hint: String },
     /// WG007: a caller's mistake in a policy, request or token.
     #[error("{message}")]
     Invalid { message: String, detail: Option<String>, hint: String },
@@ -240,7 +244,10 @@ impl Error {
             Error::NeedsBlock { .. } => "WG003",
             Error::Expectation { .. } => "WG004",
             Error::Unnarrowed { .. } => "WG002",
-            Error::TokenRefused { .. } | Error::ExecutionRefused { .. } | Error::ApprovalRefused { .. } => "WG006",
+            Error::TokenRefused { .. }
+            | Error::ExecutionRefused { .. }
+            | Error::ApprovalRefused { .. }
+            | Error::NotOwnStatement { .. } => "WG006",
             Error::Invalid { .. } | Error::UnfitKey { .. } => "WG007",
             Error::Undecided { .. } | Error::Unrecorded => "WG008",
             Error::ChangedSince { .. } | Error::NotWritten { .. } => "WG009",
@@ -292,6 +299,7 @@ impl Error {
             | Error::ApprovalRefused { detail, .. }
             | Error::Invalid { detail, .. }
             | Error::UnfitKey { detail, .. } => detail.clone(),
+            Error::NotOwnStatement { reason, .. } => Some(format!("Here {reason}; nothing was done.")),
             Error::Unrecorded => Some("There is no token, and no request.".into()),
             Error::ChangedSince { rows, first, .. } => {
                 let first = first.as_ref().map_or_else(String::new, |(relation, key)| {
@@ -340,6 +348,7 @@ impl Error {
             | Error::TokenRefused { hint, .. }
             | Error::ExecutionRefused { hint, .. }
             | Error::ApprovalRefused { hint, .. }
+            | Error::NotOwnStatement { hint, .. }
             | Error::Invalid { hint, .. }
             | Error::UnfitKey { hint, .. }
             | Error::Undecided { hint, .. }
@@ -351,7 +360,11 @@ impl Error {
 
     /// Whether the statement may hold a secret that has no business in the server log.
     pub fn hides_statement(&self) -> bool {
-        matches!(self, Error::UnfitKey { .. })
+        match self {
+            Error::UnfitKey { .. } => true,
+            Error::NotOwnStatement { function, .. } => function.ends_with("trust_key"),
+            _ => false,
+        }
     }
 
     /// The request that the error is about.

@@ -45,7 +45,7 @@ pub fn without_constants(text: &str, backslashes: bool) -> String {
             _ => result.push_str(text.get(range).unwrap_or_default()),
         }
     }
-    result.trim().to_owned()
+    trim(&result).to_owned()
 }
 
 /// The number of the highest parameter in a text; 0 where there is none.
@@ -91,6 +91,11 @@ fn first(text: &[u8], backslashes: bool) -> (Piece, usize) {
 /// PostgreSQL's own blanks.
 pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+}
+
+/// A text without surrounding blanks of PostgreSQL's own; what else is called a blank is a letter of a name to it.
+pub fn trim(text: &str) -> &str {
+    text.trim_matches(|letter: char| u8::try_from(letter).is_ok_and(is_blank))
 }
 
 fn is_newline(byte: u8) -> bool {
@@ -278,6 +283,19 @@ mod tests {
     #[test]
     fn comments_are_left_out() {
         assert_eq!(normalized("/* of 'anna' */ DELETE/* 5 */FROM t -- 'x"), "DELETE FROM t");
+    }
+
+    #[test]
+    fn only_blanks_of_postgresqls_own_go() {
+        let others = "\u{85}\u{a0}\u{1680}\u{2000}\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}";
+        for other in others.chars() {
+            let text = format!("{other}a{other}");
+            assert_eq!(trim(&format!(" \t\n\r\u{b}\u{c}{text} \n")), text);
+            assert_eq!(
+                normalized(&format!("DELETE FROM t WHERE NOT flag{other}")),
+                format!("DELETE FROM t WHERE NOT flag{other}")
+            );
+        }
     }
 
     #[test]

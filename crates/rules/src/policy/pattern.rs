@@ -5,6 +5,7 @@
 use core::fmt;
 
 use crate::error::Error;
+use crate::lexer::trim;
 use crate::words::{RelationName, is_plain, quote_identifier};
 
 /// A piece of an identifier: letters to match as they are, or any number of any letters.
@@ -142,11 +143,11 @@ pub fn parse_element(text: &str) -> Result<Element, Error> {
     if text.contains('\0') {
         return Err(wrong(example));
     }
-    let (first, rest) = part(text.trim()).ok_or_else(|| wrong(example))?;
+    let (first, rest) = part(trim(text)).ok_or_else(|| wrong(example))?;
     if rest.is_empty() {
         return match first.literal() {
             Some(name) => Ok(Element::Unqualified(name.to_owned())),
-            None => Err(wrong(&format!("tables => '{{*.{}}}' (a pattern has a schema)", text.trim()))),
+            None => Err(wrong(&format!("tables => '{{*.{}}}' (a pattern has a schema)", trim(text)))),
         };
     }
     let rest = rest.strip_prefix('.').ok_or_else(|| wrong(example))?;
