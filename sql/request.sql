@@ -22,6 +22,7 @@ COMMENT ON COLUMN writeguard.request.expires_at IS 'of a pending request: until 
 COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';
 COMMENT ON COLUMN writeguard.request.spent_at IS 'when the token was used';
 COMMENT ON COLUMN writeguard.request.search_path IS 'in which the rehearsal looked the names up; execute() does the same';
+COMMENT ON COLUMN writeguard.request.settings IS 'that give the text its meaning, by name, as they were when it was reviewed; NULL: made before they were kept';
 COMMENT ON COLUMN writeguard.request.break_glass IS 'approved by nobody else: the token of break_glass()';
 COMMENT ON SEQUENCE writeguard.request_id_seq IS 'internal: the ids of requests';
 
@@ -109,7 +110,8 @@ CREATE OR REPLACE VIEW writeguard.pending WITH (security_barrier) AS
                  ORDER BY p.n) AS policies,
            greatest(asked.min_approvals, 1) AS approvals_needed,
            coalesce(given.approved_by, '{}') AS approved_by,
-           r.expires_at, writeguard._shown(coalesce(asked.asks, '')) AS asks
+           r.expires_at, writeguard._shown(coalesce(asked.asks, '')) AS asks,
+           writeguard._shown(r.search_path) AS search_path, writeguard._shown_json(r.settings::text)::jsonb AS settings
     FROM writeguard.request AS r
          CROSS JOIN LATERAL (
              SELECT max(k.min_approvals) AS min_approvals,
@@ -138,6 +140,8 @@ COMMENT ON COLUMN writeguard.pending.policies IS 'names of the policies that a t
 COMMENT ON COLUMN writeguard.pending.approvals_needed IS 'distinct people, in all, as the policies are now; more where none is an approver for all policies';
 COMMENT ON COLUMN writeguard.pending.approved_by IS 'logins that have approved so far';
 COMMENT ON COLUMN writeguard.pending.expires_at IS 'until when it waits';
+COMMENT ON COLUMN writeguard.pending.search_path IS 'in which the names in the statement were looked up, and will be';
+COMMENT ON COLUMN writeguard.pending.settings IS 'that give the statement its meaning, by name';
 COMMENT ON COLUMN writeguard.pending.asks IS 'for each policy a line: how many have approved of how many that must, and who they are';
 
 CREATE OR REPLACE VIEW writeguard.my_requests WITH (security_barrier) AS

@@ -155,7 +155,7 @@ fn parameters_mean_the_same_in_text_and_in_binary() {
 }
 
 #[test]
-fn parameters_mean_the_same_whatever_the_drivers_date_style_is() {
+fn a_driver_with_another_date_style_is_told_which_was_reviewed() {
     let mut stage = Stage::new("ALTER TABLE t ADD d date");
     let statement = "UPDATE t SET a = 9, d = $1";
     let id = request(&mut stage.requester(), statement, &[Some("2026-02-01")]);
@@ -164,6 +164,10 @@ fn parameters_mean_the_same_whatever_the_drivers_date_style_is() {
     driver
         .query(&format!("SET datestyle = 'SQL, DMY'; SET writeguard.override = on; SET writeguard.token = '{token}'"));
     let trace = driver.parse("", statement).bind("", "", &["01/02/2026"]).execute("", 0).sync().trace();
+    assert_eq!(trace, "1 2 WG006 ZI");
+    driver
+        .query(&format!("SET datestyle = 'ISO, MDY'; SET writeguard.override = on; SET writeguard.token = '{token}'"));
+    let trace = driver.parse("", statement).bind("", "", &["2026-02-01"]).execute("", 0).sync().trace();
     assert_eq!(trace, "1 2 UPDATE:5 ZI");
     assert_eq!(stage.number("SELECT count(*) FROM t WHERE d = '2026-02-01'"), 5);
 }

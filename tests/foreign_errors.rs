@@ -53,7 +53,13 @@ fn a_trigger_on_our_table_says_what_it_says() {
     pass(&mut admin, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, override => 'token')");
     pass(&mut admin, "CREATE TRIGGER loud BEFORE INSERT ON writeguard.event FOR EACH ROW EXECUTE FUNCTION loud()");
     for sql in &WRITES[1..] {
-        is_loud(&refused(&mut admin, sql));
+        for _ in 0..50 {
+            is_loud(&refused(&mut admin, sql));
+        }
+        if sql.contains("request") {
+            // It acts for nobody but the client.
+            continue;
+        }
         // Also where somebody catches it, in a subtransaction that is rolled back, again and again.
         let caught = format!(
             "DO $d$ DECLARE detail text; state text; BEGIN

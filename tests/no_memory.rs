@@ -261,13 +261,16 @@ fn long_texts_that_are_converted() {
                 if !is_over {
                     limit_memory(pid, None);
                 }
-                match result.as_ref().map_err(Refusal::of) {
+                // A session that ends may have no memory for a last word either.
+                let is_mute = is_over && result.as_ref().is_err_and(|error| error.as_db_error().is_none());
+                match result.as_ref().map_err(|error| if is_mute { None } else { Some(Refusal::of(error)) }) {
                     Ok(()) => assert!(!sql.starts_with("UPDATE t"), "{what}"),
-                    Err(refusal) if refusal.sqlstate == "WG001" => {
+                    Err(None) => without_memory += 1,
+                    Err(Some(refusal)) if refusal.sqlstate == "WG001" => {
                         recorded += 1;
                         assert_eq!(number(&mut admin, events), before + 1, "{what}");
                     }
-                    Err(refusal) => {
+                    Err(Some(refusal)) => {
                         without_memory += 1;
                         assert!(["53200", "54000"].contains(&refusal.sqlstate.as_str()), "{what}: {refusal:?}");
                     }

@@ -23,7 +23,8 @@ CREATE TABLE writeguard.request (
     token_sha256     text UNIQUE,
     spent_at         timestamptz,
     search_path      text NOT NULL,
-    break_glass      boolean NOT NULL DEFAULT false
+    break_glass      boolean NOT NULL DEFAULT false,
+    settings         jsonb
 );
 CREATE INDEX request_open ON writeguard.request (id) WHERE state IN ('pending', 'approved');
 CREATE INDEX request_login ON writeguard.request (login, id);

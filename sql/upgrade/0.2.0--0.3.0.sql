@@ -6,6 +6,8 @@ ALTER TABLE writeguard.change_relation
     ADD COLUMN forms jsonb,
     ADD COLUMN hindrance text;
 
+ALTER TABLE writeguard.request ADD COLUMN settings jsonb;
+
 -- With the grants on them.
 ALTER FUNCTION writeguard.owner_only() RENAME TO _owner_only;
 ALTER FUNCTION writeguard.policy_changed() RENAME TO _policy_changed;

@@ -18,12 +18,12 @@ use super::rehearsal::account;
 use super::verdict::expect;
 use crate::event::{counters, memory, queue, queue_file, rate_limit};
 use crate::pg::contained::contained;
-use crate::pg::ereport::{PendingError, raise, unwound};
+use crate::pg::ereport::{PendingError, guarded, raise, unwound};
 use crate::pg::{ffi, process};
 use crate::policy::catalog;
-use crate::session::actor::Actor;
+use crate::session::actor::{self, Actor};
 use crate::session::portal::{self, Frame};
-use crate::session::{expectation, own_statement, settings, statement, transaction_block};
+use crate::session::{expectation, meaning, own_statement, settings, statement, transaction_block};
 use crate::stat;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
@@ -123,12 +123,31 @@ unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg
     }
 }
 
+/// A command begins that may present a token, which is for a text with the meaning that it has now.
+#[cold]
+#[inline(never)]
+fn note_meaning() -> *mut PendingError {
+    if portal::is_next_outermost() { noted_meaning() } else { ptr::null_mut() }
+}
+
+#[cold]
+#[inline(never)]
+fn noted_meaning() -> *mut PendingError {
+    guarded(|| {
+        meaning::note_start();
+        Ok(())
+    })
+}
+
 #[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, eflags: c_int) {
     // SAFETY: plain old frame; the query is what the executor is to start.
     unsafe {
         if expectation::is_armed() {
             expect::starting(query_desc, eflags);
+        }
+        if actor::may_have_token() {
+            raise(note_meaning());
         }
         (next().start)(query_desc, eflags);
         let writes = may_change_rows((*query_desc).operation, (*query_desc).plannedstmt);
@@ -250,6 +269,9 @@ unsafe extern "C-unwind" fn process_utility(
         } else {
             portal::enter()
         };
+        if actor::may_have_token() && frame == Frame::Outermost {
+            raise(noted_meaning());
+        }
         let defines = command::concerns(tag) && !stays_out();
         let mut expected = settings::NO_EXPECTATION;
         if expectation::is_armed() && frame == Frame::Outermost {

@@ -6,6 +6,7 @@
 //! the rehearsal. Spending the request, the run and its events are part of the caller's transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 
 use pgrx::{PgLogLevel, pg_sys};
 use rules::error::Error;
@@ -112,13 +113,15 @@ impl Drop for Running {
 /// WG006 where it changed other numbers of rows than reviewed; the statement's own errors, untouched.
 fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u64)>, Failure> {
     let running = Running::begin(grant, reviewed);
-    let (text, path) = (to_c(&reviewed.statement), to_c(&reviewed.search_path));
+    let text = to_c(&reviewed.statement);
+    let settings: Vec<(CString, CString)> =
+        reviewed.settings().iter().map(|(name, value)| (to_c(name), to_c(value))).collect();
     let values = values(&reviewed.parameters);
     let wanted = {
         // SAFETY: `Run::execute` is a plain old frame over raw calls; its error aborts the (sub)transaction.
         unsafe {
             let mut run = Run::new(&text, &values, &mut [], pg_sys::CurrentMemoryContext);
-            ffi::protect(|| run.execute(&path, rows)).map_err(|error| error.in_query(&text))?;
+            ffi::protect(|| run.execute(&settings, rows)).map_err(|error| error.in_query(&text))?;
             run.wanted
         }
     };

@@ -19,8 +19,10 @@ use crate::guard::rehearsal::policy_verdicts::Concern;
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::{encoding, owner};
+use crate::policy::schema_compat;
 use crate::session::actor::{self, Actor, shown_role};
 use crate::session::excerpt::{Excerpt, MOST_BYTES};
+use crate::session::meaning::{self, Settings};
 use crate::session::{own_statement, settings};
 use crate::token::check::Bound;
 
@@ -128,15 +130,22 @@ struct New<'a> {
     policies: &'a [String],
     search_path: &'a str,
     samples: Option<&'a RawValue>,
+    settings: Settings,
 }
 
-const INSERT: &str = "INSERT INTO writeguard.request \
-     (database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, policies, \
-      search_path, samples, expires_at) \
-     SELECT database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, policies, \
-       search_path, samples, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $2::pg_catalog.int4) \
-     FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
-     RETURNING id::pg_catalog.text";
+/// Without the settings where the extension is of 0.2.0 still.
+fn insert() -> String {
+    let settings = if schema_compat::has_column_of(c"request", c"settings") { ", settings" } else { "" };
+    let columns = "database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, \
+                   policies, search_path, samples";
+    format!(
+        "INSERT INTO writeguard.request ({columns}{settings}, expires_at) \
+         SELECT {columns}{settings}, \
+           pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $2::pg_catalog.int4) \
+         FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
+         RETURNING id::pg_catalog.text"
+    )
+}
 
 /// Rows of each table and operation that a request shows before and after.
 const SAMPLE: usize = 5;
@@ -291,10 +300,11 @@ pub fn rehearse_and_store(
         policies: &policies,
         search_path: &actor::search_path(),
         samples: samples.as_deref(),
+        settings: meaning::now(),
     };
     let json = serde_json::to_string(&new).unwrap_or_default();
     let lifetime = settings::request_lifetime();
-    let id = owner::connect(|client| owner::rows(client, INSERT, &[owner::json(&json), lifetime.into()]))?;
+    let id = owner::connect(|client| owner::rows(client, &insert(), &[owner::json(&json), lifetime.into()]))?;
     let id: i64 = id.first().and_then(|id| id.parse().ok()).unwrap_or_default();
     let reason = shortened(&reason, MOST_BYTES).into_owned();
     Ok(Stored { id, excerpt: Excerpt::of(statement), rows: new.rows, reason })

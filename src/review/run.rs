@@ -256,18 +256,20 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs the statement to stay, with the names in it looked up in `search_path`, and puts the rows that it gives into
+    /// Runs the statement to stay, under `settings` by name, and puts the rows that it gives into
     /// `rows` as jsonb.
     ///
     /// # Safety
     /// Inside [`ffi::protect`], in a transaction. Allocates in PostgreSQL's memory only.
     #[expect(ffi_unwind_calls, reason = "plain old frame")]
-    pub unsafe fn execute(&mut self, search_path: &CString, rows: Rows) {
+    pub unsafe fn execute(&mut self, settings: &[(CString, CString)], rows: Rows) {
         // SAFETY: as above; what SPI gives lives until SPI_finish.
         unsafe {
             ffi::SPI_connect();
             let level = ffi::NewGUCNestLevel();
-            ffi::set_for_level(c"search_path", search_path.as_ptr());
+            for (name, value) in settings {
+                ffi::set_for_level(name, value.as_ptr());
+            }
             self.perform(Purpose::Execution);
             if self.wanted == self.values.len() && !pg_sys::SPI_tuptable.is_null() {
                 rows.put(pg_sys::SPI_tuptable);

@@ -14,7 +14,7 @@ use pgrx::datum::Inet;
 use pgrx::pg_sys;
 
 use super::{settings, xact};
-use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::{encoding, ffi};
 
 /// The acting role by OID; compared on every covered write.
@@ -135,6 +135,15 @@ fn state() -> Borrowed<State> {
     STATE.borrow()
 }
 
+/// Whether a token may be armed; one compare for every statement.
+static MAY_HAVE_TOKEN: BackendCell<bool> = BackendCell::new(false);
+
+/// Whether a write of this command may present a token.
+#[inline(always)]
+pub fn may_have_token() -> bool {
+    MAY_HAVE_TOKEN.get()
+}
+
 /// Whether `writeguard.override` is armed.
 pub fn flag() -> bool {
     state().flag.holds()
@@ -225,6 +234,7 @@ pub fn disarm() {
     let mut state = state();
     state.flag.dead = state.last_number;
     state.token.dead = state.last_number;
+    MAY_HAVE_TOKEN.set(false);
 }
 
 unsafe extern "C" {
@@ -332,6 +342,7 @@ unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void)
     let (says, number) = unsafe { (!new.is_null() && *new != 0, number_of(extra)) };
     let state = &mut *state();
     state.token.assign(says, number, state.last_number);
+    MAY_HAVE_TOKEN.set(state.token.holds());
     xact::touch();
 }
 

@@ -13,6 +13,7 @@
 pub mod actor;
 pub mod excerpt;
 pub mod expectation;
+pub mod meaning;
 pub mod own_statement;
 pub mod pooled;
 pub mod portal;

@@ -56,6 +56,13 @@ pub unsafe fn enter() -> Frame {
     }
 }
 
+/// Whether what begins now is the outermost command.
+#[inline(always)]
+pub fn is_next_outermost() -> bool {
+    let Outermost { portal, not_the_clients } = OUTERMOST.get();
+    portal.is_null() && !not_the_clients
+}
+
 /// Whether the client asked for what runs in this portal, where no other one is around it. Not so for a function's
 /// cursor, whose columns nobody chose a format for: it may run while a statement is planned or bound, in a deferred
 /// trigger or in a fast-path call. Nor for a held cursor that a commit runs to its end. Those belong to the message as a

@@ -6,12 +6,13 @@ use pgrx::pg_sys;
 use rules::error::Error;
 use rules::token::grant::{Grant, Source};
 use rules::token::statement::sha256;
-use rules::words::{RelationName, quote_identifier};
+use rules::words::{RelationName, literal, quote_identifier};
 use serde::Deserialize;
 
 use super::jwt_spend;
 use crate::pg::owner;
 use crate::session::actor::{self, Actor};
+use crate::session::meaning::{self, Settings};
 
 /// A request as far as its token is concerned.
 #[derive(Deserialize)]
@@ -27,20 +28,28 @@ struct Approved {
     max_rows: Option<u64>,
     expired: bool,
     expires_at: String,
+    /// Under which its text was reviewed; none where it was made before these were kept.
+    settings: Option<Settings>,
+    /// The extension in this database keeps them.
+    keeps_settings: bool,
 }
 
 const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
      SELECT id, state, database, login, actor, acting_as, statement_sha256, relations, max_rows, \
        expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired, \
-       expires_at::pg_catalog.text AS expires_at \
-     FROM writeguard.request WHERE token_sha256 OPERATOR(pg_catalog.=) $1 FOR UPDATE) AS r";
+       expires_at::pg_catalog.text AS expires_at, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'settings' AS settings, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings \
+     FROM writeguard.request AS q WHERE token_sha256 OPERATOR(pg_catalog.=) $1 FOR UPDATE) AS r";
 
 /// One's own only: nobody locks, or learns of, what others have requested.
 const LOOK_UP_OWN: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
      SELECT id, state, database, login, actor, acting_as, statement_sha256, relations, max_rows, \
        COALESCE(expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp(), false) AS expired, \
-       COALESCE(expires_at::pg_catalog.text, '') AS expires_at, statement, parameters, search_path \
-     FROM writeguard.request WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
+       COALESCE(expires_at::pg_catalog.text, '') AS expires_at, statement, parameters, search_path, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'settings' AS settings, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings \
+     FROM writeguard.request AS q WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
        AND pg_catalog.split_part(actor, '/', 1) OPERATOR(pg_catalog.=) $2 FOR UPDATE) AS r";
 
 const SPEND: &str = "UPDATE writeguard.request SET state = 'spent', spent_at = pg_catalog.clock_timestamp() \
@@ -109,7 +118,7 @@ const AGAIN: &str = "SELECT writeguard.request('…', reason => 'why this is rig
 const MINE: &str = "SELECT id, state, statement, expires_at FROM writeguard.my_requests;";
 
 /// The request that was looked up, if it is approved for who acts now.
-fn approved(found: &str, by: &By<'_>) -> Result<Approved, Error> {
+fn approved(found: &str, by: &By<'_>, settings: &Settings) -> Result<Approved, Error> {
     let now = Bound::now();
     let approved: Approved = serde_json::from_str(found)
         .map_err(|error| by.refused(None, "its request cannot be read", Some(format!("{error}.")), AGAIN))?;
@@ -153,7 +162,22 @@ fn approved(found: &str, by: &By<'_>) -> Result<Approved, Error> {
         let text = format!(", and was good until {}", approved.expires_at);
         return refused("it is expired", detail(text), AGAIN);
     }
-    Ok(approved)
+    match (&approved.settings, by) {
+        (None, _) if approved.keeps_settings => {
+            let text = ", made before the settings were kept under which a text is reviewed".to_owned();
+            refused("nobody knows any more what its text meant", detail(text), AGAIN)
+        }
+        (Some(reviewed), By::Token(_)) => match meaning::differs(reviewed, settings) {
+            Some((name, was, is)) => {
+                let text =
+                    format!(", reviewed with {name} = {}; this session has {name} = {}", literal(&was), literal(&is));
+                let hint = format!("SELECT pg_catalog.set_config('{name}', {}, false);", literal(&was));
+                refused("its text was reviewed under other settings", detail(text), &hint)
+            }
+            None => Ok(approved),
+        },
+        _ => Ok(approved),
+    }
 }
 
 /// Accepts and spends `token` for the statement with that hash, in the running transaction: rolled back, it is unused
@@ -166,12 +190,13 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
         return jwt_spend::spend(token, statement_sha256, relation);
     }
     let by = By::Token(relation);
+    let settings = meaning::of_command();
     owner::connect(|client| {
         let found = owner::rows(client, LOOK_UP, &[sha256(token.as_bytes()).as_str().into()])?;
         let Some(found) = found.first() else {
             return Err(by.refused(None, "no approval in this database has it", None, MINE));
         };
-        let approved = approved(found, &by)?;
+        let approved = approved(found, &by, &settings)?;
         if approved.statement_sha256 != statement_sha256 {
             let detail = format!(
                 "It is the token of request {}, approved for another statement or other parameters.",
@@ -190,7 +215,16 @@ pub struct Reviewed {
     pub statement: String,
     pub parameters: Vec<Option<String>>,
     /// In which the names of the statement were looked up.
-    pub search_path: String,
+    search_path: String,
+    settings: Option<Settings>,
+}
+
+impl Reviewed {
+    /// The settings that give its text the meaning which was reviewed, by name.
+    pub fn settings(&self) -> Settings {
+        let path = || Settings::from([("search_path".to_owned(), self.search_path.clone())]);
+        self.settings.clone().unwrap_or_else(path)
+    }
 }
 
 /// Accepts and spends an approved request of one's own, as [`spend`] does its token.
@@ -205,7 +239,7 @@ pub fn spend_own(id: i64) -> Result<(Grant, Reviewed), Error> {
         let Some(found) = found.first() else {
             return Err(by.refused(Some(id), "no request of this login has that number", None, MINE));
         };
-        let approved = approved(found, &by)?;
+        let approved = approved(found, &by, &Settings::new())?;
         let reviewed: Reviewed = serde_json::from_str(found)
             .map_err(|error| by.refused(Some(id), "it cannot be read", Some(format!("{error}.")), AGAIN))?;
         owner::rows(client, SPEND, &[id.into()])?;

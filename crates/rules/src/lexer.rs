@@ -202,6 +202,17 @@ fn number(text: &[u8]) -> usize {
     at
 }
 
+/// Whether a text means something else where backslashes escape in every string constant: one of its constants that is not
+/// an `E'...'` has a backslash. Which of the two a client's text was parsed with nobody knows any more when it runs.
+pub fn depends_on_backslashes(text: &[u8]) -> bool {
+    text.contains(&b'\\')
+        && pieces(text, false).any(|(piece, range)| {
+            let constant = &text[range];
+            let is_plain = matches!(constant, [b'\'', ..] | [b'n' | b'N' | b'u' | b'U', ..]);
+            piece == Piece::Constant && is_plain && constant.contains(&b'\\')
+        })
+}
+
 /// Whether PostgreSQL's own scanner may take minutes for a text, in which nothing interrupts it: at each `/*` it reads on to
 /// the end of the operator's letters that follow, and in `/*/*/*` these are all letters that there are.
 pub fn takes_long_to_scan(text: &[u8]) -> bool {
@@ -242,6 +253,20 @@ mod tests {
 
     fn normalized(text: &str) -> String {
         without_constants(text, false)
+    }
+
+    #[test]
+    fn only_plain_constants_depend_on_backslashes() {
+        for text in
+            ["SELECT 'a\\' /*', x = 1 -- */", "SELECT 'a\\n'", "SELECT N'\\'", "SELECT U&'\\0041'", "SELECT 'a'\n'\\'"]
+        {
+            assert!(depends_on_backslashes(text.as_bytes()), "{text}");
+        }
+        for text in
+            ["SELECT E'a\\n'", "SELECT $$\\$$", "SELECT \"\\\"", "SELECT 1 -- \\", "SELECT 'a'", "/* '\\' */ SELECT 1"]
+        {
+            assert!(!depends_on_backslashes(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]

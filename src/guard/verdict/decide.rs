@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 use rules::error::{Error, LetPass, Over, WayOut, request_call};
+use rules::lexer::depends_on_backslashes;
 use rules::limits::ledger::{MeterId, Past};
 use rules::policy::model::Policy;
 use rules::token::claims::SIGN_AGAIN;
@@ -19,6 +20,8 @@ use crate::event::statement::{hinted, is_kept_whole, tells_all};
 use crate::guard::limits::observe::{Counted, Noted};
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
+use crate::pg::function::MOST_BYTES;
+use crate::pg::stray::put_bytes;
 use crate::pg::{encoding, ffi};
 use crate::policy::table::Loaded;
 use crate::session::{actor, statement};
@@ -125,7 +128,26 @@ fn hash_parameters(hash: &mut StatementHash) -> Result<(), ffi::PgError> {
 
 fn spend(token: &str, attempt: &Attempt<'_>) -> Result<Grant, Failure> {
     let mut hash = StatementHash::default();
-    if !statement::whole_text(|part| hash.text(part)) {
+    let (mut text, mut has_backslash) = (Vec::new(), false);
+    let is_whole = statement::whole_text(|part| {
+        hash.text(part);
+        has_backslash |= part.contains(&b'\\');
+        if text.len() <= MOST_BYTES {
+            put_bytes(&mut text, part);
+        }
+    });
+    if is_whole && has_backslash && (text.len() > MOST_BYTES || depends_on_backslashes(&text)) {
+        let error = Error::TokenRefused {
+            request: None,
+            reason: "its text has a backslash in a string constant, and may have been read in another way than it was reviewed"
+                .into(),
+            detail: Some("What standard_conforming_strings was when the text was sent is not known any more.".into()),
+            hint: "SELECT id, statement FROM writeguard.my_requests; (and have it executed by its number)".into(),
+            relation: Some(attempt.relation.clone()),
+        };
+        return refuse_token(attempt, error);
+    }
+    if !is_whole {
         let error = Error::TokenRefused {
             request: None,
             reason: "the whole text of the statement is not at hand any more".into(),

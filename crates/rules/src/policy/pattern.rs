@@ -235,6 +235,18 @@ mod tests {
     }
 
     #[test]
+    fn only_blanks_of_postgresql_stand_around_a_name() {
+        let exact = |text: &str| match parse_element(text) {
+            Ok(Element::Qualified(pattern)) => pattern.exact().map(|name| name.name),
+            _ => None,
+        };
+        assert_eq!(exact(" public.t\t\n").as_deref(), Some("t"));
+        for letter in ["\u{a0}", "\u{3000}", "\u{2003}", "\u{feff}"] {
+            assert_eq!(exact(&format!("public.t{letter}")), Some(format!("t{letter}")));
+        }
+    }
+
+    #[test]
     fn identifiers_fold_unless_quoted() {
         assert_eq!(fit("Public.Orders", "public", "orders"), Some(Fit::Own));
         assert_eq!(fit("public.\"Orders\"", "public", "Orders"), Some(Fit::Own));
