@@ -22,7 +22,7 @@ COMMENT ON COLUMN writeguard.request.expires_at IS 'of a pending request: until 
 COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored nowhere';
 COMMENT ON COLUMN writeguard.request.spent_at IS 'when the token was used';
 COMMENT ON COLUMN writeguard.request.search_path IS 'in which the rehearsal looked the names up; execute() does the same';
-COMMENT ON COLUMN writeguard.request.settings IS 'that give the text its meaning, by name, as they were when it was reviewed; NULL: made before they were kept';
+COMMENT ON COLUMN writeguard.request.settings IS 'that give the text its meaning, by name, as they were when it was reviewed; empty: made before they were kept';
 COMMENT ON COLUMN writeguard.request.break_glass IS 'approved by nobody else: the token of break_glass()';
 COMMENT ON SEQUENCE writeguard.request_id_seq IS 'internal: the ids of requests';
 
@@ -92,7 +92,7 @@ COMMENT ON COLUMN writeguard.approval_ask.given IS 'approvals by people who are 
 CREATE OR REPLACE FUNCTION writeguard._shown(value text) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'writeguard_shown';
-COMMENT ON FUNCTION writeguard._shown IS 'internal: a text in letters that the client can be sent; what is none stands there as \x..';
+COMMENT ON FUNCTION writeguard._shown IS 'internal: a text in letters that the client can be sent; what is none stands there as \x.., what is not seen as \u....';
 
 CREATE OR REPLACE FUNCTION writeguard._shown_json(value text) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
@@ -111,7 +111,9 @@ CREATE OR REPLACE VIEW writeguard.pending WITH (security_barrier) AS
            greatest(asked.min_approvals, 1) AS approvals_needed,
            coalesce(given.approved_by, '{}') AS approved_by,
            r.expires_at, writeguard._shown(coalesce(asked.asks, '')) AS asks,
-           writeguard._shown(r.search_path) AS search_path, writeguard._shown_json(r.settings::text)::jsonb AS settings
+           writeguard._shown(r.search_path) AS search_path, writeguard._shown_json(r.settings::text)::jsonb AS settings,
+           CASE WHEN (writeguard._shown(r.statement), writeguard._shown(r.reason)) IS DISTINCT FROM (r.statement, r.reason)
+                THEN 'characters that cannot be seen, or turn a text around, are shown as escapes' END AS notes
     FROM writeguard.request AS r
          CROSS JOIN LATERAL (
              SELECT max(k.min_approvals) AS min_approvals,
@@ -131,7 +133,7 @@ COMMENT ON COLUMN writeguard.pending.requested_at IS 'when somebody asked';
 COMMENT ON COLUMN writeguard.pending.requested_by IS 'login of who asked, and who cannot approve it';
 COMMENT ON COLUMN writeguard.pending.role IS 'the role that was SET, else session_user';
 COMMENT ON COLUMN writeguard.pending.reason IS 'why';
-COMMENT ON COLUMN writeguard.pending.statement IS 'what execute() would run, letter by letter; bytes that are no letters as \x..';
+COMMENT ON COLUMN writeguard.pending.statement IS 'what execute() would run, letter by letter; bytes that are no letters as \x.., characters that are not seen as \u....';
 COMMENT ON COLUMN writeguard.pending.parameters IS 'its parameters, as their types print them';
 COMMENT ON COLUMN writeguard.pending.rows IS 'that the rehearsal changed in all';
 COMMENT ON COLUMN writeguard.pending.relations IS 'rows that the rehearsal changed, by qualified table name';
@@ -142,6 +144,7 @@ COMMENT ON COLUMN writeguard.pending.approved_by IS 'logins that have approved s
 COMMENT ON COLUMN writeguard.pending.expires_at IS 'until when it waits';
 COMMENT ON COLUMN writeguard.pending.search_path IS 'in which the names in the statement were looked up, and will be';
 COMMENT ON COLUMN writeguard.pending.settings IS 'that give the statement its meaning, by name';
+COMMENT ON COLUMN writeguard.pending.notes IS 'what to look at twice; NULL: nothing';
 COMMENT ON COLUMN writeguard.pending.asks IS 'for each policy a line: how many have approved of how many that must, and who they are';
 
 CREATE OR REPLACE VIEW writeguard.my_requests WITH (security_barrier) AS
@@ -163,7 +166,7 @@ CREATE OR REPLACE VIEW writeguard.my_requests WITH (security_barrier) AS
 COMMENT ON VIEW writeguard.my_requests IS 'one''s own requests';
 COMMENT ON COLUMN writeguard.my_requests.id IS 'by which execute() calls it';
 COMMENT ON COLUMN writeguard.my_requests.state IS 'pending, approved, rejected, spent, expired, revoked';
-COMMENT ON COLUMN writeguard.my_requests.statement IS 'what execute() would run, letter by letter; bytes that are no letters as \x..';
+COMMENT ON COLUMN writeguard.my_requests.statement IS 'what execute() would run, letter by letter; bytes that are no letters as \x.., characters that are not seen as \u....';
 COMMENT ON COLUMN writeguard.my_requests.rows IS 'that the rehearsal changed in all';
 COMMENT ON COLUMN writeguard.my_requests.expires_at IS 'of a pending request: until when it waits; of an approved one: until when its token is good';
 COMMENT ON COLUMN writeguard.my_requests.requested_at IS 'when one asked';

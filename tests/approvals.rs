@@ -901,7 +901,7 @@ fn pending_has_its_columns_in_their_order() {
     assert_eq!(
         columns,
         "id, requested_at, requested_by, role, reason, statement, parameters, rows, relations, samples, policies, \
-         approvals_needed, approved_by, expires_at, asks"
+         approvals_needed, approved_by, expires_at, asks, search_path, settings, notes"
     );
     let row = text(&mut client, "SELECT to_jsonb(p)::text FROM writeguard.pending AS p");
     let row: Value = serde_json::from_str(&row).unwrap();

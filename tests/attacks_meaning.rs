@@ -192,3 +192,35 @@ fn what_is_no_blank_to_postgresql_is_a_letter_of_the_statement() {
         assert_eq!(stage.state(id), "spent");
     }
 }
+
+/// Characters that are not seen, or turn around what follows.
+#[test]
+fn what_poses_as_something_else_is_an_escape_to_the_reviewer() {
+    let mut stage = stage();
+    let mut client = stage.requester();
+    for (letter, shown) in
+        [("\u{202e}", r"\u202e"), ("\u{200b}", r"\u200b"), ("\u{1b}", r"\u001b"), ("\u{e0041}", r"\U000e0041")]
+    {
+        let statement = format!("UPDATE t SET note = 'a{letter}b'");
+        let reason = format!("why{letter}not");
+        let id: i64 = client
+            .query_one("SELECT writeguard.request($1::text, $2::text)", &[&statement, &reason])
+            .expect("a request")
+            .get(0);
+        let sql = format!(
+            "SELECT concat_ws('|', statement, reason, samples -> 0 -> 'after' -> 0 ->> 'note', notes IS NOT NULL)
+             FROM writeguard.pending WHERE id = {id}"
+        );
+        let expected = format!("UPDATE t SET note = 'a{shown}b'|why{shown}not|a{shown}b|t");
+        assert_eq!(text(&mut stage.approver(), &sql), expected);
+        // What runs is what was sent.
+        approve(&mut stage.approver(), id);
+        pass(&mut client, &format!("SELECT * FROM writeguard.execute({id})"));
+        let left = stage.admin.query_one("SELECT note FROM t WHERE id = 1", &[]).expect("a row").get::<_, String>(0);
+        assert_eq!(left, format!("a{letter}b"));
+        stage.unguarded("UPDATE t SET note = ''");
+    }
+    let id = request(&mut client, "UPDATE t SET note = 'grün'", &[]);
+    let sql = format!("SELECT statement || coalesce(notes, '') FROM writeguard.pending WHERE id = {id}");
+    assert_eq!(text(&mut stage.approver(), &sql), "UPDATE t SET note = 'grün'");
+}

@@ -333,6 +333,31 @@ fn rows_that_deferred_triggers_change_are_a_part_of_it() {
     }
 }
 
+/// Rows that something deferred earlier changes do not fill up the numbers of a statement that finds none any more.
+#[test]
+fn what_was_deferred_before_is_no_part_of_it() {
+    for (max_rows, rows) in [("NULL", 5), ("20", 5), ("NULL", 2)] {
+        let mut stage = Stage::new(&format!(
+            "CREATE TABLE q (id int); GRANT ALL ON q TO PUBLIC;
+             CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN UPDATE t SET a = 7 WHERE id <= {rows}; RETURN NULL; END';
+             CREATE CONSTRAINT TRIGGER f AFTER INSERT ON q DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION f()"
+        ));
+        let mut client = stage.requester();
+        let statement = format!("UPDATE t SET a = 9 WHERE a = 0 AND id <= {}", if rows == 5 { 5 } else { 4 });
+        let id = request(&mut client, &statement, &[]);
+        pass(&mut stage.approver(), &format!("SELECT writeguard.approve({id}, max_rows => {max_rows})"));
+        stage.unguarded("UPDATE t SET a = 1");
+        pass(&mut client, "BEGIN; INSERT INTO q VALUES (1)");
+        let refusal = expect_refusal(client.batch_execute(&call(id)));
+        let expected = if rows == 5 { "WG001" } else { "WG006" };
+        assert_eq!(refusal.sqlstate, expected, "{max_rows} {rows}: {refusal:?}");
+        pass(&mut client, "ROLLBACK");
+        assert_eq!((stage.number("SELECT sum(a) FROM t"), stage.state(id).as_str()), (5, "approved"));
+        assert_eq!(stage.overridden(), []);
+    }
+}
+
 // ---- Transactions ----
 
 #[test]

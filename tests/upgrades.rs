@@ -421,7 +421,7 @@ fn upgrade_keeps_policies_events_and_requests_and_sessions_that_are_open() {
             "SELECT jsonb_build_array(
                  (SELECT jsonb_agg(to_jsonb(p) - 'samples') FROM writeguard.policy AS p),
                  (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e),
-                 (SELECT jsonb_agg(r) FROM writeguard.request AS r),
+                 (SELECT jsonb_agg(to_jsonb(r) - 'settings') FROM writeguard.request AS r),
                  (SELECT jsonb_agg(a) FROM writeguard.approval AS a))::text",
         )
     };

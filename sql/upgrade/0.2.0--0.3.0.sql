@@ -1,12 +1,17 @@
 -- From 0.2.0 to 0.3.0. What people stored stays: policies, requests, events, kept rows, keys and grants.
 
+-- Whoever decides about a request has locked its row before they look at the policies.
+-- first: LOCK TABLE writeguard.request IN ACCESS EXCLUSIVE MODE;
+
 ALTER TABLE writeguard.change_relation
     DROP CONSTRAINT change_relation_change_fkey,
     ADD COLUMN key smallint[],
     ADD COLUMN forms jsonb,
     ADD COLUMN hindrance text;
 
-ALTER TABLE writeguard.request ADD COLUMN settings jsonb;
+-- What was asked for so far is bound to no setting but its search_path.
+ALTER TABLE writeguard.request ADD COLUMN settings jsonb DEFAULT '{}';
+ALTER TABLE writeguard.request ALTER COLUMN settings DROP DEFAULT;
 
 -- With the grants on them.
 ALTER FUNCTION writeguard.owner_only() RENAME TO _owner_only;

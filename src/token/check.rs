@@ -222,8 +222,9 @@ pub struct Reviewed {
 impl Reviewed {
     /// The settings that give its text the meaning which was reviewed, by name.
     pub fn settings(&self) -> Settings {
-        let path = || Settings::from([("search_path".to_owned(), self.search_path.clone())]);
-        self.settings.clone().unwrap_or_else(path)
+        let mut settings = Settings::from([("search_path".to_owned(), self.search_path.clone())]);
+        settings.extend(self.settings.clone().unwrap_or_default());
+        settings
     }
 }
 

@@ -13,6 +13,7 @@
 #![allow(missing_docs, reason = "the fields of a decision are said by their names, what is not by a comment")]
 
 pub mod condition;
+pub mod disguise;
 pub mod error;
 pub mod lexer;
 pub mod limits;
