@@ -48,6 +48,14 @@ CREATE OR REPLACE FUNCTION writeguard.set_policy(
     AS 'MODULE_PATHNAME', 'writeguard_set_policy';
 COMMENT ON FUNCTION writeguard.set_policy IS 'creates or replaces a policy; gives created, changed or unchanged; WG007 for a wrong value';
 
+-- The search_path stays the caller's, as with import_policies.
+CREATE OR REPLACE FUNCTION writeguard.alter_policy(name text, changes jsonb) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    SET intervalstyle = 'postgres'
+    SET extra_float_digits = 1
+    AS 'MODULE_PATHNAME', 'writeguard_alter_policy';
+COMMENT ON FUNCTION writeguard.alter_policy IS 'changes the named columns of a policy, null: back to the default; gives changed or unchanged; WG007 for a wrong value or key and when there is none of that name';
+
 CREATE OR REPLACE FUNCTION writeguard.drop_policy(name text) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'writeguard_drop_policy';

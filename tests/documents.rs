@@ -428,3 +428,96 @@ fn only_the_owner_may_until_it_is_granted() {
         admin.query_one("SELECT login FROM writeguard.event WHERE kind = 'policy_changed'", &[]).unwrap().get(0);
     assert_eq!(login, role);
 }
+
+// ---- Some columns of one policy ----
+
+fn try_alter(client: &mut Client, name: &str, changes: &Value) -> Result<String, postgres::Error> {
+    client.query_one("SELECT writeguard.alter_policy($1, $2)", &[&name, changes]).map(|row| row.get(0))
+}
+
+#[test]
+fn alter_policy_changes_the_named_columns_and_no_other() {
+    let (_db, mut admin) = database();
+    pass(&mut admin, "ALTER TABLE t ADD PRIMARY KEY (id)");
+    pass(
+        &mut admin,
+        "SELECT writeguard.set_policy('p', tables => '{public.t}', roles => '{postgres}', max_rows => 5, rate_rows => 7,
+             rate_interval => '90 minutes', approvers => 'postgres', min_approvals => 2, undo => '3 days',
+             client => '10.0.0.0/8', schedule => 'Mon 00:00-24:00 UTC', comment => 'as it is', samples => false);
+         SELECT writeguard.set_policy('q', max_rows => 1)",
+    );
+    let before = stored(&mut admin);
+    let events = changes(&mut admin);
+    let altered = |client: &mut Client, changes: Value| try_alter(client, "p", &changes).unwrap();
+    assert_eq!(altered(&mut admin, json!({"max_rows": 6, "mode": "warn"})), "changed");
+    let mut expected = before.clone();
+    (expected[0]["max_rows"], expected[0]["mode"]) = (json!(6), json!("warn"));
+    assert_eq!(stored(&mut admin), expected);
+    assert_eq!(changes(&mut admin), events + 1);
+    // The same once more, and nothing at all.
+    assert_eq!(altered(&mut admin, json!({"max_rows": 6, "mode": "warn"})), "unchanged");
+    assert_eq!(altered(&mut admin, json!({})), "unchanged");
+    assert_eq!(altered(&mut admin, json!({"name": "p"})), "unchanged");
+    assert_eq!((stored(&mut admin), changes(&mut admin)), (expected, events + 1));
+    // Back to the defaults, one by one and all of them.
+    assert_eq!(altered(&mut admin, json!({"mode": null, "max_rows": 5})), "changed");
+    assert_eq!(stored(&mut admin), before);
+    let columns = "SELECT jsonb_object_agg(attname, NULL) FROM pg_attribute
+                   WHERE attrelid = 'writeguard.policy'::regclass AND attnum > 0 AND attname <> 'name'";
+    let all: Value = admin.query_one(columns, &[]).unwrap().get(0);
+    assert_eq!(altered(&mut admin, all), "changed");
+    let now = stored(&mut admin);
+    pass(&mut admin, "SELECT writeguard.set_policy('p')");
+    assert_eq!(stored(&mut admin), now);
+    // An interval, a network and an unqualified name as set_policy takes them.
+    assert_eq!(altered(&mut admin, json!({"tables": ["t"], "undo": "1 day", "client": "10.1.0.0/16"})), "changed");
+    let now = &stored(&mut admin)[0];
+    assert_eq!((&now["tables"], &now["undo"]), (&json!(["public.t"]), &json!("1 day")));
+}
+
+#[test]
+fn alter_policy_says_what_is_wrong_and_changes_nothing() {
+    let (db, mut admin) = database();
+    pass(&mut admin, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 5)");
+    let before = (stored(&mut admin), changes(&mut admin));
+    for (name, wrong, words) in [
+        ("nobody", json!({"max_rows": 1}), ["policy \"nobody\" does not exist", "SELECT name"]),
+        ("p", json!({"max_row": 1}), ["unknown key \"max_row\"", "max_rows"]),
+        ("p", json!({"max_row": null}), ["unknown key \"max_row\"", "max_rows"]),
+        ("p", json!({"max_rows": "many"}), ["key \"max_rows\"", "max_rows"]),
+        ("p", json!({"max_rows": -1}), ["key \"max_rows\"", "max_rows"]),
+        ("p", json!({"mode": "enfoce"}), ["key \"mode\"", "mode"]),
+        ("p", json!({"tables": ["public.not_there"]}), ["public.not_there", ""]),
+        ("p", json!({"name": "q"}), ["the name of a policy stays", ""]),
+        ("p", json!([{"max_rows": 1}]), ["must be an object", "alter_policy"]),
+        ("p", json!(7), ["must be an object", "alter_policy"]),
+    ] {
+        let refusal = Refusal::of(&try_alter(&mut admin, name, &wrong).expect_err("wrong"));
+        assert_eq!(refusal.sqlstate, "WG007", "{wrong}: {refusal:?}");
+        assert!(refusal.message.contains(words[0]) && refusal.hint.contains(words[1]), "{wrong}: {refusal:?}");
+    }
+    assert_eq!((stored(&mut admin), changes(&mut admin)), before);
+    // Nor is it for everybody.
+    let role = db.role("nobody_special");
+    let refusal = Refusal::of(&try_alter(&mut db.connect(&role), "p", &json!({"max_rows": 9})).expect_err("no grant"));
+    assert_eq!(refusal.sqlstate, "42501");
+}
+
+#[test]
+fn alter_policy_is_in_force_at_once_and_one_after_the_other() {
+    let (db, mut admin) = database();
+    pass(&mut admin, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 5)");
+    let mut client = db.admin();
+    pass(&mut client, "UPDATE t SET a = 1");
+    try_alter(&mut admin, "p", &json!({"max_rows": 4})).unwrap();
+    assert_eq!(expect_refusal(client.batch_execute("UPDATE t SET a = 2")).sqlstate, "WG001");
+    // Two at a time lose nothing of each other.
+    pass(&mut admin, "BEGIN");
+    try_alter(&mut admin, "p", &json!({"max_rows": 3})).unwrap();
+    let other = thread::spawn(move || try_alter(&mut client, "p", &json!({"comment": "both"})).unwrap());
+    thread::sleep(std::time::Duration::from_millis(300));
+    pass(&mut admin, "COMMIT");
+    assert_eq!(other.join().unwrap(), "changed");
+    let now = &stored(&mut admin)[0];
+    assert_eq!((&now["max_rows"], &now["comment"]), (&json!(3), &json!("both")));
+}

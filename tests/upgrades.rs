@@ -221,7 +221,9 @@ fn upgrade_takes_over_nothing_that_is_somebody_elses() {
             "function" if object.ends_with("_policy_written()") || object.ends_with("_event_restored()") => {
                 "RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
             }
-            "function" if object.contains("._shown") => "RETURNS text LANGUAGE sql AS 'SELECT NULL::text'",
+            "function" if object.contains("._shown") || object.contains(".alter_policy") => {
+                "RETURNS text LANGUAGE sql AS 'SELECT NULL::text'"
+            }
             "function" => "RETURNS integer LANGUAGE sql AS 'SELECT 1'",
             "view" => "AS SELECT 1 AS one",
             _ => "(one integer)",

@@ -44,7 +44,7 @@ ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER restore_ends;
 CREATE FUNCTION writeguard.revoke_default_privileges(names text[]) RETURNS void
     LANGUAGE c STRICT
     AS 'MODULE_PATHNAME', 'writeguard_revoke_default_privileges';
-SELECT writeguard.revoke_default_privileges('{_policy_written,_event_restored,_shown,_shown_json}');
+SELECT writeguard.revoke_default_privileges('{_policy_written,_event_restored,_shown,_shown_json,alter_policy}');
 DROP FUNCTION writeguard.revoke_default_privileges(text[]);
-REVOKE ALL ON FUNCTION writeguard._policy_written(), writeguard._event_restored() FROM PUBLIC;
+REVOKE ALL ON FUNCTION writeguard._policy_written(), writeguard._event_restored(), writeguard.alter_policy(text, jsonb) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION writeguard._shown(text), writeguard._shown_json(text) TO PUBLIC;

@@ -30,7 +30,7 @@ sql_function!(
 );
 
 /// Two imports at a time would each compare with what the other one is about to change.
-const LOCK: &str = "LOCK TABLE writeguard.policy IN SHARE ROW EXCLUSIVE MODE";
+pub const LOCK: &str = "LOCK TABLE writeguard.policy IN SHARE ROW EXCLUSIVE MODE";
 
 /// What a document would do: $1 the policies, $2 one with all defaults, $3 whether others are dropped.
 const COMPARE: &str = "WITH given AS MATERIALIZED ( \
@@ -71,9 +71,9 @@ const DROP: &str = "DELETE FROM writeguard.policy AS p \
 
 /// What becomes of one policy.
 #[derive(Debug, Deserialize)]
-struct Outcome {
-    name: String,
-    action: String,
+pub struct Outcome {
+    pub name: String,
+    pub action: String,
     /// Per changed column what it was and what it will be.
     difference: Option<Value>,
 }
@@ -86,7 +86,7 @@ fn import_policies(arguments: &Arguments) -> Returns {
     };
     let (prune, dry_run) = (flag(1, "prune")?, flag(2, "dry_run")?);
     let mut policies: HashMap<String, String> = HashMap::new();
-    for (index, given) in document::read(argument(arguments)?)?.into_iter().enumerate() {
+    for (index, given) in document::read(json_argument(arguments, 0, "document", EXAMPLE)?)?.into_iter().enumerate() {
         pgrx::check_for_interrupts!();
         let (name, json) = checked(given, index + 1)?;
         policies.insert(name, json);
@@ -113,20 +113,28 @@ fn import_policies(arguments: &Arguments) -> Returns {
     }))
 }
 
-/// The first argument.
-fn argument(arguments: &Arguments) -> Result<Value, Error> {
-    let hint = "SELECT * FROM writeguard.import_policies(writeguard.export_policies(), dry_run => true);";
-    let document =
-        arguments.get::<pg_sys::Datum>(0).ok_or_else(|| Error::invalid("document must not be NULL", hint))?;
+const EXAMPLE: &str = "SELECT * FROM writeguard.import_policies(writeguard.export_policies(), dry_run => true);";
+
+/// The argument of type jsonb at `index`, which is called `name`.
+///
+/// # Errors
+/// WG007 for NULL, and for what is JSON to PostgreSQL alone.
+pub fn json_argument(arguments: &Arguments, index: usize, name: &str, hint: &str) -> Result<Value, Error> {
+    let document = arguments
+        .get::<pg_sys::Datum>(index)
+        .ok_or_else(|| Error::invalid(format!("{name} must not be NULL"), hint))?;
     // SAFETY: the argument is declared as jsonb.
     let text = unsafe { direct_function_call::<&core::ffi::CStr>(pg_sys::jsonb_out, &[Some(document)]) };
     // What jsonb holds and this reader does not: numbers beyond any float, very deep nesting.
     serde_json::from_str(&text.map(|text| encoding::from_server(text.to_bytes())).unwrap_or_default())
-        .map_err(|error| Error::invalid(format!("the document cannot be read: {error}"), hint))
+        .map_err(|error| Error::invalid(format!("the {name} cannot be read: {error}"), hint))
 }
 
 /// A policy's name, and the policy as JSON of all its columns, in the form in which it is stored.
-fn checked(mut given: Given, place: usize) -> Result<(String, String), Failure> {
+///
+/// # Errors
+/// WG007 for a wrong value, with the policy and the key; what reading a network or an interval raises besides.
+pub fn checked(mut given: Given, place: usize) -> Result<(String, String), Failure> {
     let title = document::title(&given, place);
     for key in &KEYS {
         if let (Kind::Network | Kind::Interval, Some(Value::String(text))) = (key.kind, given.get(key.name)) {
@@ -205,7 +213,14 @@ fn blame(given: &Given, title: &str, error: Error) -> Error {
 }
 
 /// What becomes of each policy, by name.
-fn compare(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, prune: bool) -> Result<Vec<Outcome>, Error> {
+///
+/// # Errors
+/// WG008 where the extension's tables are not as the library knows them.
+pub fn compare(
+    client: &mut SpiClient<'_>,
+    policies: &HashMap<String, String>,
+    prune: bool,
+) -> Result<Vec<Outcome>, Error> {
     let given = array(policies.values());
     let mut nothing_given = Given::new();
     nothing_given.insert("name".into(), "p".into());
@@ -223,7 +238,15 @@ fn compare(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, prune
         .collect()
 }
 
-fn write(client: &mut SpiClient<'_>, policies: &HashMap<String, String>, outcomes: &[Outcome]) -> Result<(), Error> {
+/// Writes what [`compare`] found to be new, and drops what it found to go.
+///
+/// # Errors
+/// What the writes raise.
+pub fn write(
+    client: &mut SpiClient<'_>,
+    policies: &HashMap<String, String>,
+    outcomes: &[Outcome],
+) -> Result<(), Error> {
     let of = |action: fn(&str) -> bool| outcomes.iter().filter(move |outcome| action(&outcome.action));
     let new: Vec<&String> = of(|action| matches!(action, "created" | "changed"))
         .filter_map(|outcome| policies.get(&outcome.name))
@@ -245,7 +268,10 @@ fn array<'a>(elements: impl IntoIterator<Item = &'a String>) -> String {
 }
 
 /// One event for each policy that is another one now.
-fn record(policies: &HashMap<String, String>, outcomes: &[Outcome]) -> Result<(), Error> {
+///
+/// # Errors
+/// Where the events cannot be stored.
+pub fn record(policies: &HashMap<String, String>, outcomes: &[Outcome]) -> Result<(), Error> {
     let template = Event::new(EventKind::PolicyChanged);
     let events: Vec<Event> = outcomes
         .iter()
