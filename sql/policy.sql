@@ -45,6 +45,8 @@ CREATE OR REPLACE FUNCTION writeguard.set_policy(
     samples                  boolean DEFAULT true
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE
+    SET intervalstyle = 'postgres'
+    SET extra_float_digits = 1
     AS 'MODULE_PATHNAME', 'writeguard_set_policy';
 COMMENT ON FUNCTION writeguard.set_policy IS 'creates or replaces a policy; gives created, changed or unchanged; WG007 for a wrong value';
 

@@ -221,7 +221,7 @@ fn each_change_is_an_event_like_any_other() {
     let events: Vec<(&str, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(events, [("old", "postgres"), ("new", "postgres"), ("old", "postgres")]);
     let reason: &str = rows[1].get(2);
-    assert!(reason.starts_with("created: {") && reason.contains("\"max_rows\":7"), "{reason}");
+    assert!(reason.starts_with("created: {") && reason.contains("\"max_rows\":{\"to\":7}"), "{reason}");
     assert_eq!(rows[2].get::<_, &str>(2), "dropped");
     let mut told = 0;
     wait_until(20, || {
@@ -520,4 +520,47 @@ fn alter_policy_is_in_force_at_once_and_one_after_the_other() {
     assert_eq!(other.join().unwrap(), "changed");
     let now = &stored(&mut admin)[0];
     assert_eq!((&now["max_rows"], &now["comment"]), (&json!(3), &json!("both")));
+}
+
+#[test]
+fn set_policy_says_what_went_back_to_its_default() {
+    let (db, mut admin) = database();
+    pass(
+        &mut admin,
+        "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 5, max_rows_per_transaction => 100,
+             comment => 'mind this')",
+    );
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let into = told.clone();
+    let mut config = db.config("postgres");
+    config.notice_callback(move |notice| into.lock().unwrap().push(notice));
+    let mut client = config.connect(postgres::NoTls).unwrap();
+    // To change one thing.
+    pass(&mut client, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 6)");
+    let notices: Vec<_> = told.lock().unwrap().drain(..).collect();
+    let [notice] = &notices[..] else { panic!("{notices:?}") };
+    assert_eq!(notice.severity(), "NOTICE");
+    for words in ["policy \"p\" was replaced", "max_rows_per_transaction (was 100)", "comment (was \"mind this\")"] {
+        assert!(notice.message().contains(words), "{notice:?}");
+    }
+    assert!(!notice.message().contains("max_rows (was"), "{notice:?}");
+    // What it says to type.
+    let hint = notice.hint().unwrap();
+    pass(&mut client, &hint[hint.find("SELECT").unwrap()..]);
+    let now = &stored(&mut admin)[0];
+    assert_eq!(
+        (&now["max_rows"], &now["max_rows_per_transaction"], &now["comment"]),
+        (&json!(6), &json!(100), &json!("mind this"))
+    );
+    // Nothing to say.
+    pass(
+        &mut client,
+        "SELECT writeguard.set_policy('new', max_rows => 6); SELECT writeguard.set_policy('new', max_rows => 7)",
+    );
+    assert!(told.lock().unwrap().is_empty());
+    // And from and to are on record.
+    let reason =
+        "SELECT reason FROM writeguard.event WHERE kind = 'policy_changed' AND policy = 'new' ORDER BY id DESC LIMIT 1";
+    let reason: String = admin.query_one(reason, &[]).unwrap().get(0);
+    assert_eq!(reason, r#"changed: {"max_rows":{"from":6,"to":7}}"#);
 }

@@ -497,7 +497,7 @@ fn each_change_is_an_event_and_no_change_is_none() {
         })
         .collect();
     assert_eq!(actions, ["created", "changed", "dropped"]);
-    assert!(rows[1].get::<_, &str>(2).contains("\"max_rows\":4"));
+    assert_eq!(rows[1].get::<_, &str>(2), "changed: {\"max_rows\":{\"from\":3,\"to\":4}}");
 }
 
 #[test]

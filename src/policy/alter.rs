@@ -1,14 +1,13 @@
 //! `alter_policy`: changes some columns of a policy and leaves all others as they are.
 
-use std::collections::HashMap;
-
 use rules::error::Error;
 use rules::policy::document::{self, Given, Key};
 use serde_json::Value;
 
-use super::import::{LOCK, checked, compare, json_argument, record, write};
+use super::change;
+use super::import::{checked, json_argument};
 use crate::pg::ereport::Failure;
-use crate::pg::function::{Arguments, Returns, sql_function, text};
+use crate::pg::function::{Arguments, Returns, sql_function, value};
 use crate::pg::owner;
 
 sql_function!(
@@ -29,22 +28,13 @@ fn alter_policy(arguments: &Arguments) -> Returns {
         Value::Object(changes) => changes,
         _ => return Err(Error::invalid("changes must be an object of columns and their values", EXAMPLE).into()),
     };
-    let outcome = owner::connect(|client| {
-        owner::rows(client, LOCK, &[])?;
-        owner::rows(client, STORED, &[name.as_str().into()])
-    })?;
-    let stored = outcome.first().and_then(|json| serde_json::from_str::<Given>(json).ok()).ok_or_else(|| {
+    change::lock_one(&name)?;
+    let stored = owner::connect(|client| owner::rows(client, STORED, &[name.as_str().into()]))?;
+    let stored = stored.first().and_then(|json| serde_json::from_str::<Given>(json).ok()).ok_or_else(|| {
         Error::invalid(format!("policy \"{name}\" does not exist"), "SELECT name FROM writeguard.policy ORDER BY name;")
     })?;
     let (name, json) = checked(altered(stored, &name, changes)?, 1)?;
-    let policies = HashMap::from([(name, json)]);
-    let outcomes = owner::connect(|client| {
-        let outcomes = compare(client, &policies, false)?;
-        write(client, &policies, &outcomes)?;
-        Ok(outcomes)
-    })?;
-    record(&policies, &outcomes)?;
-    Ok(outcomes.first().and_then(|outcome| text(&outcome.action)))
+    value(change::store_one(name, json)?.action)
 }
 
 /// The policy with the changes made; a column that is set to null goes back to its default.

@@ -1,18 +1,21 @@
 //! What a DBA calls: set, drop and explain policies.
 
-use pgrx::{direct_function_call, pg_sys};
+use pgrx::{PgLogLevel, direct_function_call, pg_sys};
 use rules::error::Error;
+use rules::policy::document::Given;
 use rules::policy::model::{Document, Policy};
 use rules::policy::pattern::{Element, Pattern, parse_element};
 use rules::policy::schedule::Schedule;
 use rules::words::{Operation, literal};
 
+use super::change::{self, Outcome};
 use super::interval::Span;
 use super::key::never_undone;
 use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
 use super::{catalog, conditions, schema_compat};
 use crate::event::record::{Event, Kind};
 use crate::event::store;
+use crate::pg::ereport::{Failure, tell};
 use crate::pg::function::{Arguments, Returns, json, sql_function, value};
 use crate::pg::{encoding, owner};
 
@@ -40,17 +43,6 @@ sql_function!(
     /// Trigger on the extension's tables: 42501 for a write by anybody who does not own the table.
     writeguard_owner_only, pg_finfo_writeguard_owner_only, owner_only
 );
-
-/// What becomes of a policy when it is stored; nothing where it is there already.
-fn upsert() -> String {
-    format!(
-        "INSERT INTO writeguard.policy AS p \
-         SELECT n.* FROM pg_catalog.jsonb_populate_record(NULL::writeguard.policy, $1::pg_catalog.jsonb) AS n \
-         ON CONFLICT (name) DO UPDATE SET {} WHERE p.* IS DISTINCT FROM EXCLUDED.* \
-         RETURNING CASE WHEN p.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN 'created' ELSE 'changed' END",
-        schema_compat::assignments()
-    )
-}
 
 /// The arguments in the order of `sql/policy.sql`, which is that of the table's columns.
 fn set_policy(arguments: &Arguments) -> Returns {
@@ -124,13 +116,26 @@ fn store_policy(mut document: Document) -> Returns {
     let json = serde_json::to_string(&document).map_err(|error| {
         Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
     })?;
-    let action = owner::connect(|client| owner::rows(client, &upsert(), &[owner::json(&json)]))?
-        .pop()
-        .unwrap_or_else(|| "unchanged".into());
-    if action != "unchanged" {
-        record(&policy.name, format!("{action}: {json}"))?;
+    change::lock_one(&policy.name)?;
+    let outcome = change::store_one(policy.name, json)?;
+    tell_what_was_reset(&outcome)?;
+    value(outcome.action)
+}
+
+/// Whoever meant to change one column should know what became of the others.
+fn tell_what_was_reset(outcome: &Outcome) -> Result<(), Failure> {
+    let reset = outcome.reset();
+    if reset.is_empty() {
+        return Ok(());
     }
-    value(action)
+    let columns: Vec<String> = reset.iter().map(|(column, was)| format!("{column} (was {was})")).collect();
+    let message = format!("policy \"{}\" was replaced: back to the default went {}", outcome.name, columns.join(", "));
+    let again: Given = reset.iter().map(|(column, was)| ((*column).to_owned(), (*was).clone())).collect();
+    let again = serde_json::Value::from(again).to_string();
+    let hint =
+        format!("To have that again: SELECT writeguard.alter_policy({}, {});", literal(&outcome.name), literal(&again));
+    tell(PgLogLevel::NOTICE, &message, None, Some(&hint))?;
+    Ok(())
 }
 
 fn record(policy: &str, reason: String) -> Result<(), Error> {
