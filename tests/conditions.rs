@@ -1,6 +1,7 @@
 //! Policies that are in force for some applications, networks and times only.
 
 use crate::common::limits::{Bed, SIX, pass, refuse};
+use crate::common::session::text;
 use crate::common::{Refusal, Server, expect_refusal};
 use postgres::{Client, NoTls};
 
@@ -140,6 +141,20 @@ fn windows_are_wall_clock_time_and_follow_its_jumps() {
         ("Sat 22:00-06:00 America/New_York", "2026-11-22 11:00:00+00", false),
         ("Sat,Sun 00:00-24:00 Europe/Berlin", "2026-11-20 23:00:00+00", true),
         ("Sat,Sun 00:00-24:00 Europe/Berlin", "2026-11-22 23:00:00+00", false),
+        // Days of the month, its last one among them, as the wall's calendar has them.
+        ("1,15,last 00:00-24:00 Europe/Berlin", "2026-11-30 22:59:59+00", true),
+        ("last 00:00-24:00 Europe/Berlin", "2026-11-30 23:00:00+00", false),
+        ("1 00:00-24:00 Europe/Berlin", "2026-11-30 23:00:00+00", true),
+        ("last 00:00-24:00 UTC", "2028-02-29 12:00:00+00", true),
+        ("last 00:00-24:00 UTC", "2028-02-28 12:00:00+00", false),
+        ("last 22:00-06:00 UTC", "2026-12-01 05:59:59+00", true),
+        ("last 22:00-06:00 UTC", "2026-12-01 06:00:00+00", false),
+        // Dates.
+        ("2026-12-24..2027-01-01 00:00-24:00 UTC", "2026-12-23 23:59:59+00", false),
+        ("2026-12-24..2027-01-01 00:00-24:00 UTC", "2026-12-24 00:00:00+00", true),
+        ("2026-12-24..2027-01-01 00:00-24:00 UTC", "2027-01-01 23:59:59+00", true),
+        ("2026-12-24..2027-01-01 00:00-24:00 UTC", "2027-01-02 00:00:00+00", false),
+        ("2026-12-24,2026-12-31 12:00-06:00 Europe/Berlin", "2027-01-01 04:59:59+00", true),
     ] {
         let sql = format!("SELECT writeguard.in_schedule('{schedule}', '{at}')");
         assert_eq!(answer(&mut admin, &sql), open, "{schedule} at {at}");
@@ -153,6 +168,10 @@ fn what_no_policy_can_mean_is_refused() {
         ("schedule => 'weekends'", "weekends"),
         ("schedule => 'Sat 10:00-11:00 Europe/Brelin'", "Europe/Brelin"),
         ("schedule => 'Sat 10:00-11:00'", "time zone"),
+        ("schedule => 'Sat,last 10:00-11:00 UTC'", "Sat,last"),
+        ("schedule => '32 10:00-11:00 UTC'", "32"),
+        ("schedule => '2026-02-29 10:00-11:00 UTC'", "2026-02-29"),
+        ("schedule => '2027-01-01..2026-12-24 10:00-11:00 UTC'", "2027-01-01..2026-12-24"),
         ("application => 'psql\\'", "escape"),
     ] {
         let refusal =
@@ -177,4 +196,7 @@ fn conditions_are_stored_as_they_are_understood() {
         .expect("the policy");
     let stored: (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
     assert_eq!(stored, ("Fri,Sat,Sun 18:00-08:00 UTC; Mon 00:00-24:00 Europe/Berlin", "10.0.0.0/8", "a%"));
+    bed.policy("schedule => 'LAST,15,01 00:00-24:00 UTC; 2026-12-24..2027-01-01,2027-01-06 18:00-08:00 UTC'");
+    let stored = text(&mut bed.reader, "SELECT schedule FROM writeguard.policy");
+    assert_eq!(stored, "1,15,last 00:00-24:00 UTC; 2026-12-24..2027-01-01,2027-01-06 18:00-08:00 UTC");
 }

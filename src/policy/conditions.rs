@@ -6,6 +6,7 @@ use std::ffi::CString;
 
 use pgrx::{IntoDatum, direct_function_call, pg_sys};
 use rules::error::Error;
+use rules::policy::days::Day;
 use rules::policy::model::Policy;
 use rules::policy::schedule::{Schedule, WallClock};
 
@@ -97,8 +98,8 @@ fn wall_clock(name: &str, at: pg_sys::TimestampTz) -> Option<WallClock> {
         if failed {
             return None;
         }
-        let day = pg_sys::j2day(pg_sys::date2j(parts.tm_year, parts.tm_mon, parts.tm_mday));
-        Some(WallClock { day: u8::try_from(day).ok()?, minute: u16::try_from(parts.tm_hour * 60 + parts.tm_min).ok()? })
+        let day = Day(pg_sys::date2j(parts.tm_year, parts.tm_mon, parts.tm_mday));
+        Some(WallClock { day, minute: u16::try_from(parts.tm_hour * 60 + parts.tm_min).ok()? })
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a policy is and which of several apply: `model` is a policy as a document, `pattern` the names that it covers,
-//! `schedule` the times at which it is in force, `resolve` the rule that decides which of several apply, `document` many
+//! `schedule` the times at which it is in force, `days` the days that those start on, `resolve` the rule that decides which of several apply, `document` many
 //! policies in one document, `steady` how to read what may change meanwhile.
 
+pub mod days;
 pub mod document;
 pub mod model;
 pub mod pattern;

@@ -5,16 +5,15 @@
 
 use core::fmt;
 
+use super::days::{Day, Days};
 use crate::error::Error;
 
 const MINUTES_PER_DAY: u16 = 24 * 60;
-const DAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 
-/// What a clock on the wall shows.
+/// What a clock on the wall shows, with the calendar beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WallClock {
-    /// 0 is Sunday.
-    pub day: u8,
+    pub day: Day,
     /// Since midnight.
     pub minute: u16,
 }
@@ -22,8 +21,7 @@ pub struct WallClock {
 /// One window: from a time on some days, to a time on the same or the following day.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Window {
-    /// One bit for each day, Sunday first.
-    days: u8,
+    days: Days,
     from: u16,
     /// Not part of the window; up to 24:00.
     to: u16,
@@ -38,8 +36,9 @@ pub struct Schedule(Vec<Window>);
 const LONGEST: usize = 10_000;
 
 impl Schedule {
-    /// Reads `Sat,Sun 00:00-24:00 Europe/Berlin`, several windows separated by `;`. Whether there is such a zone is for
-    /// the caller to ask.
+    /// Reads `Sat,Sun 00:00-24:00 Europe/Berlin`, several windows separated by `;`; instead of days of the week also days
+    /// of the month (`1,15,last`) or dates (`2026-12-24..2027-01-01`). Whether there is such a zone is for the caller to
+    /// ask.
     ///
     /// # Errors
     /// WG007 for anything else.
@@ -68,16 +67,11 @@ impl Schedule {
 }
 
 impl Window {
-    fn starts_on(&self, day: u8) -> bool {
-        self.days & (1 << day) != 0
-    }
-
     fn covers(&self, WallClock { day, minute }: WallClock) -> bool {
         if self.from < self.to {
-            return self.starts_on(day) && (self.from..self.to).contains(&minute);
+            return (self.from..self.to).contains(&minute) && self.days.have(day);
         }
-        let yesterday = (day + 6) % 7;
-        (self.starts_on(day) && minute >= self.from) || (self.starts_on(yesterday) && minute < self.to)
+        (minute >= self.from && self.days.have(day)) || (minute < self.to && self.days.have(day.before()))
     }
 }
 
@@ -101,7 +95,9 @@ fn window(text: &str) -> Result<Window, Error> {
     if from == to || from == MINUTES_PER_DAY {
         return Err(wrong(text, "The window is empty; a whole day is 00:00-24:00."));
     }
-    let days = days(on).ok_or_else(|| wrong(text, &format!("\"{on}\" is not days such as Mon-Fri or Sat,Sun.")))?;
+    let days = Days::parse(on).ok_or_else(|| {
+        wrong(text, &format!("\"{on}\" is not days such as Mon-Fri or 1,15,last or 2026-12-24..2027-01-01."))
+    })?;
     Ok(Window { days, from, to, zone: (*zone).to_owned() })
 }
 
@@ -115,36 +111,14 @@ fn minute(text: &str) -> Option<u16> {
     (minutes < 60 && minute <= MINUTES_PER_DAY).then_some(minute)
 }
 
-fn day(text: &str) -> Option<u8> {
-    DAYS.iter().position(|day| day.eq_ignore_ascii_case(text)).and_then(|day| u8::try_from(day).ok())
-}
-
-fn days(text: &str) -> Option<u8> {
-    text.split(',').try_fold(0, |bits, part| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (mut next, last) = (day(first)?, day(last)?);
-        let mut bits = bits | (1 << next);
-        while next != last {
-            next = (next + 1) % 7;
-            bits |= 1 << next;
-        }
-        Some(bits)
-    })
-}
-
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, window) in self.0.iter().enumerate() {
             if index > 0 {
                 f.write_str("; ")?;
             }
-            let days: Vec<&str> = (0..7)
-                .map(|day| (day + 1) % 7)
-                .filter(|day| window.starts_on(*day))
-                .map(|day| DAYS[day as usize])
-                .collect();
             let time = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
-            write!(f, "{} {}-{} {}", days.join(","), time(window.from), time(window.to), window.zone)?;
+            write!(f, "{} {}-{} {}", window.days, time(window.from), time(window.to), window.zone)?;
         }
         Ok(())
     }
@@ -156,8 +130,16 @@ mod tests {
 
     use super::*;
 
+    /// Of the week that begins with Sunday, 6 December 2026.
+    const SUNDAY: i32 = 2_461_381;
+
     fn covers(schedule: &str, day: &str, time: &str) -> bool {
-        let now = WallClock { day: super::day(day).unwrap(), minute: minute(time).unwrap() };
+        let day = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"].iter().position(|known| *known == day).unwrap();
+        covers_on(schedule, SUNDAY + i32::try_from(day).unwrap(), time)
+    }
+
+    fn covers_on(schedule: &str, day: i32, time: &str) -> bool {
+        let now = WallClock { day: Day(day), minute: minute(time).unwrap() };
         Schedule::parse(schedule).unwrap().covers(|_| Some(now))
     }
 
@@ -193,10 +175,22 @@ mod tests {
     }
 
     #[test]
+    fn over_midnight_the_last_of_a_month_goes_on_in_the_next() {
+        // 30 November is the Monday before.
+        let (last, first) = (SUNDAY - 6, SUNDAY - 5);
+        for schedule in ["last 22:00-06:00 UTC", "30 22:00-06:00 UTC", "2026-11-30 22:00-06:00 UTC"] {
+            assert!(covers_on(schedule, last, "22:00") && covers_on(schedule, first, "05:59"), "{schedule}");
+            assert!(!covers_on(schedule, last, "05:59") && !covers_on(schedule, first, "22:00"), "{schedule}");
+        }
+    }
+
+    #[test]
     fn one_open_window_is_enough_and_each_has_its_zone() {
         let schedule = Schedule::parse("Mon 10:00-11:00 A; Mon 20:00-21:00 B").unwrap();
         let at = |a: &str, b: &str| {
-            schedule.covers(|zone| Some(WallClock { day: 1, minute: minute(if zone == "A" { a } else { b }).unwrap() }))
+            schedule.covers(|zone| {
+                Some(WallClock { day: Day(SUNDAY + 1), minute: minute(if zone == "A" { a } else { b }).unwrap() })
+            })
         };
         assert!(at("10:00", "00:00") && at("00:00", "20:59") && !at("20:00", "10:00"));
         assert!(Schedule::parse("Mon 10:00-11:00 gone").unwrap().covers(|_| None));
@@ -225,6 +219,10 @@ mod tests {
             "Mon +1:00-11:00 UTC",
             "Mon 10:00-11:00 UTC; ",
             "Mon 10:00-11:00 UTC Tue",
+            "32 10:00-11:00 UTC",
+            "Mon,last 10:00-11:00 UTC",
+            "2026-02-30 10:00-11:00 UTC",
+            "2026-12-24 .. 2026-12-31 10:00-11:00 UTC",
         ] {
             assert_eq!(Schedule::parse(text).unwrap_err().sqlstate(), "WG007", "{text}");
         }
@@ -237,20 +235,20 @@ mod tests {
         }
 
         #[test]
-        fn what_looks_like_a_schedule_is_read_or_refused(text in "([SMTWFunoeduhriat,-]{2,9} ?[0-9:-]{4,12} ?[A-Z/a-z]{0,6};?){1,3}") {
+        fn what_looks_like_a_schedule_is_read_or_refused(text in "(([SMTWFunoeduhriat,-]{2,9}|[0-9,last]{1,9}|[0-9.-]{10,22}) [0-9:-]{11} ?[A-Z/a-z]{0,6};?){1,3}") {
             if let Ok(schedule) = Schedule::parse(&text) {
                 prop_assert_eq!(Schedule::parse(&schedule.to_string()).unwrap(), schedule);
             }
         }
 
         #[test]
-        fn a_window_and_its_rest_of_the_week_never_overlap(from in 0u16..1440, to in 1u16..=1440, days in 1u8..128, day in 0u8..7, minute in 0u16..1440) {
+        fn a_window_and_its_rest_of_the_week_never_overlap(from in 0u16..1440, to in 1u16..=1440, days in 1u8..128, day in 0i32..7, minute in 0u16..1440) {
             prop_assume!(from != to);
-            let window = Window { days, from, to, zone: String::new() };
-            let other = Window { days: !days & 127, ..window.clone() };
-            let inside = WallClock { day, minute };
+            let window = Window { days: Days::OfWeek(days), from, to, zone: String::new() };
+            let other = Window { days: Days::OfWeek(!days & 127), ..window.clone() };
+            let inside = WallClock { day: Day(SUNDAY + day), minute };
             // Every day has the window in one of the two, so together they are the window on all days.
-            let all = Window { days: 127, ..window.clone() };
+            let all = Window { days: Days::OfWeek(127), ..window.clone() };
             let both = window.covers(inside) && other.covers(inside);
             prop_assert!(!both || from > to);
             prop_assert_eq!(window.covers(inside) || other.covers(inside), all.covers(inside));
