@@ -8,7 +8,7 @@ use rules::policy::model::Policy;
 use rules::policy::pattern::Pattern;
 use rules::policy::resolve::{self, Actor, Target};
 use rules::words::{Operation, RelationName};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::{Value, json};
 
 use crate::event::record::in_utc;
@@ -72,6 +72,7 @@ fn set_asides() -> Result<Vec<Value>, Failure> {
         let places = policies.naming(&target);
         let looks_on = |place: &usize| !policies.loaded[*place].policy.mode.refuses();
         for looking in places.iter().copied().filter(looks_on) {
+            pgrx::check_for_interrupts!();
             // As the roles that it names are limited.
             let actor =
                 Actor { itself: policies.loaded[looking].policy.roles.iter().cloned().collect(), ..Actor::default() };
@@ -120,10 +121,17 @@ fn defects() -> Result<Vec<Value>, Failure> {
     let all_exact =
         policies.loaded.iter().flat_map(|loaded| &loaded.policy.tables).all(|pattern| pattern.exact().is_some());
     let tables = if all_exact { Vec::new() } else { coverable_tables() };
+    let mut in_schema: FxHashMap<&str, Vec<&RelationName>> = FxHashMap::default();
+    for table in &tables {
+        in_schema.entry(&table.schema).or_default().push(table);
+    }
+    // Many policies name the same tables.
+    let mut known: FxHashMap<&Pattern, Option<(&str, &str)>> = FxHashMap::default();
     for policy in policies.loaded.iter().map(|loaded| &loaded.policy) {
         for pattern in &policy.tables {
             pgrx::check_for_interrupts!();
-            if let Some((defect, reason)) = defect(pattern, &tables) {
+            let found_one = *known.entry(pattern).or_insert_with(|| defect(pattern, &tables, &in_schema));
+            if let Some((defect, reason)) = found_one {
                 found.push(json!({
                     "policy": policy.name, "defect": defect, "element": pattern.to_string(), "reason": reason,
                 }));
@@ -159,14 +167,22 @@ fn not_undone(policy: &Policy, tables: &[RelationName]) -> Vec<Value> {
 }
 
 /// Why an element of `tables` covers nothing, if so.
-fn defect(pattern: &Pattern, tables: &[RelationName]) -> Option<(&'static str, &'static str)> {
+fn defect(
+    pattern: &Pattern,
+    tables: &[RelationName],
+    in_schema: &FxHashMap<&str, Vec<&RelationName>>,
+) -> Option<(&'static str, &'static str)> {
     match pattern.exact() {
         Some(name) => match relation_of(&name) {
             None => Some(("table", "does not exist")),
             Some(relation) => never_covered(relation).map(|reason| ("table", reason)),
         },
         None => {
-            let matches = tables.iter().any(|table| pattern.fit(table, &[]).is_some());
+            let fits = |table: &RelationName| pattern.fit(table, &[]).is_some();
+            let matches = match pattern.schema() {
+                Some(schema) => in_schema.get(schema).into_iter().flatten().any(|table| fits(table)),
+                None => tables.iter().any(fits),
+            };
             (!matches).then_some(("pattern", "matches nothing"))
         }
     }

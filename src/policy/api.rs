@@ -2,11 +2,12 @@
 
 use pgrx::{PgLogLevel, direct_function_call, pg_sys};
 use rules::error::Error;
+use rules::policy::bounds;
 use rules::policy::document::Given;
 use rules::policy::model::{Document, Policy};
 use rules::policy::pattern::{Element, Pattern, parse_element};
 use rules::policy::schedule::Schedule;
-use rules::words::{Operation, literal};
+use rules::words::{Operation, literal, shortened};
 
 use super::change::{self, Outcome};
 use super::interval::Span;
@@ -90,6 +91,7 @@ fn printed_network(network: pg_sys::Datum) -> Option<String> {
 /// # Errors
 /// WG007 for a mistake, and for what the version of the extension in this database has no place for.
 pub fn settle(document: &mut Document) -> Result<Policy, Error> {
+    bounds::check(document)?;
     if document.rate_microseconds.is_none() {
         let rate_interval = document.rate_interval.as_deref().and_then(Span::read);
         document.rate_microseconds = rate_interval.map(|span| span.microseconds);
@@ -221,7 +223,7 @@ fn drop_policy(arguments: &Arguments) -> Returns {
     })?;
     if dropped.is_empty() {
         return Err(Error::invalid(
-            format!("policy \"{name}\" does not exist"),
+            format!("policy \"{}\" does not exist", shortened(&name, 255)),
             "SELECT name FROM writeguard.policy ORDER BY name;",
         )
         .into());
@@ -267,7 +269,9 @@ fn explain(arguments: &Arguments) -> Returns {
 }
 
 fn in_schedule(arguments: &Arguments) -> Returns {
-    let schedule = Schedule::parse(&arguments.text(0, "schedule")?)?;
+    let schedule = arguments.text(0, "schedule")?;
+    bounds::schedule(&schedule)?;
+    let schedule = Schedule::parse(&schedule)?;
     conditions::check_zones(&schedule)?;
     let at = arguments.get::<i64>(1).ok_or_else(|| Error::invalid("at must not be NULL", "at => now()"))?;
     value(conditions::is_open(&schedule, at))

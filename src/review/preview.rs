@@ -4,12 +4,14 @@ use pgrx::{IntoDatum, PgLogLevel, pg_sys};
 use rules::error::Error;
 use rules::policy::model::Policy;
 use rules::words::{Mode, count};
+use rustc_hash::FxHashMap;
 
 use super::{rehearse, run};
 use crate::guard::rehearsal::account::{Account, Line, Wanted};
 use crate::guard::rehearsal::policy_verdicts::Concern;
 use crate::pg::ereport::{Failure, tell};
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
+use crate::policy::table::Revision;
 use crate::session::settings;
 
 sql_function!(
@@ -37,8 +39,9 @@ fn preview(arguments: &Arguments) -> Returns {
     let rehearsed = rehearse::rehearse(&statement, &[], wanted)?;
     tell_what_is_missing(&rehearsed.account)?;
     let stopped = rehearsed.account.stopped;
+    let refusing = refusing(&rehearsed.concerns);
     arguments.give_rows(rehearsed.account.lines.into_iter().map(|line| {
-        let said = verdict(&line, &rehearsed.concerns);
+        let said = verdict(&line, &refusing);
         [
             text(&line.name.to_sql()),
             text(line.operation),
@@ -60,20 +63,23 @@ struct Said<'a> {
     limit: Option<u64>,
 }
 
+/// The concerns of policies that would refuse, with their places, by the policies' revisions.
+fn refusing(concerns: &[Concern]) -> FxHashMap<Revision, (usize, &Concern)> {
+    let refusing = concerns.iter().enumerate().filter(|(_, concern)| concern.refuses);
+    refusing.map(|(place, concern)| (concern.policy.revision, (place, concern))).collect()
+}
+
 /// The policy that would refuse, with the limit that is passed; where none would, the one with the smallest limit. Tables
 /// that share a budget share its verdict.
-fn verdict<'a>(line: &'a Line, concerns: &'a [Concern]) -> Said<'a> {
+fn verdict<'a>(line: &'a Line, refusing: &FxHashMap<Revision, (usize, &'a Concern)>) -> Said<'a> {
     let strictness = |concern: &Concern| match concern.policy.policy.mode {
         Mode::Enforce => 0,
         Mode::Warn => 1,
         Mode::Observe => 2,
     };
-    let passed = concerns
-        .iter()
-        .filter(|concern| concern.refuses)
-        .filter(|concern| line.policies.iter().any(|policy| policy.revision == concern.policy.revision))
-        .min_by_key(|concern| (strictness(concern), concern.limit.unwrap_or(0)));
-    if let Some(concern) = passed {
+    let passed = line.policies.iter().filter_map(|policy| refusing.get(&policy.revision));
+    let passed = passed.min_by_key(|(place, concern)| (strictness(concern), concern.limit.unwrap_or(0), *place));
+    if let Some((_, concern)) = passed {
         let verdict = match concern.policy.policy.mode {
             Mode::Enforce => "refuse",
             Mode::Warn => "warn",

@@ -5,7 +5,7 @@
 //! numbers, and what functions did outside the database.
 
 use core::ptr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 
 use pgrx::pg_sys;
@@ -41,7 +41,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     let values = values(parameters);
     let mut printed = vec![ptr::null_mut(); values.len()];
     let serial = statement::current();
-    let mut before = Vec::new();
+    let mut before: HashMap<String, u64> = HashMap::new();
     let account;
     let outer = policy_verdicts::begin();
     account::open(wanted);
@@ -53,7 +53,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         let mut outcome = ffi::protect(|| run.begin());
         if outcome.is_ok() {
             rehearsing::begin();
-            before = charge::rows_by_table(serial);
+            before = charge::rows_by_table(serial).into_iter().collect();
             // The statement's own error must outlive what is taken back.
             let inside = pg_sys::CurrentMemoryContext;
             pg_sys::CurrentMemoryContext = context;
@@ -84,7 +84,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     let rows = rows
         .into_iter()
         .map(|(name, rows)| {
-            let earlier = before.iter().find(|(known, _)| *known == name).map_or(0, |(_, rows)| *rows);
+            let earlier = before.get(&name).copied().unwrap_or(0);
             (name, rows.saturating_sub(earlier))
         })
         .filter(|(_, rows)| *rows > 0)

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::error::Error;
 use rules::words::RelationName;
+use rustc_hash::FxHashMap;
 
 use super::shown_row;
 use crate::guard::limits::binding::{Binding, Charge};
@@ -66,10 +67,32 @@ struct Open {
     /// Who asked, and sees only what they may.
     reader: pg_sys::Oid,
     account: Account,
+    /// Places among the account's lines by the table's name.
+    places: FxHashMap<RelationName, Vec<usize>>,
+    /// Rows of all its lines.
+    noted: u64,
     /// Bytes that rows to be shown may still take, `writeguard.preview_max_bytes` in all.
     room: usize,
     /// There was no room for the row that is about to be noted.
     left_out: bool,
+}
+
+impl Open {
+    /// The lines of a table and operation, one for each level, with their places.
+    fn lines_of<'a>(&'a self, name: &RelationName, operation: &'a str) -> impl Iterator<Item = (usize, &'a Line)> {
+        let places = self.places.get(name).into_iter().flatten();
+        let lines = places.filter_map(|place| Some((*place, self.account.lines.get(*place)?)));
+        lines.filter(move |(_, line)| line.operation == operation)
+    }
+
+    /// Lines were taken out.
+    fn find_again(&mut self) {
+        self.places.clear();
+        for (place, line) in self.account.lines.iter().enumerate() {
+            self.places.entry(line.name.clone()).or_default().push(place);
+        }
+        self.noted = self.account.lines.iter().map(|line| line.rows).sum();
+    }
 }
 
 static OPEN: BackendLocal<Vec<Open>> = BackendLocal::new(Vec::new());
@@ -85,15 +108,25 @@ pub fn open(wanted: Wanted) {
     let reader = unsafe { pg_sys::GetUserId() };
     // One that runs inside another has what that one has left.
     let room = settings::preview_max_bytes().min(open_accounts().last().map_or(usize::MAX, |outer| outer.room));
-    open_accounts().push(Open { wanted, reader, account: Account::default(), room, left_out: false });
+    open_accounts().push(Open {
+        wanted,
+        reader,
+        account: Account::default(),
+        places: FxHashMap::default(),
+        noted: 0,
+        room,
+        left_out: false,
+    });
 }
 
 /// Closes the account that was opened last.
 pub fn close() -> Account {
     let mut account = open_accounts().pop().map(|open| open.account).unwrap_or_default();
     let mut merged: Vec<Line> = Vec::new();
+    let mut places: FxHashMap<(RelationName, &str), usize> = FxHashMap::default();
     for line in core::mem::take(&mut account.lines) {
-        match merged.iter_mut().find(|known| known.name == line.name && known.operation == line.operation) {
+        let place = *places.entry((line.name.clone(), line.operation)).or_insert(merged.len());
+        match merged.get_mut(place) {
             Some(known) => add(known, line),
             None => merged.push(line),
         }
@@ -125,10 +158,9 @@ pub fn counts_everything() -> bool {
 /// # Errors
 /// What looking for policies may raise.
 pub fn has_room(relation: pg_sys::Oid, name: &RelationName, operation: &str) -> Result<bool, Failure> {
-    let of = |line: &&Line| line.name == *name && line.operation == operation;
     let wanted = open_accounts().last().map(|open| {
         let seen = |line: &Line| line.before.len() as u64 + line.left_out;
-        let seen: u64 = open.account.lines.iter().filter(of).map(seen).sum();
+        let seen: u64 = open.lines_of(name, operation).map(|(_, line)| seen(line)).sum();
         (seen < open.wanted.sample as u64, open.wanted.respects_policies)
     });
     let Some((has_room, respects_policies)) = wanted else { return Ok(false) };
@@ -181,13 +213,12 @@ pub fn note(
 ) -> Result<(), Failure> {
     let mut accounts = open_accounts();
     let Some(open) = accounts.last_mut() else { return Ok(()) };
-    let noted: u64 = open.account.lines.iter().map(|line| line.rows).sum();
-    let left = open.wanted.most.saturating_sub(noted);
+    let left = open.wanted.most.saturating_sub(open.noted);
     let left_out = core::mem::take(&mut open.left_out);
     if !open.account.stopped {
         // Half a row says less than none.
         let shown = if left_out { (None, None) } else { (before, after) };
-        let place = put(&mut open.account.lines, &binding.relation, operation, charges, rows.min(left), shown);
+        let place = put(open, &binding.relation, operation, charges, rows.min(left), shown);
         if let Some(line) = place.and_then(|place| open.account.lines.get_mut(place)) {
             line.left_out += u64::from(left_out);
         }
@@ -200,7 +231,7 @@ pub fn note(
 }
 
 fn put(
-    lines: &mut Vec<Line>,
+    open: &mut Open,
     name: &RelationName,
     operation: &'static str,
     charges: &[Charge],
@@ -212,14 +243,18 @@ fn put(
     }
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-    let of = |line: &Line| line.level == level && line.name == *name && line.operation == operation;
-    let place = lines.iter().position(of).unwrap_or_else(|| {
+    let known = open.lines_of(name, operation).find(|(_, line)| line.level == level).map(|(place, _)| place);
+    let place = known.unwrap_or_else(|| {
         let (before, after) = (Vec::new(), Vec::new());
         let policies = charges.iter().map(|charge| Rc::clone(&charge.policy)).collect();
-        lines.push(Line { name: name.clone(), policies, operation, rows: 0, before, after, left_out: 0, level });
-        lines.len() - 1
+        let place = open.account.lines.len();
+        let line = Line { name: name.clone(), policies, operation, rows: 0, before, after, left_out: 0, level };
+        open.account.lines.push(line);
+        open.places.entry(name.clone()).or_default().push(place);
+        place
     });
-    let line = &mut lines[place];
+    open.noted += rows;
+    let line = &mut open.account.lines[place];
     line.rows += rows;
     if before.is_some() || after.is_some() {
         let null = || "null".to_owned();
@@ -241,7 +276,11 @@ pub fn roll_back(level: i32) {
     if let Some(open) = open_accounts().last_mut()
         && !open.account.stopped
     {
-        open.account.lines.retain(|line| line.level < level);
+        // The deeper ones are the last, but for those of subtransactions that were released into this one.
+        if open.account.lines.iter().any(|line| line.level >= level) {
+            open.account.lines.retain(|line| line.level < level);
+            open.find_again();
+        }
     }
 }
 

@@ -8,8 +8,10 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
+use super::bounds::MOST_POLICIES;
 use super::model::{DEFAULT_RATE_INTERVAL, Document};
 use crate::error::Error;
+use crate::words::shortened;
 
 /// One policy of a document: the keys that were given, each of the right type.
 pub type Given = Map<String, Value>;
@@ -120,10 +122,13 @@ fn shown(value: &Value) -> String {
 
 const EXAMPLE: &str = r#"[{"name": "orders-guard", "tables": ["public.orders"], "max_rows": 100}]"#;
 
+/// Bytes that messages show of a name; no policy's is longer.
+const LONGEST_SHOWN: usize = 255;
+
 /// How messages call a policy: by its name, where it has one.
 pub fn title(given: &Given, place: usize) -> String {
     match given.get("name") {
-        Some(Value::String(name)) => format!("policy \"{name}\""),
+        Some(Value::String(name)) => format!("policy \"{}\"", shortened(name, LONGEST_SHOWN)),
         _ => format!("policy number {place}"),
     }
 }
@@ -141,6 +146,13 @@ pub fn read(document: Value) -> Result<Vec<Given>, Error> {
             return Err(Error::invalid(message, EXAMPLE));
         }
     };
+    if elements.len() > MOST_POLICIES {
+        return Err(Error::Invalid {
+            message: "the document has too many policies".into(),
+            detail: Some(format!("It has {}, and {MOST_POLICIES} are the most that is taken.", elements.len())),
+            hint: EXAMPLE.into(),
+        });
+    }
     let mut names = HashSet::new();
     let mut policies = Vec::with_capacity(elements.len());
     for (index, element) in elements.into_iter().enumerate() {
@@ -155,7 +167,7 @@ pub fn read(document: Value) -> Result<Vec<Given>, Error> {
         };
         if !names.insert(name.clone()) {
             return Err(Error::Invalid {
-                message: format!("policy \"{name}\" is in the document twice"),
+                message: format!("policy \"{}\" is in the document twice", shortened(name, LONGEST_SHOWN)),
                 detail: Some(format!("The second one is policy number {place}.")),
                 hint: "Leave one of them out, or give it another name.".into(),
             });

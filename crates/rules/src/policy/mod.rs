@@ -1,7 +1,9 @@
 //! What a policy is and which of several apply: `model` is a policy as a document, `pattern` the names that it covers,
-//! `schedule` the times at which it is in force, `days` the days that those start on, `resolve` the rule that decides which of several apply, `document` many
-//! policies in one document, `steady` how to read what may change meanwhile.
+//! `schedule` the times at which it is in force, `days` the days that those start on, `resolve` the rule that decides which
+//! of several apply, `document` many policies in one document, `bounds` how much of all that a caller may give, `steady`
+//! how to read what may change meanwhile.
 
+pub mod bounds;
 pub mod days;
 pub mod document;
 pub mod model;
