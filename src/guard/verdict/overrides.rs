@@ -264,7 +264,7 @@ pub fn before_commit(ledger: Borrowed<Ledger>) -> Result<(), Error> {
 /// The transaction is over.
 pub fn end_transaction() {
     let mut state = state();
-    if state.lifts.is_empty() && state.granted.is_empty() {
+    if state.lifts.is_empty() && state.granted.is_empty() && state.told == 0 {
         return;
     }
     state.lifts.clear();
@@ -277,5 +277,5 @@ pub fn end_transaction() {
 #[inline(always)]
 pub fn is_clean() -> bool {
     let state = state();
-    state.lifts.is_empty() && state.granted.is_empty()
+    state.lifts.is_empty() && state.granted.is_empty() && state.told == 0
 }
