@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn texts_are_bounded() {
-        let columns: [(&str, fn(&mut Document, String), usize); 6] = [
+        type Column = (&'static str, fn(&mut Document, String), usize);
+        let columns: [Column; 6] = [
             ("application", |to, text| to.application = Some(text), LONGEST_NAME),
             ("mode", |to, text| to.mode = Some(text), LONGEST_NAME),
             ("override", |to, text| to.override_ = Some(text), LONGEST_NAME),
