@@ -1,6 +1,6 @@
 # PG_CONFIG chooses the server: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
 
-.PHONY: help prepare prepare-build demo test test-all test-upstream test-assert test-pure test-packages install deb dist deny bench lint clean
+.PHONY: help prepare prepare-build prepare-deb prepare-matrix demo test test-all test-upstream test-assert test-pure test-packages install deb dist deny bench lint clean
 
 help:
 	@echo "make demo      the incident, refused: a transcript on a server made for it (KEEP=1 keeps it)"
@@ -16,9 +16,11 @@ help:
 	@echo "make deny      the crates' licences, origins and known vulnerabilities, against deny.toml"
 	@echo "make bench     measure what docs/performance.md claims"
 	@echo "make lint      formatting and clippy, warnings denied"
-	@echo "make prepare   install what building and testing need and this machine lacks; for building alone, make prepare-build"
+	@echo "make prepare   install what building and testing need and this machine lacks; the other targets do it by themselves"
+	@echo "               less: prepare-build, prepare-deb; with what other servers need: prepare-matrix"
 	@echo "make clean     remove what was built"
 
+# Each installs what is lacking for its purpose, and says what; scripts/prepare has the purposes.
 prepare:
 	@scripts/prepare
 
@@ -26,13 +28,20 @@ prepare:
 prepare-build:
 	@scripts/prepare build
 
-demo: prepare
+prepare-deb:
+	@scripts/prepare deb
+
+prepare-matrix:
+	@scripts/prepare matrix
+
+# Says what it will do before it prepares the same as prepare-build.
+demo:
 	@scripts/demo
 
 test: prepare
 	@scripts/test $(NAME)
 
-test-all: prepare
+test-all: prepare-matrix
 	@scripts/test-all
 
 test-upstream: prepare
@@ -47,13 +56,13 @@ test-pure:
 test-packages: prepare
 	@set -e; for major in $(or $(PGWG_MAJORS),15); do scripts/test-packages $$major; done
 
-deb: prepare-build
+deb: prepare-deb
 	@scripts/deb
 
 dist:
 	@scripts/dist
 
-deny: prepare
+deny: prepare-build
 	@scripts/deny
 
 install: prepare-build
@@ -62,7 +71,7 @@ install: prepare-build
 bench: prepare
 	@benches/run
 
-lint: prepare
+lint: prepare-build
 	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 	@bash -euc '. scripts/environment; choose_server; \

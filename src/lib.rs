@@ -30,26 +30,6 @@ mod worker;
 
 ::pgrx::pg_module_magic!();
 
-// What a new installation runs; an upgrade runs those again that are not in sql/install (scripts/upgrade-sql).
-// One after another: what is left open comes in another order with every build, and a release is the same bytes each time.
-::pgrx::extension_sql_file!("../sql/install/preload.sql", name = "preload", bootstrap);
-::pgrx::extension_sql_file!("../sql/schema.sql", name = "schema", requires = ["preload"]);
-::pgrx::extension_sql_file!("../sql/install/policy.sql", name = "policy_table", requires = ["schema"]);
-::pgrx::extension_sql_file!("../sql/install/event.sql", name = "event_tables", requires = ["policy_table"]);
-::pgrx::extension_sql_file!("../sql/install/request.sql", name = "request_tables", requires = ["event_tables"]);
-::pgrx::extension_sql_file!("../sql/install/key.sql", name = "key_tables", requires = ["request_tables"]);
-::pgrx::extension_sql_file!("../sql/install/undo.sql", name = "undo_tables", requires = ["key_tables"]);
-::pgrx::extension_sql_file!("../sql/policy.sql", name = "policy", requires = ["undo_tables"]);
-::pgrx::extension_sql_file!("../sql/event.sql", name = "event", requires = ["policy"]);
-::pgrx::extension_sql_file!("../sql/rate.sql", name = "rate", requires = ["event"]);
-::pgrx::extension_sql_file!("../sql/request.sql", name = "request", requires = ["rate"]);
-::pgrx::extension_sql_file!("../sql/key.sql", name = "key", requires = ["request"]);
-::pgrx::extension_sql_file!("../sql/preview.sql", name = "preview", requires = ["key"]);
-::pgrx::extension_sql_file!("../sql/stat.sql", name = "stat", requires = ["preview"]);
-::pgrx::extension_sql_file!("../sql/undo.sql", name = "undo", requires = ["stat"]);
-::pgrx::extension_sql_file!("../sql/setup.sql", name = "setup", requires = ["undo"]);
-::pgrx::extension_sql_file!("../sql/install/grants.sql", name = "grants", finalize);
-
 /// Loading happens in three stages: here settings and hooks are registered, in the postmaster and before any backend
 /// exists; then shared memory is asked for and laid out by the hooks; then backends and the launcher start. In a
 /// server that does not preload the library this does nothing, and every SQL function says so.

@@ -1,5 +1,6 @@
 //! What a release says about itself: META.json as the PGXN Meta Spec 1.0.0 wants it, and one version everywhere.
-//! The files that are handed out are the business of scripts/test-packages.
+//! What building may install on a machine, and that all SQL is built in. The files that are handed out are the business of
+//! scripts/test-packages.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -227,18 +228,18 @@ fn one_version_everywhere() {
     let newest = changelog.lines().find_map(|line| line.strip_prefix("## ")).expect("a release in CHANGELOG.md");
     assert_eq!(newest.split_whitespace().next(), Some(VERSION), "the newest of CHANGELOG.md");
 
-    // cargo-pgrx puts Cargo.toml's into it.
+    // The build puts Cargo.toml's into it.
     assert!(file("pg_writeguard.control").lines().any(|line| line == "default_version = '@CARGO_VERSION@'"));
     assert!(file("Cargo.lock").contains(&format!("name = \"pg_writeguard\"\nversion = \"{VERSION}\"\n")));
 
     // What names the package and the archives.
-    let script = "source scripts/environment; source scripts/release; release_version";
+    let script = "source scripts/environment; release_version";
     let said = std::process::Command::new("bash")
         .args(["-euc", script])
         .current_dir(root())
         .output()
-        .expect("scripts/release can be sourced");
-    assert_eq!(String::from_utf8_lossy(&said.stdout).trim_end(), VERSION, "scripts/release: {said:?}");
+        .expect("scripts/environment can be sourced");
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim_end(), VERSION, "scripts/environment: {said:?}");
 }
 
 #[test]
@@ -252,4 +253,58 @@ fn the_same_words_and_licence_in_every_description() {
     let licenses: BTreeSet<&str> = meta["license"].as_object().expect("a map").keys().map(String::as_str).collect();
     assert_eq!(licenses, BTreeSet::from([env!("CARGO_PKG_LICENSE")]));
     assert!(file("LICENSE").starts_with("PostgreSQL License"));
+}
+
+/// The Debian packages that `scripts/prepare PURPOSE` may install for PostgreSQL 15.
+fn packages_for(purpose: &str) -> BTreeSet<String> {
+    let listed = std::process::Command::new("scripts/prepare")
+        .args([purpose, "list"])
+        .env("PG_CONFIG", "/usr/lib/postgresql/15/bin/pg_config")
+        .current_dir(root())
+        .output()
+        .expect("scripts/prepare runs");
+    assert!(listed.status.success(), "{listed:?}");
+    String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect()
+}
+
+/// `make install` runs on production servers.
+#[test]
+fn what_is_installed_for_a_purpose_is_its_own() {
+    let build = packages_for("build");
+    let building = ["gcc", "make", "postgresql-15", "postgresql-server-dev-15"];
+    assert_eq!(build, building.map(str::to_owned).into());
+
+    let deb = packages_for("deb");
+    let more: BTreeSet<&str> = deb.difference(&build).map(String::as_str).collect();
+    assert_eq!(more, ["dpkg-dev", "python3"].into());
+
+    let test = packages_for("test");
+    assert!(test.is_superset(&deb) && test.contains("pgbouncer"), "{test:?}");
+    let matrix = packages_for("matrix");
+    assert!(matrix.is_superset(&test) && matrix.contains("debootstrap"), "{matrix:?}");
+
+    let makefile = file("Makefile");
+    for rule in ["install: prepare-build", "deb: prepare-deb", "demo:"] {
+        assert!(makefile.lines().any(|line| line == rule), "{rule}");
+    }
+    let demo = file("scripts/demo");
+    let prepared: Vec<&str> = demo.lines().map(str::trim).filter(|line| line.starts_with("scripts/prepare")).collect();
+    assert_eq!(prepared, ["scripts/prepare build"]);
+}
+
+#[test]
+fn an_installation_runs_each_file_of_sql_once() {
+    let order = file("sql/order");
+    let ordered: BTreeSet<String> = order.lines().map(str::to_owned).collect();
+    assert_eq!(order.lines().count(), ordered.len(), "{order}");
+    let mut there = BTreeSet::new();
+    for folder in ["", "install/"] {
+        for entry in std::fs::read_dir(root().join("sql").join(folder)).expect("a folder") {
+            let name = entry.expect("an entry").file_name().into_string().expect("a name");
+            if name.ends_with(".sql") {
+                there.insert(format!("{folder}{name}"));
+            }
+        }
+    }
+    assert_eq!(ordered, there);
 }
