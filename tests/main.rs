@@ -25,6 +25,7 @@ mod clients;
 mod conditions;
 mod contained;
 mod deaf_clients;
+mod demo;
 mod documents;
 mod drivers;
 mod encodings;
