@@ -13,10 +13,30 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
             FROM pg_catalog.jsonb_to_record(writeguard._setup_facts())
                  AS f (preloaded boolean, library text, late bigint, in_log_only bigint, waiting_since timestamptz,
                        policies jsonb, looking_on jsonb, stat_evicted bigint, stat_behind bigint, set_aside bigint,
-                       unsent_since timestamptz, kept_worker boolean, starved bigint, unattached boolean)
+                       unsent_since timestamptz, kept_worker boolean, starved bigint, unattached boolean, configured text)
         ),
         settings AS MATERIALIZED (
             SELECT s.name, s.setting, s.reset_val, s.source, s.pending_restart FROM pg_catalog.pg_settings AS s
+        ),
+        -- What the next start preloads: the files say it, unless something else does or they may not be read.
+        preload AS MATERIALIZED (
+            SELECT l.names, 'pg_writeguard' = ANY (l.names) AS has_it,
+                   l.names[pg_catalog.cardinality(l.names)] = 'pg_writeguard' AS has_it_last,
+                   pg_catalog.format('ALTER SYSTEM SET shared_preload_libraries = %s; -- and restart the server', (
+                       SELECT pg_catalog.string_agg(pg_catalog.quote_literal(n.name), ', ' ORDER BY n.place)
+                       FROM pg_catalog.unnest(pg_catalog.array_remove(l.names, 'pg_writeguard') || 'pg_writeguard'::text)
+                                WITH ORDINALITY AS n (name, place))) AS command
+            FROM facts AS f CROSS JOIN settings AS s
+                 CROSS JOIN LATERAL (
+                     SELECT ARRAY(SELECT pg_catalog.regexp_replace(w.name, '^(.*/)?pg_writeguard(\.so)?$', 'pg_writeguard')
+                                  FROM pg_catalog.regexp_split_to_table(
+                                           CASE WHEN s.source IN ('command line', 'environment variable') THEN s.setting
+                                                ELSE coalesce(f.configured, s.setting) END, ',')
+                                           WITH ORDINALITY AS c (word, place)
+                                       CROSS JOIN LATERAL (SELECT pg_catalog.btrim(c.word, E' \t\n"')) AS w (name)
+                                  WHERE w.name <> '' ORDER BY c.place)
+                 ) AS l (names)
+            WHERE s.name = 'shared_preload_libraries'
         ),
         -- As JSON, because the table may lack a column and this function is to say so.
         policies AS MATERIALIZED (
@@ -39,28 +59,24 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
 
         -- The library.
             SELECT 'problem', 'shared_preload_libraries',
-                   'the library is not preloaded, so no write is counted and none refused',
-                   CASE WHEN s.pending_restart THEN '-- restart the server'
-                   ELSE pg_catalog.format('ALTER SYSTEM SET shared_preload_libraries = %s; -- and restart the server', (
-                       SELECT pg_catalog.string_agg(pg_catalog.quote_literal(l.name), ', ' ORDER BY l.place)
-                       FROM pg_catalog.regexp_split_to_table(s.setting || ',pg_writeguard', '\s*,\s*')
-                                WITH ORDINALITY AS w (word, place)
-                            CROSS JOIN LATERAL (SELECT pg_catalog.btrim(w.word, ' "'), w.place) AS l (name, place)
-                       WHERE l.name <> ''))
-                   END
-            FROM facts AS f CROSS JOIN settings AS s
-            WHERE NOT f.preloaded AND f.unattached IS NOT TRUE AND s.name = 'shared_preload_libraries'
+                   'the library is not preloaded, so no write is counted and none refused'
+                   || CASE WHEN p.has_it THEN ' (pending restart)' ELSE '' END,
+                   CASE WHEN p.has_it THEN '-- restart the server' ELSE p.command END
+            FROM facts AS f CROSS JOIN preload AS p
+            WHERE NOT f.preloaded AND f.unattached IS NOT TRUE
         UNION ALL
             SELECT 'problem', 'shared_preload_libraries',
-                   'a library that is loaded after pg_writeguard does not call its shmem_startup_hook, so every covered write is refused',
-                   pg_catalog.format('ALTER SYSTEM SET shared_preload_libraries = %s; -- and restart the server', (
-                       SELECT pg_catalog.string_agg(pg_catalog.quote_literal(l.name), ', '
-                                                    ORDER BY l.name = 'pg_writeguard', l.place)
-                       FROM pg_catalog.regexp_split_to_table(s.setting, '\s*,\s*') WITH ORDINALITY AS w (word, place)
-                            CROSS JOIN LATERAL (SELECT pg_catalog.btrim(w.word, ' "'), w.place) AS l (name, place)
-                       WHERE l.name <> ''))
-            FROM facts AS f CROSS JOIN settings AS s
-            WHERE f.unattached AND s.name = 'shared_preload_libraries'
+                   'a library that is loaded after pg_writeguard does not call its shmem_startup_hook, so every covered write is refused'
+                   || CASE WHEN p.has_it_last THEN ' (pending restart)' ELSE '' END,
+                   CASE WHEN p.has_it_last THEN '-- restart the server' ELSE p.command END
+            FROM facts AS f CROSS JOIN preload AS p
+            WHERE f.unattached
+        UNION ALL
+            SELECT 'warning', 'shared_preload_libraries',
+                   'the configuration does not name the library any more, so from the next restart on no write is counted and none refused (pending restart)',
+                   p.command
+            FROM facts AS f CROSS JOIN preload AS p
+            WHERE f.preloaded AND NOT p.has_it
         UNION ALL
             SELECT 'warning', 'library',
                    pg_catalog.format('the server runs version %s of the library, and version %s is installed',

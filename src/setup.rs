@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use pgrx::pg_sys;
+use pgrx::{Spi, pg_sys};
 use rules::policy::model::Policy;
 use rules::policy::pattern::Pattern;
 use rules::policy::resolve::{self, Actor, Target};
@@ -15,7 +15,7 @@ use crate::event::record::in_utc;
 use crate::event::{outbox, queue, serve};
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function};
-use crate::pg::preload;
+use crate::pg::{owner, preload};
 use crate::policy::key::never_undone;
 use crate::policy::relation::{coverable_tables, never_covered, relation_name, relation_of, with_descendants};
 use crate::policy::table::{self, Place, Policies};
@@ -34,6 +34,7 @@ fn setup_facts(_arguments: &Arguments) -> Returns {
             "preloaded": preload::is_attached(),
             "unattached": preload::was() && !preload::is_attached(),
             "library": env!("CARGO_PKG_VERSION"),
+            "configured": configured()?,
             "late": counters.late,
             "in_log_only": counters.in_log_only,
             "set_aside": counters.set_aside,
@@ -48,6 +49,20 @@ fn setup_facts(_arguments: &Arguments) -> Returns {
         })
         .to_string(),
     ))
+}
+
+/// `shared_preload_libraries` as the server's files have it now, empty where they have none; `None` where the owner of
+/// `check_setup` may not read them.
+fn configured() -> Result<Option<String>, Failure> {
+    // With an error where it waits for a restart.
+    const LAST: &str = "SELECT setting FROM pg_catalog.pg_file_settings
+        WHERE lower(name) = 'shared_preload_libraries' ORDER BY seqno DESC LIMIT 1";
+    // SAFETY: a look into the catalog.
+    if !unsafe { pg_sys::superuser() } {
+        return Ok(None);
+    }
+    let last = Spi::connect_mut(|client| owner::rows(client, LAST, &[]))?;
+    Ok(Some(last.into_iter().next().unwrap_or_default()))
 }
 
 /// Seconds since a point in time.

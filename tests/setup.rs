@@ -102,9 +102,23 @@ fn without_the_preload_it_says_so_and_which_line_to_add() {
         pass(&mut admin, "UPDATE t SET a = a + 1");
         let (command, then) = row.fix.split_once(" -- ").unwrap();
         assert!(then.contains("restart"), "{row:?}");
-        pass(&mut admin, command);
-        pass(&mut admin, "SELECT pg_reload_conf()");
-        wait_until(20, || about(&mut admin, "shared_preload_libraries").fix == "-- restart the server");
+        // Another library that waits for the restart does not help, and is kept.
+        pass(&mut admin, "ALTER SYSTEM SET shared_preload_libraries = pg_prewarm");
+        let row = about(&mut admin, "shared_preload_libraries");
+        assert!(!row.problem.contains("pending") && row.fix.contains("'pg_prewarm', 'pg_writeguard'"), "{row:?}");
+        for reloaded in [false, true] {
+            pass(&mut admin, command);
+            if reloaded {
+                pass(&mut admin, "SELECT pg_reload_conf()");
+                wait_until(20, || {
+                    let pending = "SELECT pending_restart FROM pg_settings WHERE name = 'shared_preload_libraries'";
+                    admin.query_one(pending, &[]).unwrap().get(0)
+                });
+            }
+            let row = about(&mut admin, "shared_preload_libraries");
+            assert!(row.severity == "problem" && row.problem.ends_with("(pending restart)"), "{row:?}");
+            assert_eq!(row.fix, "-- restart the server");
+        }
         drop(admin);
         server.restart();
         let mut admin = db.admin();
@@ -112,6 +126,55 @@ fn without_the_preload_it_says_so_and_which_line_to_add() {
         assert_eq!(check(&mut admin), []);
         assert_eq!(expect_refusal(admin.batch_execute("UPDATE t SET a = 1")).sqlstate, "WG001");
         pass(&mut admin, "ALTER SYSTEM RESET shared_preload_libraries");
+    }
+}
+
+#[test]
+fn what_the_next_restart_takes_away_is_told() {
+    let (server, _db, mut admin) = server(&[]);
+    wait_for_launcher(&mut admin);
+    pass(&mut admin, "ALTER SYSTEM SET shared_preload_libraries = auto_explain");
+    let row = about(&mut admin, "shared_preload_libraries");
+    assert!(row.severity == "warning" && row.problem.ends_with("(pending restart)"), "{row:?}");
+    assert_eq!(expect_refusal(admin.batch_execute("UPDATE t SET a = 1")).sqlstate, "WG001");
+    let (command, _) = row.fix.split_once(" -- ").unwrap();
+    assert!(command.contains("'auto_explain', 'pg_writeguard'"), "{row:?}");
+    pass(&mut admin, command);
+    assert_eq!(check(&mut admin), []);
+    // By its path, it is the same library.
+    pass(&mut admin, "ALTER SYSTEM SET shared_preload_libraries = '$libdir/pg_writeguard'");
+    assert_eq!(check(&mut admin), []);
+    pass(&mut admin, "ALTER SYSTEM RESET shared_preload_libraries");
+    assert_eq!(check(&mut admin), []);
+    drop(admin);
+    server.stop("fast");
+}
+
+#[test]
+fn the_line_to_add_keeps_what_is_there() {
+    for listed in ["auto_explain", "auto_explain, \"$libdir/auto_explain\""] {
+        let server = Server::start(&[&format!("shared_preload_libraries = '{listed}'")]);
+        let db = server.plain_database();
+        let refusal = expect_refusal(db.admin().batch_execute("CREATE EXTENSION pg_writeguard"));
+        let (told, line) = refusal.hint.split_once(": ").expect("a line");
+        assert!(told.contains("restart the server"), "{refusal:?}");
+        assert_eq!(line, format!("shared_preload_libraries = '{listed}, pg_writeguard'"));
+        append(&server, line);
+        server.restart();
+        let mut admin = db.admin();
+        pass(&mut admin, "CREATE EXTENSION pg_writeguard");
+        let now = admin.query_one("SHOW shared_preload_libraries", &[]).unwrap();
+        assert_eq!(now.get::<_, &str>(0), format!("{listed}, pg_writeguard"));
+        // What is preloaded is for superusers to know.
+        append(&server, &format!("shared_preload_libraries = '{listed}'"));
+        drop(admin);
+        server.restart();
+        let role = db.role("plain");
+        pass(&mut db.admin(), &format!("GRANT SELECT ON writeguard.my_events TO {role}"));
+        let refusal = expect_refusal(
+            db.connect(&role).batch_execute("SELECT writeguard.request('UPDATE t SET a = 1'::text, 'x')"),
+        );
+        assert!(refusal.hint.ends_with("shared_preload_libraries = 'pg_writeguard'"), "{refusal:?}");
     }
 }
 

@@ -282,9 +282,7 @@ pub fn call(arguments: &Arguments, body: fn(&Arguments) -> Returns) -> Returns {
             return Err(Failure::Ours(Error::Unattached));
         }
         return Err(Failure::Ours(Error::NotPreloaded {
-            hint: "Add this line to postgresql.conf and restart the server: \
-                   shared_preload_libraries = 'pg_writeguard'"
-                .into(),
+            hint: format!("Have this line in postgresql.conf and restart the server: {}", preload::line()),
         }));
     }
     arguments.check_lengths()?;
