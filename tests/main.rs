@@ -50,6 +50,7 @@ mod frames;
 mod fuzz;
 mod hardening;
 mod house;
+mod image_volume;
 mod jwt;
 mod log_statement;
 mod long_texts;

@@ -228,6 +228,15 @@ fn one_version_everywhere() {
     let newest = changelog.lines().find_map(|line| line.strip_prefix("## ")).expect("a release in CHANGELOG.md");
     assert_eq!(newest.split_whitespace().next(), Some(VERSION), "the newest of CHANGELOG.md");
 
+    let image = format!("reference: registry.example.com/pg_writeguard:{VERSION}-18");
+    assert!(file("packaging/cloudnative-pg/cluster.yaml").contains(&image), "cluster.yaml");
+    for page in ["README.md", "docs/install.md"] {
+        let package = format!("postgresql-15-writeguard_{VERSION}-1_");
+        assert!(file(page).contains(&package), "{page}");
+    }
+    assert!(file("docs/install.md").contains(&format!("pg_writeguard_15-{VERSION}-1PGDG.")));
+    assert!(file("packaging/pg_writeguard.spec").contains("Version:        %{pgwgversion}"));
+
     // The build puts Cargo.toml's into it.
     assert!(file("pg_writeguard.control").lines().any(|line| line == "default_version = '@CARGO_VERSION@'"));
     assert!(file("Cargo.lock").contains(&format!("name = \"pg_writeguard\"\nversion = \"{VERSION}\"\n")));
@@ -278,13 +287,17 @@ fn what_is_installed_for_a_purpose_is_its_own() {
     let more: BTreeSet<&str> = deb.difference(&build).map(String::as_str).collect();
     assert_eq!(more, ["dpkg-dev", "python3"].into());
 
+    let rpm = packages_for("rpm");
+    let more: BTreeSet<&str> = rpm.difference(&build).map(String::as_str).collect();
+    assert_eq!(more, ["python3", "rpm"].into());
+
     let test = packages_for("test");
-    assert!(test.is_superset(&deb) && test.contains("pgbouncer"), "{test:?}");
+    assert!(test.is_superset(&deb) && test.is_superset(&rpm) && test.contains("pgbouncer"), "{test:?}");
     let matrix = packages_for("matrix");
     assert!(matrix.is_superset(&test) && matrix.contains("debootstrap"), "{matrix:?}");
 
     let makefile = file("Makefile");
-    for rule in ["install: prepare-build", "deb: prepare-deb", "demo:"] {
+    for rule in ["install: prepare-build", "deb: prepare-deb", "rpm: prepare-rpm", "tarball: prepare-rpm", "demo:"] {
         assert!(makefile.lines().any(|line| line == rule), "{rule}");
     }
     let demo = file("scripts/demo");
@@ -307,4 +320,25 @@ fn an_installation_runs_each_file_of_sql_once() {
         }
     }
     assert_eq!(ordered, there);
+}
+
+/// What CloudNativePG reads.
+#[test]
+fn the_manifest_names_what_the_image_and_the_server_have() {
+    let read = "import json, sys, yaml; json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)";
+    let json = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", read, "packaging/cloudnative-pg/cluster.yaml"])
+        .current_dir(root())
+        .output()
+        .expect("scripts/prepare installs python3-yaml");
+    assert!(json.status.success(), "{json:?}");
+    let documents: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let kinds: Vec<&Value> = documents.as_array().expect("documents").iter().map(|one| &one["kind"]).collect();
+    assert_eq!(kinds, ["Cluster", "Database"]);
+    let postgresql = &documents[0]["spec"]["postgresql"];
+    assert_eq!(postgresql["shared_preload_libraries"], serde_json::json!(["pg_writeguard"]));
+    let name = postgresql["extensions"][0]["name"].as_str().expect("a name");
+    assert!(name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '-'), "{name} is no name of a volume");
+    assert_eq!(documents[1]["spec"]["extensions"][0]["name"], "pg_writeguard");
+    assert_eq!(documents[1]["spec"]["cluster"]["name"], documents[0]["metadata"]["name"]);
 }

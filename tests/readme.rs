@@ -223,6 +223,11 @@ fn the_way_to_enforce_is_as_the_page_says() {
 }
 
 #[test]
+fn the_extension_comes_and_goes_as_the_page_says() {
+    play(include_str!("../docs/install.md"), "");
+}
+
+#[test]
 fn a_document_of_a_thousand_policies_goes_the_way_that_the_page_shows() {
     let server = Server::shared();
     let db = server.database();
