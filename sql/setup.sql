@@ -222,7 +222,8 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
               AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS known WHERE known.rolname = p.approvers)
         UNION ALL
             SELECT 'problem', pg_catalog.format('policy %I', p.name),
-                   pg_catalog.format('it asks for %s approvals%s; logins that can give one: %s', p.min_approvals,
+                   pg_catalog.format('it asks for %s approval%s%s; logins that can give one: %s', p.min_approvals,
+                                     CASE WHEN p.min_approvals OPERATOR(pg_catalog.<>) 1 THEN 's' ELSE '' END,
                                      coalesce(pg_catalog.format(' by members of %I', p.approvers), ''), a.logins),
                    'GRANT EXECUTE ON FUNCTION writeguard.approve TO '
                    || coalesce(pg_catalog.quote_ident(p.approvers), '...') || ';'

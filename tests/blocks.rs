@@ -25,7 +25,7 @@ fn the_second_row_of_an_autocommit_write_is_refused() {
     let mut bed = bed();
     bed.passes("UPDATE t SET v = 1 WHERE id = 1");
     let refusal = refused(&mut bed, "UPDATE t SET v = 2 WHERE id <= 2");
-    assert_eq!(refusal.message, "update of more than one row of table \"public.t\" outside a transaction block");
+    assert_eq!(refusal.said(), "update of more than one row of table \"public.t\" outside a transaction block");
     assert!(refusal.hint.starts_with("BEGIN;"), "{refusal:?}");
     assert_eq!((refusal.schema.as_str(), refusal.table.as_str()), ("public", "t"));
     refused(&mut bed, "DELETE FROM t");

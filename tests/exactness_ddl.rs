@@ -83,7 +83,7 @@ fn assert_free(tables: &str, setup: &str, sql: &str) {
 fn a_dropped_table_counts_its_live_rows() {
     let refusal = assert_drop("{public.t}", SIX, "DROP TABLE t", 6);
     assert_eq!((refusal.schema.as_str(), refusal.table.as_str()), ("public", "t"));
-    assert_eq!(refusal.message, "drop of table \"public.t\" exceeds the limit of 5 rows per statement");
+    assert_eq!(refusal.said(), "drop of table \"public.t\" exceeds the limit of 5 rows per statement");
     assert!(refusal.detail.contains("allows 5 rows per statement, and this is number 6"), "{refusal:?}");
     assert!(refusal.hint.contains("writeguard.request('TRUNCATE public.t'"), "{refusal:?}");
     assert_drop("{public.*}", &format!("{SIX} CREATE TABLE u AS TABLE t;"), "DROP TABLE t, u", 12);

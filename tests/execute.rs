@@ -182,7 +182,7 @@ fn another_number_of_rows_is_refused_with_both_numbers_and_the_approval_stays() 
     stage.unguarded("DELETE FROM t WHERE id > 4");
     let refusal = not_executed(&mut client, id, "WG006");
     assert_eq!(
-        refusal.message,
+        refusal.said(),
         format!("execution of request {id} refused: it would change another number of rows than was reviewed")
     );
     let detail =
@@ -629,8 +629,8 @@ fn only_the_requester_executes_it_and_others_learn_nothing_of_it() {
     for mut client in [stage.db.connect(&stranger), stage.approver(), stage.db.admin()] {
         let refusal = not_executed(&mut client, id, "WG006");
         let unknown = not_executed(&mut client, 4711, "WG006");
-        let same = unknown.message.replace("4711", &id.to_string());
-        assert_eq!((&refusal.message, &refusal.detail, &refusal.hint), (&same, &unknown.detail, &unknown.hint));
+        let same = unknown.said().replace("4711", &id.to_string());
+        assert_eq!((refusal.said(), &refusal.detail, &refusal.hint), (same.as_str(), &unknown.detail, &unknown.hint));
         assert!(!format!("{refusal:?}").contains(&stage.requester), "{refusal:?}");
     }
     // Nor do they stand in its way.

@@ -44,7 +44,7 @@ fn fails(bed: &mut Bed, sql: &str, expected: i64, rows: i64) -> Refusal {
     let changed = if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
     let were = if expected == 1 { "was" } else { "were" };
     let numbers = format!("changed {changed}, but {expected} {were} expected");
-    assert!(refusal.message.ends_with(&numbers), "{sql}: {refusal:?}");
+    assert!(refusal.said().ends_with(&numbers), "{sql}: {refusal:?}");
     assert!(refusal.detail.contains(&format!("would have changed {rows}; nothing was changed.")), "{refusal:?}");
     assert_eq!(bed.contents(), before, "{sql}: refused, but not undone");
     assert_shown(&mut bed.writer, -1);
@@ -129,7 +129,7 @@ fn the_error_names_the_table_and_the_next_command() {
     let mut bed = Bed::new(SIX);
     arm(&mut bed.writer, 3);
     let refusal = fails(&mut bed, ALL, 3, 6);
-    assert_eq!(refusal.message, "update changed 6 rows, but 3 were expected");
+    assert_eq!(refusal.said(), "update changed 6 rows, but 3 were expected");
     assert_eq!(
         refusal.detail,
         "writeguard.expect_rows asked for 3 rows, and this update of table \"public.t\" would have changed 6; nothing \
@@ -213,7 +213,7 @@ fn the_extended_protocol_is_held_to_it() {
     for rows in [2, 4] {
         arm(&mut bed.writer, 3);
         let refusal = expect_refusal(bed.writer.execute(&update, &[&rows]));
-        assert_eq!(refusal.message, format!("update changed {rows} rows, but 3 were expected"));
+        assert_eq!(refusal.said(), format!("update changed {rows} rows, but 3 were expected"));
         assert_shown(&mut bed.writer, -1);
     }
     assert_eq!(bed.number("SELECT sum(v) FROM t"), 0);
@@ -623,7 +623,7 @@ fn it_needs_no_policy_and_no_extension() {
     arm(&mut client, 3);
     let statement = format!("{ALL} WHERE 'nowhere' <> 'installed'");
     let refusal = expect_refusal(client.batch_execute(&statement));
-    assert_eq!(refusal.message, "update changed 6 rows, but 3 were expected");
+    assert_eq!(refusal.said(), "update changed 6 rows, but 3 were expected");
     assert_shown(&mut client, -1);
     arm(&mut client, 3);
     pass(&mut client, THREE);

@@ -27,7 +27,7 @@ fn a_tenth_of_the_rows_and_not_one_more() {
     bed.policy("tables => '{public.t}', max_fraction => 0.1");
     let refusal = bed.refused(&first(101));
     bed.passes(&first(100));
-    assert_eq!(refusal.message, "update of table \"public.t\" exceeds the limit of 100 rows per statement");
+    assert_eq!(refusal.said(), "update of table \"public.t\" exceeds the limit of 100 rows per statement");
     assert!(refusal.detail.contains("0.1 of the about 1000 rows that the table holds"), "{refusal:?}");
     let row = bed
         .reader

@@ -611,13 +611,13 @@ fn wrong_claims_are_refused_one_by_one() {
         ("wg", bounds(json!({"max_rows": 5.5})), "its wg.max_rows is not a whole number"),
         ("wg", bounds(json!({"max_rows": "5"})), "its wg.max_rows is not a whole number"),
         ("wg", bounds(json!({"max_rows": null})), "its wg.max_rows is not a whole number"),
-        ("wg", bounds(json!({"tables": ["public.u"]})), "more rows than it was signed for"),
-        ("wg", bounds(json!({"tables": []})), "more rows than it was signed for"),
+        ("wg", bounds(json!({"tables": ["public.u"]})), "a table that it was not signed for"),
+        ("wg", bounds(json!({"tables": []})), "a table that it was not signed for"),
         ("wg", bounds(json!({"tables": null})), "its wg.tables is not an array"),
         ("wg", bounds(json!({"tables": "public.t"})), "its wg.tables is not an array"),
         ("wg", bounds(json!({"tables": ["t"]})), "its wg.tables is not an array"),
         ("wg", bounds(json!({"tables": ["*.*"]})), "its wg.tables is not an array"),
-        ("wg", bounds(json!({"tables": ["public.\"T\""]})), "more rows than it was signed for"),
+        ("wg", bounds(json!({"tables": ["public.\"T\""]})), "a table that it was not signed for"),
     ];
     for (name, value, reason) in cases {
         let mut claims = good.clone();

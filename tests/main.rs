@@ -72,6 +72,7 @@ mod preload_order;
 mod preview;
 mod rates;
 mod readme;
+mod refusals;
 mod replication_origin;
 mod require_where;
 mod resolution;

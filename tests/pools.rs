@@ -56,6 +56,9 @@ fn limits_are_exact_in_every_mode_and_the_error_is_whole() {
         // The hint names the event of the refusal.
         let number = |hint: &str| hint.chars().filter(char::is_ascii_digit).collect::<String>();
         assert!(!number(&refusal.hint).is_empty(), "{mode}: {refusal:?}");
+        assert_eq!(refusal.event().map(|event| event.to_string()), Some(number(&refusal.hint)), "{mode}: {refusal:?}");
+        assert!(direct.event().is_some(), "{mode}: {direct:?}");
+        direct.message = format!("{} (event {})", direct.said(), number(&refusal.hint));
         direct.hint = direct.hint.replace(&number(&direct.hint), &number(&refusal.hint));
         assert_eq!(refusal, direct, "{mode}");
         assert_eq!((&refusal.schema[..], &refusal.table[..]), ("public", "t"), "{mode}");

@@ -229,7 +229,7 @@ fn the_refusal_comes_before_the_first_row() {
 fn what_the_refusal_says() {
     let mut bed = bed();
     let refusal = refused(&mut bed, "UPDATE t SET v = 1");
-    assert_eq!(refusal.message, "update of table \"public.t\" has nothing to narrow it");
+    assert_eq!(refusal.said(), "update of table \"public.t\" has nothing to narrow it");
     assert_eq!(
         refusal.detail,
         "Policy \"p\" asks for a condition on the table's columns, and without one the whole table would be scanned \
@@ -242,7 +242,7 @@ fn what_the_refusal_says() {
             "Add a WHERE that names the rows. SELECT writeguard.request(event => {event}, reason => 'why this is right');"
         )
     );
-    assert_eq!(refused(&mut bed, "DELETE FROM t").message, "delete of table \"public.t\" has nothing to narrow it");
+    assert_eq!(refused(&mut bed, "DELETE FROM t").said(), "delete of table \"public.t\" has nothing to narrow it");
     bed.policy("tables => '{public.t}', require_where => true, override => 'flag'");
     let hint = refused(&mut bed, "DELETE FROM t").hint;
     assert_eq!(hint, "Add a WHERE that names the rows. SET writeguard.override = on;");

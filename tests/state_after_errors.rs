@@ -128,7 +128,7 @@ fn assert_left(client: &mut Client, rows: usize, what: &str) {
     }
     let refusal = expect_refusal(client.batch_execute("UPDATE t SET v = v WHERE id = 1"));
     assert_eq!(refusal.sqlstate, "WG001", "{what}: {refusal:?}");
-    assert!(refusal.message.ends_with("per transaction"), "{what}: {refusal:?}");
+    assert!(refusal.said().ends_with("per transaction"), "{what}: {refusal:?}");
     pass(client, "ROLLBACK");
 }
 

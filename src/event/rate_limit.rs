@@ -11,12 +11,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pgrx::pg_sys;
-use rules::words::beginning;
+use rules::error::Error;
+use rules::words::{beginning, counted};
 
 use super::memory::Locked;
 use super::record::Event;
 use super::{counters, queue};
-use crate::pg::ereport::log_line;
+use crate::pg::ereport::{Failure, log_line};
 use crate::pg::shmem::{Plain, Region};
 use crate::pg::{ffi, preload};
 use crate::session::settings;
@@ -155,6 +156,19 @@ pub fn record_and_wait(event: &Event) -> Result<Option<i64>, ffi::PgError> {
     }
 }
 
+/// Records a refusal that is no limit's, with what it says, as [`record_and_wait`] does, and gives what to raise.
+pub fn record_refusal(mut event: Event, error: Error) -> Failure {
+    event.approval = error.request();
+    event.reason = Some(match error.detail() {
+        Some(detail) => format!("{error}. {detail}"),
+        None => error.to_string(),
+    });
+    match record_and_wait(&event) {
+        Ok(id) => error.recorded(id).into(),
+        Err(interrupt) => interrupt.into(),
+    }
+}
+
 /// What becomes of an event.
 enum Verdict {
     Store,
@@ -282,8 +296,8 @@ fn summary(place: &Place) -> Option<Event> {
 
 /// Tells the log of a minute of which there is a number alone: whoever was about to keep its largest event did not come to it.
 fn tell_number(place: &Place) {
-    let (events, database) = (place.left_out, u32::from(place.database));
-    log_line(&format!("pg_writeguard: {events} events of one minute in database {database} are counted only"), None);
+    let (events, database) = (counted(place.left_out, "event"), u32::from(place.database));
+    log_line(&format!("pg_writeguard: {events} of one minute in database {database} counted only"), None);
 }
 
 /// Queues what is due: of the minutes that are over, or of all. `last`: nobody looks again for what found no room.

@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 use pgrx::spi::SpiClient;
 use rules::error::Error;
-use rules::words::{Override, quote_identifier};
+use rules::words::{Override, counted, quote_identifier};
 use serde::Deserialize;
 
 use crate::pg::function::{Arguments, Returns, sql_function, value};
@@ -75,7 +75,7 @@ impl Ask {
 
 /// `2 approvals by members of "dba"`.
 fn people(approvals: u32, approvers: Option<&str>) -> String {
-    let approvals = format!("{approvals} approval{}", if approvals == 1 { "" } else { "s" });
+    let approvals = counted(approvals.into(), "approval");
     match approvers {
         Some(role) => format!("{approvals} by members of {}", quoted(role)),
         None => approvals,
@@ -94,8 +94,7 @@ pub fn still_missing(asks: &[Ask]) -> Option<(String, String)> {
     // One person may be an approver for several policies.
     let at_least = if lacking.iter().any(|ask| ask.approvers != lacking[0].approvers) { "at least " } else { "" };
     let sentences: Vec<String> = lacking.iter().map(|ask| ask.sentence()).collect();
-    let s = if missing == 1 { "" } else { "s" };
-    Some((format!("{at_least}{missing} more approval{s}"), sentences.join(" ")))
+    Some((format!("{at_least}{}", counted(missing.into(), "more approval")), sentences.join(" ")))
 }
 
 /// Why a login that is no approver for any of the policies cannot approve.

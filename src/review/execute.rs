@@ -145,14 +145,8 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
 /// Records the refusal of an execution, and gives it.
 fn refuse<T>(error: Error, excerpt: Excerpt) -> Result<T, Failure> {
     let mut event = Event::new(Kind::TokenRefused);
-    event.approval = error.request();
     event.tell_statement(&excerpt);
-    event.reason = Some(match error.detail() {
-        Some(detail) => format!("{error}. {detail}"),
-        None => error.to_string(),
-    });
-    rate_limit::record_and_wait(&event)?;
-    Err(error.into())
+    Err(rate_limit::record_refusal(event, error))
 }
 
 /// What makes a run another one than the reviewed one.
@@ -169,7 +163,10 @@ impl Difference {
         let mut parts: Vec<String> = self
             .tables
             .iter()
-            .map(|(name, reviewed, now)| format!("{} in \"{name}\", and would now change {now}", count(*reviewed)))
+            .map(|(name, reviewed, now)| {
+                let reviewed = if *reviewed == 0 { "no row".to_owned() } else { count(*reviewed) };
+                format!("{reviewed} in \"{name}\", and would now change {now}")
+            })
             .collect();
         if let Some((max_rows, total)) = self.total {
             parts.push(format!("at most {} in all, and would now change {total}", count(max_rows)));

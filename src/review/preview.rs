@@ -3,7 +3,7 @@
 use pgrx::{IntoDatum, PgLogLevel, pg_sys};
 use rules::error::Error;
 use rules::policy::model::Policy;
-use rules::words::{Mode, count};
+use rules::words::{Mode, count, counted};
 use rustc_hash::FxHashMap;
 
 use super::{rehearse, run};
@@ -128,8 +128,7 @@ pub fn tell_what_is_missing(account: &Account) -> Result<(), Failure> {
         parts.push(words_of(left_out));
     }
     if account.cut > 0 {
-        let s = if account.cut == 1 { "" } else { "s" };
-        parts.push(format!("{} value{s} shown by size", account.cut));
+        parts.push(format!("{} shown by size", counted(account.cut, "value")));
     }
     if !parts.is_empty() {
         let most = settings::preview_max_bytes();

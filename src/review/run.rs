@@ -9,6 +9,7 @@ use std::ffi::CString;
 use pgrx::pg_sys;
 use rules::error::Error;
 use rules::lexer::{start_of, takes_long_to_scan};
+use rules::words::counted;
 
 use crate::pg::ereport::Failure;
 use crate::pg::function::MOST_BYTES;
@@ -84,7 +85,11 @@ pub fn all_given(wanted: usize, given: usize) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::invalid(
-        format!("the statement takes {wanted} parameters, but {given} are given"),
+        format!(
+            "the statement takes {}, but {given} {} given",
+            counted(wanted as u64, "parameter"),
+            if given == 1 { "is" } else { "are" }
+        ),
         "parameters => '{7, NULL}' (one for each $1, $2, …)",
     ))
 }

@@ -5,7 +5,7 @@ use pgrx::{IntoDatum, pg_sys};
 use rules::error::Error;
 use rules::stat::histogram::without_empty_end;
 use rules::stat::suggest::{FEWEST_STATEMENTS, chart, policy_name, suggest};
-use rules::words::{RelationName, count};
+use rules::words::{RelationName, count, counted};
 use serde_json::json;
 
 use super::memory::{self, Numbers};
@@ -112,7 +112,7 @@ fn suggest_policies(arguments: &Arguments) -> Returns {
                 &json!({
                     "name": policy_name(&relation, word, &role),
                     "tables": [relation], "roles": [role], "operations": [word], "max_rows": limit,
-                    "comment": format!("suggested after {statements} statements, the largest of {}", count(largest)),
+                    "comment": format!("suggested after {}, the largest of {}", counted(statements, "statement"), count(largest)),
                 })
                 .to_string(),
             )

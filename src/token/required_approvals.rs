@@ -3,7 +3,7 @@
 
 use rules::error::Error;
 use rules::policy::model::Policy;
-use rules::words::{RelationName, literal};
+use rules::words::{RelationName, counted, literal};
 
 use crate::pg::owner;
 
@@ -30,12 +30,12 @@ pub fn check(request: i64, policy: &Policy, relation: &RelationName, statement: 
         return Ok(());
     }
     let by = approvers.map_or_else(String::new, |role| format!(" by members of \"{role}\""));
-    let s = if asked == 1 { "" } else { "s" };
     Err(Error::TokenRefused {
         request: Some(request),
         reason: format!("policy \"{}\" asks for more approvals", policy.name),
         detail: Some(format!(
-            "It asks for {asked} approval{s}{by}, and request {request} has {given}; nothing was changed."
+            "It asks for {}{by}, and request {request} has {given}; nothing was changed.",
+            counted(asked.into(), "approval")
         )),
         hint: format!("SELECT writeguard.request({}, reason => 'why this is right');", literal(statement)),
         relation: Some(relation.clone()),

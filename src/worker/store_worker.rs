@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder};
 use pgrx::prelude::*;
 use rules::error::{LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
+use rules::words::counted;
 
 use super::pruner::Sender;
 use super::{batch, prune};
@@ -132,7 +133,8 @@ impl Workers {
             let events = serve::forget(database);
             log_line(
                 &format!(
-                    "pg_writeguard: {events} events of dropped database {} are in this log only",
+                    "pg_writeguard: {} of dropped database {} in this log only",
+                    counted(events as u64, "event"),
                     u32::from(database)
                 ),
                 None,

@@ -456,6 +456,16 @@ impl Refusal {
             },
         }
     }
+
+    /// The event that ends the message, where one does.
+    pub fn event(&self) -> Option<i64> {
+        self.message.strip_suffix(')')?.rsplit_once(" (event ")?.1.parse().ok()
+    }
+
+    /// The message without its event.
+    pub fn said(&self) -> &str {
+        self.event().map_or(&self.message, |event| self.message.trim_end_matches(&format!(" (event {event})")))
+    }
 }
 
 /// The error of a statement that has to fail.

@@ -5,7 +5,7 @@
 
 use thiserror::Error as ThisError;
 
-use crate::words::{Operation, RelationName, count, literal};
+use crate::words::{Deed, Operation, RelationName, count, literal};
 
 /// What is to be said where the library's shared memory is missing.
 pub const NO_SHARED_MEMORY: &str = "pg_writeguard has no shared memory";
@@ -25,8 +25,8 @@ pub enum WayOut {
     SetFlag,
     /// `override = 'token'` and no token is at hand.
     Request {
-        /// The refusal's event, where it is stored already.
-        event: Option<i64>,
+        /// Whether the refusal's event, once it is stored, says all that there is to request.
+        by_event: bool,
         statement: String,
         /// How many parameters the client bound to it; their values are nobody else's business.
         parameters: usize,
@@ -36,8 +36,8 @@ pub enum WayOut {
 }
 
 impl WayOut {
-    /// The next command to type for a write of `relation`.
-    fn hint(&self, operation: Operation, relation: &RelationName) -> String {
+    /// The next command to type for a write of `relation` that was refused with that event.
+    fn hint(&self, operation: Operation, relation: &RelationName, event: Option<i64>) -> String {
         match self {
             WayOut::Never => format!(
                 "No override lifts this policy; see SELECT * FROM writeguard.effective({}, \
@@ -53,7 +53,9 @@ impl WayOut {
                  that stay is for a superuser: SET writeguard.enabled = off;",
                 literal(&format!("TRUNCATE {}", relation.to_sql()))
             ),
-            WayOut::Request { event, statement, parameters } => request_call(*event, statement, *parameters),
+            WayOut::Request { by_event, statement, parameters } => {
+                request_call(event.filter(|_| *by_event), statement, *parameters)
+            }
         }
     }
 }
@@ -75,10 +77,13 @@ pub fn request_call(event: Option<i64>, statement: &str, parameters: usize) -> S
 /// An error of this library.
 #[derive(Debug, Clone, PartialEq, ThisError)]
 pub enum Error {
+    /// Any other of these that is an event, whose number ends the message: many clients show nothing else.
+    #[error("{error} (event {event})")]
+    Recorded { event: i64, error: Box<Error> },
     /// WG001, or WG005 for TRUNCATE and DDL: past a limit of a policy.
-    #[error("{operation} of table \"{relation}\" exceeds the limit of {} per {per}", count(*.limit))]
+    #[error("{deed} of table \"{relation}\" exceeds the limit of {} per {per}", count(*.limit))]
     Limit {
-        operation: Operation,
+        deed: Deed,
         relation: RelationName,
         policy: String,
         /// What the limit is counted over.
@@ -91,8 +96,8 @@ pub enum Error {
         way_out: WayOut,
     },
     /// WG003: more than one row outside a transaction block.
-    #[error("{operation} of more than one row of table \"{relation}\" outside a transaction block")]
-    NeedsBlock { operation: Operation, relation: RelationName, policy: String },
+    #[error("{deed} of more than one row of table \"{relation}\" outside a transaction block")]
+    NeedsBlock { deed: Deed, relation: RelationName, policy: String },
     /// WG004: another number of rows than the client said beforehand.
     #[error("{operation} changed {}, but {expected} {} expected", count(*.rows), if *.expected == 1 { "was" } else { "were" })]
     Expectation { operation: &'static str, relation: Option<RelationName>, expected: u64, rows: u64 },
@@ -172,7 +177,7 @@ pub enum Error {
 /// What a policy with mode warn let pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetPass {
-    pub operation: Operation,
+    pub deed: Deed,
     pub relation: RelationName,
     pub policy: String,
     pub over: Over,
@@ -192,7 +197,7 @@ pub enum Over {
 impl LetPass {
     /// The SQLSTATE of the error that it would have been.
     pub fn sqlstate(&self) -> &'static str {
-        match (&self.over, self.operation) {
+        match (&self.over, self.deed.operation) {
             (Over::Limit { .. }, Operation::Truncate | Operation::Drop) => "WG005",
             (Over::Limit { .. }, _) => "WG001",
             (Over::Block, _) => "WG003",
@@ -202,16 +207,16 @@ impl LetPass {
 
     /// The warning, with the number of rows where it is known.
     pub fn message(&self, rows: Option<u64>) -> String {
-        let Self { operation, relation, .. } = self;
+        let Self { deed, relation, .. } = self;
         let rows = rows.map_or_else(|| "rows that cannot be counted".to_owned(), count);
         match &self.over {
             Over::Limit { limit, per } => {
-                format!("{operation} of table \"{relation}\" exceeds the limit of {} per {per}: {rows}", count(*limit))
+                format!("{deed} of table \"{relation}\" exceeds the limit of {} per {per}: {rows}", count(*limit))
             }
             Over::Block => {
-                format!("{operation} of more than one row of table \"{relation}\" outside a transaction block: {rows}")
+                format!("{deed} of more than one row of table \"{relation}\" outside a transaction block: {rows}")
             }
-            Over::Where => format!("{operation} of table \"{relation}\" has nothing to narrow it: {rows}"),
+            Over::Where => format!("{deed} of table \"{relation}\" has nothing to narrow it: {rows}"),
         }
     }
 
@@ -236,10 +241,20 @@ impl Error {
         Error::Invalid { message: message.into(), detail: None, hint: hint.into() }
     }
 
+    /// The same as the event that it is, where that was stored in time and one by one.
+    #[must_use]
+    pub fn recorded(self, event: Option<i64>) -> Self {
+        match event {
+            Some(event) => Error::Recorded { event, error: Box::new(self) },
+            None => self,
+        }
+    }
+
     /// The five characters of the SQLSTATE.
     pub fn sqlstate(&self) -> &'static str {
         match self {
-            Error::Limit { operation: Operation::Truncate | Operation::Drop, .. } => "WG005",
+            Error::Recorded { error, .. } => error.sqlstate(),
+            Error::Limit { deed, .. } if matches!(deed.operation, Operation::Truncate | Operation::Drop) => "WG005",
             Error::Limit { .. } => "WG001",
             Error::NeedsBlock { .. } => "WG003",
             Error::Expectation { .. } => "WG004",
@@ -260,8 +275,9 @@ impl Error {
     /// The numbers, as a sentence.
     pub fn detail(&self) -> Option<String> {
         match self {
-            Error::Limit { policy, per, limit, note, estimate, operation, .. } => {
-                let estimate = match (operation, estimate) {
+            Error::Recorded { error, .. } => error.detail(),
+            Error::Limit { policy, per, limit, note, estimate, deed, .. } => {
+                let estimate = match (deed.operation, estimate) {
                     (Operation::Truncate | Operation::Drop, Some(rows)) => {
                         format!(" (the table has about {})", count(*rows))
                     }
@@ -324,11 +340,16 @@ impl Error {
 
     /// The next command to type.
     pub fn hint(&self) -> Option<String> {
+        self.hint_with(None)
+    }
+
+    fn hint_with(&self, event: Option<i64>) -> Option<String> {
         Some(match self {
+            Error::Recorded { event, error } => return error.hint_with(Some(*event)),
             Error::Stopped { .. } => return None,
-            Error::Limit { relation, operation, way_out, .. } => way_out.hint(*operation, relation),
+            Error::Limit { relation, deed, way_out, .. } => way_out.hint(deed.operation, relation, event),
             Error::Unnarrowed { relation, operation, way_out, .. } => {
-                format!("Add a WHERE that names the rows. {}", way_out.hint(*operation, relation))
+                format!("Add a WHERE that names the rows. {}", way_out.hint(*operation, relation, event))
             }
             Error::NeedsBlock { .. } => {
                 "BEGIN; (then the statement again, and COMMIT when its number of rows is right)".to_owned()
@@ -361,6 +382,7 @@ impl Error {
     /// Whether the statement may hold a secret that has no business in the server log.
     pub fn hides_statement(&self) -> bool {
         match self {
+            Error::Recorded { error, .. } => error.hides_statement(),
             Error::UnfitKey { .. } => true,
             Error::NotOwnStatement { function, .. } => function.ends_with("trust_key"),
             _ => false,
@@ -370,6 +392,7 @@ impl Error {
     /// The request that the error is about.
     pub fn request(&self) -> Option<i64> {
         match self {
+            Error::Recorded { error, .. } => error.request(),
             Error::TokenRefused { request, .. } => *request,
             Error::ExecutionRefused { request, .. } => Some(*request),
             _ => None,
@@ -379,6 +402,7 @@ impl Error {
     /// Schema and name of the table that the error is about.
     pub fn table(&self) -> Option<(&str, &str)> {
         match self {
+            Error::Recorded { error, .. } => error.table(),
             Error::Limit { relation, .. }
             | Error::NeedsBlock { relation, .. }
             | Error::NotWritten { relation, .. }
@@ -404,16 +428,23 @@ mod tests {
     #[test]
     fn a_limit_tells_numbers_and_the_next_command() {
         let error = Error::Limit {
-            operation: Operation::Update,
+            deed: Operation::Update.into(),
             relation: RelationName::new("public", "orders"),
             policy: "p".into(),
             per: "statement".into(),
             limit: 1,
             note: None,
             estimate: None,
-            way_out: WayOut::Request { event: Some(7), statement: String::new(), parameters: 0 },
+            way_out: WayOut::Request { by_event: true, statement: "UPDATE orders".into(), parameters: 0 },
         };
         assert_eq!(error.to_string(), "update of table \"public.orders\" exceeds the limit of 1 row per statement");
+        assert!(error.hint().unwrap().contains("request('UPDATE orders'"), "no event, and none is named");
+        assert_eq!(error.clone().recorded(None), error);
+        let error = error.recorded(Some(7));
+        assert_eq!(
+            error.to_string(),
+            "update of table \"public.orders\" exceeds the limit of 1 row per statement (event 7)"
+        );
         assert_eq!(error.sqlstate(), "WG001");
         assert_eq!(error.table(), Some(("public", "orders")));
         assert!(error.hint().unwrap().contains("event => 7"));
@@ -422,8 +453,8 @@ mod tests {
 
     #[test]
     fn a_warning_gives_both_numbers() {
-        let warning = |operation, over| LetPass {
-            operation,
+        let warning = |operation: Operation, over| LetPass {
+            deed: operation.into(),
             relation: RelationName::new("public", "t"),
             policy: "p".into(),
             over,
@@ -481,9 +512,9 @@ mod tests {
 
     #[test]
     fn a_request_needs_the_parameters_that_the_event_does_not_hold() {
-        let way_out = WayOut::Request { event: Some(7), statement: "DELETE FROM t WHERE a = $1".into(), parameters: 1 };
+        let way_out = WayOut::Request { by_event: true, statement: "DELETE FROM t WHERE a = $1".into(), parameters: 1 };
         let error = Error::Limit {
-            operation: Operation::Delete,
+            deed: Operation::Delete.into(),
             relation: RelationName::new("public", "t"),
             policy: "p".into(),
             per: "statement".into(),

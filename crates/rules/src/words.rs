@@ -47,6 +47,32 @@ impl fmt::Display for Operation {
     }
 }
 
+/// An operation as messages call it: DDL by what it does to a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deed {
+    pub operation: Operation,
+    called: &'static str,
+}
+
+impl Deed {
+    /// DDL that goes by this name.
+    pub const fn ddl(called: &'static str) -> Self {
+        Self { operation: Operation::Drop, called }
+    }
+}
+
+impl From<Operation> for Deed {
+    fn from(operation: Operation) -> Self {
+        Self { operation, called: operation.word() }
+    }
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.called)
+    }
+}
+
 /// What a limit is counted over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -73,12 +99,21 @@ impl fmt::Display for Scope {
     }
 }
 
+const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
+
+/// A time to wait in microseconds, in two units and never less than it is.
+pub fn wait(microseconds: u64) -> String {
+    let seconds = microseconds.div_ceil(1_000_000).max(1);
+    let largest = UNITS.iter().position(|(_, length)| *length <= seconds).unwrap_or(UNITS.len() - 1);
+    let (_, told) = UNITS[(largest + 1).min(UNITS.len() - 1)];
+    duration(seconds.div_ceil(told).saturating_mul(told).saturating_mul(1_000_000))
+}
+
 /// A time in microseconds, in the two units that say most of it; rounded up to seconds.
 pub fn duration(microseconds: u64) -> String {
     let seconds = microseconds.div_ceil(1_000_000).max(1);
-    let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
     let mut left = seconds;
-    let parts: Vec<String> = units
+    let parts: Vec<String> = UNITS
         .into_iter()
         .filter_map(|(unit, length)| {
             let count = left / length;
@@ -183,7 +218,12 @@ pub fn quote_identifier(text: &str) -> String {
 
 /// `1 row`, `2 rows`.
 pub fn count(rows: u64) -> String {
-    format!("{rows} row{}", if rows == 1 { "" } else { "s" })
+    counted(rows, "row")
+}
+
+/// So many of a thing, whose name takes an s where they are not one.
+pub fn counted(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `text` as an SQL string literal, dollar-quoted where that reads better.
@@ -248,6 +288,31 @@ mod tests {
         {
             assert_eq!(duration(microseconds), text);
         }
+    }
+
+    #[test]
+    fn a_wait_is_never_told_shorter_than_it_is() {
+        for (seconds, text) in [
+            (0, "1 s"),
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (3_599, "59 min 59 s"),
+            (3_601, "1 h 1 min"),
+            (7_199, "2 h"),
+            (86_399, "1 d"),
+            (90_061, "1 d 2 h"),
+        ] {
+            assert_eq!(wait(seconds * 1_000_000), text, "{seconds}");
+        }
+        assert_eq!(wait(1), "1 s");
+    }
+
+    #[test]
+    fn things_are_counted_in_words() {
+        assert_eq!(
+            (counted(0, "row"), counted(1, "row"), counted(2, "row")),
+            ("0 rows".into(), "1 row".into(), "2 rows".into())
+        );
     }
 
     #[test]

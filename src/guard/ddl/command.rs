@@ -7,7 +7,7 @@
 //! those policies that do not name them any more are charged with all their rows.
 
 use pgrx::pg_sys;
-use rules::words::Operation;
+use rules::words::{Deed, Operation};
 
 use super::leaving_coverage::{self, Leaving};
 use super::live_rows;
@@ -39,10 +39,10 @@ enum Note {
 enum Command {
     /// Nothing.
     Other,
-    /// It may take tables out of a policy's names.
-    Moves,
-    /// An ALTER TABLE that changes types of columns, and may do the former as well.
-    ChangesTypes,
+    /// It may take tables out of a policy's names, in this way.
+    Moves(Deed),
+    /// An ALTER TABLE that changes types or expressions of columns, and may do the former as well.
+    ChangesTypes { change: Deed, moves: Deed },
     /// DETACH PARTITION … CONCURRENTLY: decided before it begins, because it commits on its way.
     DetachesConcurrently,
 }
@@ -134,28 +134,44 @@ pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut PendingError) {
     (begun, core::ptr::null_mut())
 }
 
-/// Whether an alteration may give every row other values, by a new heap: a new type, or another expression of a generated
-/// column, which there is from PostgreSQL 17 on.
-fn rewrites(subtype: pg_sys::AlterTableType::Type) -> bool {
+/// What an alteration does that may give every row other values, by a new heap: a new type, or another expression of a
+/// generated column, which there is from PostgreSQL 17 on.
+fn rewrites(subtype: pg_sys::AlterTableType::Type) -> Option<Deed> {
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     if subtype == pg_sys::AlterTableType::AT_SetExpression {
-        return true;
+        return Some(Deed::ddl("set expression"));
     }
-    subtype == pg_sys::AlterTableType::AT_AlterColumnType
+    (subtype == pg_sys::AlterTableType::AT_AlterColumnType).then_some(Deed::ddl("alter column type"))
 }
+
+/// How an alteration may take the table out of a policy's names.
+fn unlinks(subtype: pg_sys::AlterTableType::Type) -> Option<Deed> {
+    match subtype {
+        pg_sys::AlterTableType::AT_DetachPartition => Some(DETACH),
+        pg_sys::AlterTableType::AT_DropInherit => Some(Deed::ddl("no inherit")),
+        _ => None,
+    }
+}
+
+const DETACH: Deed = Deed::ddl("detach");
 
 unsafe fn kind(node: *mut pg_sys::Node) -> Command {
     // SAFETY: the tag says what the node is.
     unsafe {
         match (*node).type_ {
-            pg_sys::NodeTag::T_RenameStmt | pg_sys::NodeTag::T_AlterObjectSchemaStmt => Command::Moves,
+            pg_sys::NodeTag::T_RenameStmt
+                if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_SCHEMA =>
+            {
+                Command::Moves(Deed::ddl("schema rename"))
+            }
+            pg_sys::NodeTag::T_RenameStmt => Command::Moves(Deed::ddl("rename")),
+            pg_sys::NodeTag::T_AlterObjectSchemaStmt => Command::Moves(Deed::ddl("set schema")),
             pg_sys::NodeTag::T_AlterTableStmt => {
-                let mut kind = Command::Moves;
+                let (mut change, mut moves) = (None, None);
                 for index in 0..alterations(node.cast()) {
                     let alteration = alteration(node.cast(), index);
-                    if rewrites((*alteration).subtype) {
-                        kind = Command::ChangesTypes;
-                    }
+                    change = change.or(rewrites((*alteration).subtype));
+                    moves = moves.or(unlinks((*alteration).subtype));
                     // Cannot be combined with anything else.
                     if (*alteration).subtype == pg_sys::AlterTableType::AT_DetachPartition
                         && (*(*alteration).def.cast::<pg_sys::PartitionCmd>()).concurrent
@@ -163,7 +179,8 @@ unsafe fn kind(node: *mut pg_sys::Node) -> Command {
                         return Command::DetachesConcurrently;
                     }
                 }
-                kind
+                let moves = moves.unwrap_or(Deed::ddl("alter"));
+                change.map_or(Command::Moves(moves), |change| Command::ChangesTypes { change, moves })
             }
             _ => Command::Other,
         }
@@ -231,7 +248,13 @@ pub unsafe fn accessed(
                     & pg_sys::PERFORM_DELETION_INTERNAL as i32
                     != 0;
                 // The heap that a rewrite leaves behind is nobody's table.
-                bindings::deciding(|| if internal && rewritten(object).is_some() { Ok(()) } else { vanish(object, "") })
+                bindings::deciding(|| {
+                    if internal && rewritten(object).is_some() {
+                        Ok(())
+                    } else {
+                        vanish(object, Operation::Drop.into(), "")
+                    }
+                })
             }
             pg_sys::ObjectAccessType::OAT_DROP if class == pg_sys::RelationRelationId => {
                 bindings::deciding(|| column_vanishes(object))
@@ -239,12 +262,12 @@ pub unsafe fn accessed(
             pg_sys::ObjectAccessType::OAT_POST_CREATE
                 if class == pg_sys::RelationRelationId
                     && (*argument.cast::<pg_sys::ObjectAccessPostCreate>()).is_internal
-                    && command() == Command::ChangesTypes =>
+                    && let Command::ChangesTypes { change, .. } = command() =>
             {
-                bindings::deciding(|| rewrite(object))
+                bindings::deciding(|| rewrite(object, change))
             }
             pg_sys::ObjectAccessType::OAT_POST_ALTER if class == INHERITS => {
-                let leaves = matches!(command(), Command::Moves | Command::ChangesTypes);
+                let leaves = matches!(command(), Command::Moves(_) | Command::ChangesTypes { .. });
                 bindings::deciding(|| {
                     // A table without columns changes nothing else of its own when it gets a parent.
                     pg_sys::CacheInvalidateRelcacheByRelid(object);
@@ -253,7 +276,7 @@ pub unsafe fn accessed(
             }
             pg_sys::ObjectAccessType::OAT_POST_ALTER
                 if !(*argument.cast::<pg_sys::ObjectAccessPostAlter>()).is_internal
-                    && matches!(command(), Command::Moves | Command::ChangesTypes) =>
+                    && matches!(command(), Command::Moves(_) | Command::ChangesTypes { .. }) =>
             {
                 match class {
                     pg_sys::RelationRelationId if sub_id == 0 => bindings::deciding(|| may_leave(&[object])),
@@ -297,7 +320,7 @@ unsafe fn truncate(relation: pg_sys::Oid) -> Result<(), Failure> {
 }
 
 /// The rows of a table are about to vanish or to be rewritten; the command has locked it.
-unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
+unsafe fn vanish(relation: pg_sys::Oid, deed: Deed, why: &str) -> Result<(), Failure> {
     if why.is_empty()
         && let Some(gone) = own_tables::dropped(relation)?
     {
@@ -320,7 +343,8 @@ unsafe fn vanish(relation: pg_sys::Oid, why: &str) -> Result<(), Failure> {
         return Ok(());
     }
     // SAFETY: locked by the command.
-    unsafe { live_rows::charge(&binding, Operation::Drop, relation) }.map_err(|failure| failure.explained(why))
+    decide::called(deed, || unsafe { live_rows::charge(&binding, Operation::Drop, relation) })
+        .map_err(|failure| failure.explained(why))
 }
 
 /// A session ends, and a column goes with a temporary type of its own.
@@ -337,10 +361,11 @@ fn vanish_with_session(relation: pg_sys::Oid) -> Result<(), Failure> {
 
 /// A command that changes types or expressions of columns made a new heap; if it is to take a table's place, that table's rows are
 /// about to be rewritten into it.
-unsafe fn rewrite(heap: pg_sys::Oid) -> Result<(), Failure> {
+unsafe fn rewrite(heap: pg_sys::Oid, change: Deed) -> Result<(), Failure> {
     // SAFETY: the caller's promise.
     unsafe {
-        rewritten(heap).map_or(Ok(()), |old| vanish(old, "The new type or expression of a column rewrites every row."))
+        let why = "The new type or expression of a column rewrites every row.";
+        rewritten(heap).map_or(Ok(()), |old| vanish(old, change, why))
     }
 }
 
@@ -361,11 +386,12 @@ unsafe fn rewritten(heap: pg_sys::Oid) -> Option<pg_sys::Oid> {
 /// A column of a relation is about to vanish, and with it a part of every value of the relation's row type.
 unsafe fn column_vanishes(relation: pg_sys::Oid) -> Result<(), Failure> {
     let why = "Without a column every row is another.";
+    let deed = Deed::ddl("drop column");
     // SAFETY: locked by the command; the others are locked here.
     unsafe {
-        vanish(relation, why)?;
+        vanish(relation, deed, why)?;
         for table in tables_with_values_of(relation) {
-            live_rows::with_lock(table, || vanish(table, why))?;
+            live_rows::with_lock(table, || vanish(table, deed, why))?;
         }
     }
     Ok(())
@@ -384,6 +410,7 @@ fn decide_leaving(begun: usize) -> Result<(), Failure> {
         notes.split_off(begun)
     };
     let (mut counted, mut leaving, mut gone, mut altered) = (Vec::new(), Vec::new(), Vec::new(), None);
+    let mut deed = Operation::Drop.into();
     for (_, note) in own {
         match note {
             // What vanished, or was rewritten, was charged with all its rows already.
@@ -391,12 +418,13 @@ fn decide_leaving(begun: usize) -> Result<(), Failure> {
             Note::MayLeave(candidate) => leaving.push(candidate),
             Note::Own(own) => gone.push(own),
             Note::Altered(own) => altered = Some(own),
+            Note::Command(Command::Moves(moves) | Command::ChangesTypes { moves, .. }) => deed = moves,
             Note::Command(_) => {}
         }
     }
     own_tables::record(&gone)?;
     altered.map_or(Ok(()), own_tables::record_altered)?;
-    leaving_coverage::decide(leaving, counted)
+    decide::called(deed, || leaving_coverage::decide(leaving, counted))
 }
 
 /// Before a partition is detached concurrently.
@@ -404,6 +432,6 @@ unsafe fn before_detach(command: *mut pg_sys::AlterTableStmt) -> Result<(), Fail
     // SAFETY: the caller's promise: the command's own nodes.
     unsafe {
         let partition = (*(*alteration(command, 0)).def.cast::<pg_sys::PartitionCmd>()).name;
-        leaving_coverage::before_detach((*command).relation, partition)
+        decide::called(DETACH, || leaving_coverage::before_detach((*command).relation, partition))
     }
 }

@@ -170,7 +170,7 @@ impl More {
             let meter = rate::meter(bucket);
             if !taken {
                 let before = ledger.in_statement(meter, place.statement);
-                return Ok(Some(Past::Rate(rate::wait_for_one_more(bucket, before))));
+                return Ok(Some(Past::Rate(rate::room(bucket, before, rows))));
             }
             ledger.charge(meter, rows, place, suspended);
         }

@@ -5,7 +5,7 @@
 
 use core::convert::Infallible;
 
-use rules::limits::gcra::{Rate, Share};
+use rules::limits::gcra::{Rate, Room, Share};
 use rules::limits::ledger::{Ledger, MeterId};
 use rules::words::Serial;
 
@@ -128,16 +128,15 @@ pub fn left(id: BucketId) -> u64 {
     })
 }
 
-/// Nanoseconds until a statement that has taken `taken` rows can have all of them and one more, when it gives these back
-/// first; none when it never can.
-pub fn wait_for_one_more(id: BucketId, taken: u64) -> Option<u64> {
+/// When there is room again for a statement that has taken `taken` rows and was refused `more`: its own go back.
+pub fn room(id: BucketId, taken: u64, more: u64) -> Option<Room> {
     let mut buckets = buckets();
     let bucket = buckets.get_mut(id)?;
     let rate = bucket.rate;
     let held = bucket.held.as_ref()?;
     let found = held.pinned.found();
     let (back, _) = rate.put_back(held.share, found, taken);
-    rate.wait_for(back, found.now, taken + 1)
+    Some(rate.room(back, found.now, taken.saturating_add(more)))
 }
 
 /// Puts rows back that the running transaction took.

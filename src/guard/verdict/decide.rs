@@ -5,12 +5,13 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rules::error::{Error, LetPass, Over, WayOut, request_call};
 use rules::lexer::depends_on_backslashes;
+use rules::limits::gcra::Room;
 use rules::limits::ledger::{MeterId, Past};
 use rules::policy::model::Policy;
 use rules::token::claims::SIGN_AGAIN;
-use rules::token::grant::{Grant, Source};
+use rules::token::grant::{Excess, Grant, Source};
 use rules::token::statement::StatementHash;
-use rules::words::{Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
+use rules::words::{Deed, Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
 
 use super::overrides;
 use crate::event::at_commit::record_at_commit;
@@ -18,7 +19,7 @@ use crate::event::rate_limit::{self, Class};
 use crate::event::record::{Event, Kind};
 use crate::event::statement::{hinted, is_kept_whole, tells_all};
 use crate::guard::limits::observe::{Counted, Noted};
-use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::ereport::Failure;
 use crate::pg::function::MOST_BYTES;
 use crate::pg::stray::put_bytes;
@@ -45,6 +46,27 @@ struct State {
     disabled: Serial,
     /// What the current statement was refused already, inside exception blocks: the meter, and the event's id.
     refused: Vec<(Serial, MeterId, Option<i64>)>,
+}
+
+/// What the DDL that is being decided about does to a table.
+static DDL: BackendCell<Deed> = BackendCell::new(PLAIN_DROP);
+const PLAIN_DROP: Deed = Deed::ddl("drop");
+
+/// Decides, in `body`, about DDL that messages are to call so.
+pub fn called<T>(deed: Deed, body: impl FnOnce() -> T) -> T {
+    struct Ends(Deed);
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            DDL.set(self.0);
+        }
+    }
+    let _ends = Ends(DDL.get());
+    DDL.set(deed);
+    body()
+}
+
+fn deed(operation: Operation) -> Deed {
+    if operation == Operation::Drop { DDL.get() } else { operation.into() }
 }
 
 static STATE: BackendLocal<State> = BackendLocal::new(State { disabled: 0, refused: Vec::new() });
@@ -197,14 +219,7 @@ fn explain(attempt: &Attempt<'_>) -> (String, Option<String>) {
     match attempt.past {
         Past::Statement | Past::Block | Past::Unnarrowed => ("statement".into(), None),
         Past::Transaction => ("transaction".into(), None),
-        Past::Rate(wait) => {
-            let interval = policy.rate.map_or(0, |rate| rate.interval);
-            let note = match wait {
-                Some(wait) => format!("There is room for as many rows again in {}.", duration(wait / 1_000)),
-                None => "There is never room for as many rows at once.".into(),
-            };
-            (duration(interval), Some(note))
-        }
+        Past::Rate(room) => (duration(policy.rate.map_or(0, |rate| rate.interval)), room.map(Room::told)),
         Past::Fraction(_, held) => {
             let part = policy.max_fraction.unwrap_or_default();
             let note =
@@ -227,8 +242,12 @@ pub fn to_note(attempt: &Attempt<'_>, counted: Counted, reason: Option<String>) 
         (_, Some(limit)) => Over::Limit { limit, per },
         (_, None) => Over::Where,
     };
-    let warning =
-        LetPass { operation: attempt.operation, relation: attempt.relation.clone(), policy: policy.name.clone(), over };
+    let warning = LetPass {
+        deed: deed(attempt.operation),
+        relation: attempt.relation.clone(),
+        policy: policy.name.clone(),
+        over,
+    };
     let Attempt { meter, place, .. } = *attempt;
     Noted { statement: place.statement, meter, mode: policy.mode, counted, highest: 0, event, warning }
 }
@@ -280,11 +299,8 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
     event.rows = limit.map(|limit| limit.saturating_add(1));
     let id = record_once(&event, attempt)?;
     if attempt.past == Past::Block {
-        return Err(Failure::Ours(Error::NeedsBlock {
-            operation: attempt.operation,
-            relation: attempt.relation.clone(),
-            policy: policy.name.clone(),
-        }));
+        let (deed, relation, policy) = (deed(attempt.operation), attempt.relation.clone(), policy.name.clone());
+        return Err(Error::NeedsBlock { deed, relation, policy }.recorded(id).into());
     }
     let way_out = match policy.override_ {
         Override::Never => WayOut::Never,
@@ -294,7 +310,7 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
             let excerpt = statement::excerpt();
             WayOut::Request {
                 // The event is no request of its own where it lacks a part of the statement.
-                event: id.filter(|_| tells_all() && is_kept_whole(&excerpt) && excerpt.is_shown_exactly()),
+                by_event: tells_all() && is_kept_whole(&excerpt) && excerpt.is_shown_exactly(),
                 statement: hinted(&excerpt),
                 parameters: statement::parameter_count(),
             }
@@ -303,22 +319,17 @@ fn refuse(attempt: &Attempt<'_>) -> Result<(), Failure> {
     let (operation, relation, estimate) = (attempt.operation, attempt.relation.clone(), attempt.estimate);
     let (per, note) = explain(attempt);
     let policy = policy.name.clone();
-    Err(Failure::Ours(match limit {
-        Some(limit) => Error::Limit { operation, relation, policy, per, limit, note, estimate, way_out },
+    let error = match limit {
+        Some(limit) => Error::Limit { deed: deed(operation), relation, policy, per, limit, note, estimate, way_out },
         None => Error::Unnarrowed { operation, relation, policy, estimate, way_out },
-    }))
+    };
+    Err(error.recorded(id).into())
 }
 
 fn refuse_token<T>(attempt: &Attempt<'_>, error: Error) -> Result<T, Failure> {
     let mut event = Event::new(Kind::TokenRefused);
     describe(&mut event, attempt);
-    event.approval = error.request();
-    event.reason = Some(match error.detail() {
-        Some(detail) => format!("{error}. {detail}"),
-        None => error.to_string(),
-    });
-    rate_limit::record_and_wait(&event)?;
-    Err(Failure::Ours(error))
+    Err(rate_limit::record_refusal(event, error))
 }
 
 /// Records a refusal, unless this statement was refused by the same policy before: one event per statement and policy.
@@ -339,18 +350,29 @@ fn record_once(event: &Event, attempt: &Attempt<'_>) -> Result<Option<i64>, ffi:
 /// WG006 when a table, or all together where the approver said so, got more rows than reviewed.
 pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), Failure> {
     let statement = attempt.place.statement;
-    let Some((source, name, allowed)) = overrides::exceeded(statement, rows) else { return Ok(()) };
-    let number = allowed.saturating_add(1);
-    let allowed = count(allowed);
+    let Some((source, excess)) = overrides::exceeded(statement, rows) else { return Ok(()) };
     let relation = Some(attempt.relation.clone());
     let error = match &source {
         Source::Request(request) => {
             let request = *request;
-            let reason = "the write changes more rows than were reviewed".to_owned();
-            let detail = Some(format!(
-                "Request {request} was approved for {allowed} in \"{name}\", and this is number {number}; nothing was \
-                 changed."
-            ));
+            let (reason, detail) = match excess {
+                Excess::Table(name) => (
+                    "the write changes a table that was not reviewed",
+                    format!(
+                        "No row of \"{name}\" was among those that request {request} was approved for; nothing was changed."
+                    ),
+                ),
+                Excess::Rows { tables, allowed } => (
+                    "the write changes more rows than were reviewed",
+                    format!(
+                        "Request {request} was approved for {} in \"{tables}\", and this is number {}; nothing was \
+                         changed.",
+                        count(allowed),
+                        allowed.saturating_add(1)
+                    ),
+                ),
+            };
+            let (reason, detail) = (reason.to_owned(), Some(detail));
             let hint = request_again();
             if overrides::executed_by(statement).is_some() {
                 Error::ExecutionRefused { request, reason, detail, hint, relation }
@@ -358,16 +380,25 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
                 Error::TokenRefused { request: Some(request), reason, detail, hint, relation }
             }
         }
-        Source::Outside { .. } => Error::TokenRefused {
-            request: None,
-            reason: "the write changes more rows than it was signed for".into(),
-            detail: Some(format!(
-                "It is {}, for {allowed} in \"{name}\", and this is number {number}; nothing was changed.",
-                source.reason().unwrap_or_default()
-            )),
-            hint: SIGN_AGAIN.to_owned(),
-            relation,
-        },
+        Source::Outside { .. } => {
+            let token = source.reason().unwrap_or_default();
+            let (reason, detail) = match excess {
+                Excess::Table(name) => (
+                    "the write changes a table that it was not signed for",
+                    format!("It is {token}, and does not name \"{name}\"; nothing was changed."),
+                ),
+                Excess::Rows { tables, allowed } => (
+                    "the write changes more rows than it was signed for",
+                    format!(
+                        "It is {token}, for {} in \"{tables}\", and this is number {}; nothing was changed.",
+                        count(allowed),
+                        allowed.saturating_add(1)
+                    ),
+                ),
+            };
+            let (reason, detail) = (reason.to_owned(), Some(detail));
+            Error::TokenRefused { request: None, reason, detail, hint: SIGN_AGAIN.to_owned(), relation }
+        }
     };
     refuse_token(attempt, error)
 }

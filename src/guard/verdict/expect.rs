@@ -303,17 +303,18 @@ fn decide(
         event.row_limit = Some(expected);
         event.rows = Some(rows);
         event.tell_statement(&statement::excerpt());
-        match catalog::installed() {
-            Ok(true) => {
-                rate_limit::record_and_wait(&event)?;
-            }
+        let id = match catalog::installed() {
+            Ok(true) => rate_limit::record_and_wait(&event)?,
             // There is no table to store it in.
-            Ok(false) => event.log(),
+            Ok(false) => {
+                event.log();
+                None
+            }
             Err(error) => {
                 event.log();
                 return Err(error.into());
             }
-        }
-        Err(Error::Expectation { operation, relation, expected, rows }.into())
+        };
+        Err(Error::Expectation { operation, relation, expected, rows }.recorded(id).into())
     })
 }

@@ -6,7 +6,7 @@
 
 use rules::error::Error;
 use rules::limits::ledger::{Ledger, MeterId};
-use rules::token::grant::{Grant, Source};
+use rules::token::grant::{Excess, Grant, Source};
 use rules::words::Serial;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
@@ -192,13 +192,12 @@ pub fn within_grant(ledger: &Ledger, statement: Serial, table: MeterId, name: &s
     }
 }
 
-/// Where a statement went past what was reviewed: who gave the token, the table or tables, and the rows that were reviewed.
-/// `rows` are those charged so far by qualified table name.
-pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(Source, String, u64)> {
+/// Where a statement went past what was reviewed, and who gave the token. `rows` are those charged so far by qualified
+/// table name.
+pub fn exceeded(statement: Serial, rows: &[(String, u64)]) -> Option<(Source, Excess)> {
     let state = state();
     let granted = state.granted.iter().find(|granted| granted.statement == statement)?;
-    let (name, allowed) = granted.grant.exceeded(rows)?;
-    Some((granted.grant.source.clone(), name, allowed))
+    Some((granted.grant.source.clone(), granted.grant.exceeded(rows)?))
 }
 
 /// A subtransaction of this level was rolled back.

@@ -9,12 +9,44 @@
 //! last time that anybody took is the latest that it can have been. Where others put something back in between, that was as
 //! if it had never been taken, and the share is only what it is for sure: what was taken less all the time since.
 
+use crate::words::wait as wait_in_words;
+
 /// How many rows per interval, and what one row costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     rows: u64,
     /// Nanoseconds in which one row is refilled; rounded up, so that never more than the rate comes back.
     cost: u64,
+}
+
+/// When there is room again in a bucket that had too little for a statement and has back what it took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// The row at which the statement was stopped; how many more it would have taken nobody knows.
+    pub reached: u64,
+    /// Nanoseconds until one row can be taken; none: never.
+    pub for_one: Option<u64>,
+    /// The same for as many as it had reached.
+    pub for_reached: Option<u64>,
+}
+
+impl Room {
+    /// In a sentence.
+    pub fn told(self) -> String {
+        let after =
+            |wait: u64| if wait == 0 { "now".to_owned() } else { format!("in {}", wait_in_words(wait / 1_000)) };
+        let Some(one) = self.for_one.map(after) else { return "There is never room for a row.".into() };
+        let reached = self.reached;
+        match self.for_reached.map(after) {
+            _ if reached <= 1 => format!("There is room for 1 row {one}."),
+            Some(all) => format!(
+                "There is room for 1 row {one}, and for the {reached} at which the statement was stopped {all}."
+            ),
+            None => format!(
+                "There is room for 1 row {one}, and never for the {reached} at which the statement was stopped."
+            ),
+        }
+    }
 }
 
 /// A bucket as it is found.
@@ -132,6 +164,12 @@ impl Rate {
     pub fn wait_for(self, full_at: u64, now: u64, rows: u64) -> Option<u64> {
         self.take(full_at, now, rows).err().unwrap_or(Some(0))
     }
+
+    /// When a bucket that is full at `full_at` has room for a statement that was stopped at row `reached`.
+    pub fn room(self, full_at: u64, now: u64, reached: u64) -> Room {
+        let wait = |rows| self.wait_for(full_at, now, rows);
+        Room { reached, for_one: wait(1), for_reached: wait(reached) }
+    }
 }
 
 #[cfg(test)]
@@ -141,6 +179,23 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn room_is_told_for_one_row_and_for_what_was_reached() {
+        // One row in 18 seconds.
+        let rate = Rate::new(200, 3_600 * SECOND);
+        let all_taken = rate.take(0, 0, 200).unwrap();
+        assert_eq!(rate.room(all_taken, 0, 1).told(), "There is room for 1 row in 18 s.");
+        assert_eq!(
+            rate.room(all_taken, 0, 50).told(),
+            "There is room for 1 row in 18 s, and for the 50 at which the statement was stopped in 15 min."
+        );
+        assert_eq!(
+            rate.room(0, 0, 201).told(),
+            "There is room for 1 row now, and never for the 201 at which the statement was stopped."
+        );
+        assert_eq!(Rate::new(0, SECOND).room(0, 0, 1).told(), "There is never room for a row.");
+    }
 
     #[test]
     fn a_full_bucket_holds_the_rows_of_an_interval_and_not_one_more() {

@@ -7,6 +7,7 @@
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use super::gcra::Room;
 use crate::words::{Place, Serial};
 
 /// Place of a meter in the ledger.
@@ -41,8 +42,8 @@ struct Meter {
 pub enum Past {
     Statement,
     Transaction,
-    /// The rate; nanoseconds until there is room for all rows of the statement so far, none when there never is.
-    Rate(Option<u64>),
+    /// The rate, and when it has room again; none where nobody waits for it.
+    Rate(Option<Room>),
     /// A fraction of a table: so many rows, of so many that it holds about.
     Fraction(u64, u64),
     /// More than one row outside a transaction block.

@@ -39,26 +39,34 @@ pub struct Grant {
     pub max_rows: Option<u64>,
 }
 
+/// Where a statement goes past what a token opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Excess {
+    /// A table that was not reviewed.
+    Table(String),
+    /// More than so many rows of a table, or of these tables together.
+    Rows { tables: String, allowed: u64 },
+}
+
 impl Grant {
     /// The rows that were reviewed of a table; none where it was not.
     pub fn reviewed(&self, table: &str) -> Option<u64> {
         self.rows.as_ref().map_or(Some(u64::MAX), |rows| rows.get(table).copied())
     }
 
-    /// The first table with more rows than reviewed, and how many were; with the approver's own maximum, all tables
-    /// together.
-    pub fn exceeded(&self, rows: &[(String, u64)]) -> Option<(String, u64)> {
+    /// The first table with more rows than reviewed; with the approver's own maximum, all tables together.
+    pub fn exceeded(&self, rows: &[(String, u64)]) -> Option<Excess> {
         if let Some((name, _)) = rows.iter().find(|(name, rows)| *rows > 0 && self.reviewed(name).is_none()) {
-            return Some((name.clone(), 0));
+            return Some(Excess::Table(name.clone()));
         }
         if let Some(max_rows) = self.max_rows {
             let total: u64 = rows.iter().map(|(_, rows)| rows).sum();
             let all = || rows.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-            return (total > max_rows).then(|| (all(), max_rows));
+            return (total > max_rows).then(|| Excess::Rows { tables: all(), allowed: max_rows });
         }
         rows.iter().find_map(|(name, rows)| {
             let reviewed = self.reviewed(name).unwrap_or(0);
-            (*rows > reviewed).then(|| (name.clone(), reviewed))
+            (*rows > reviewed).then(|| Excess::Rows { tables: name.clone(), allowed: reviewed })
         })
     }
 }
@@ -76,12 +84,16 @@ mod tests {
         Grant { source: Source::Request(1), rows: tables, max_rows }
     }
 
+    fn more(tables: &str, allowed: u64) -> Excess {
+        Excess::Rows { tables: tables.into(), allowed }
+    }
+
     #[test]
     fn each_table_is_bounded_by_what_was_reviewed() {
         let grant = grant(Some(&[("a", 2), ("b", 3)]), None);
         assert_eq!(grant.exceeded(&rows(&[("a", 2), ("b", 3)])), None);
-        assert_eq!(grant.exceeded(&rows(&[("a", 2), ("b", 4)])), Some(("b".into(), 3)));
-        assert_eq!(grant.exceeded(&rows(&[("c", 1)])), Some(("c".into(), 0)));
+        assert_eq!(grant.exceeded(&rows(&[("a", 2), ("b", 4)])), Some(more("b", 3)));
+        assert_eq!(grant.exceeded(&rows(&[("c", 1)])), Some(Excess::Table("c".into())));
         assert_eq!(grant.exceeded(&rows(&[("c", 0)])), None);
     }
 
@@ -89,10 +101,10 @@ mod tests {
     fn a_maximum_is_of_all_tables_together() {
         let named = grant(Some(&[("a", 2), ("b", 2)]), Some(10));
         assert_eq!(named.exceeded(&rows(&[("a", 5), ("b", 5)])), None);
-        assert_eq!(named.exceeded(&rows(&[("a", 5), ("b", 6)])), Some(("a, b".into(), 10)));
-        assert_eq!(named.exceeded(&rows(&[("a", 5), ("c", 1)])), Some(("c".into(), 0)));
+        assert_eq!(named.exceeded(&rows(&[("a", 5), ("b", 6)])), Some(more("a, b", 10)));
+        assert_eq!(named.exceeded(&rows(&[("a", 5), ("c", 1)])), Some(Excess::Table("c".into())));
         let any = grant(None, Some(10));
         assert_eq!(any.exceeded(&rows(&[("a", 5), ("c", 5)])), None);
-        assert_eq!(any.exceeded(&rows(&[("a", 5), ("c", 6)])), Some(("a, c".into(), 10)));
+        assert_eq!(any.exceeded(&rows(&[("a", 5), ("c", 6)])), Some(more("a, c", 10)));
     }
 }
