@@ -53,11 +53,12 @@ COMMENT ON COLUMN writeguard.change.undone_by IS 'the login that took it back la
 COMMENT ON COLUMN writeguard.change.undoes IS 'the change that this one, an undo, took back';
 COMMENT ON COLUMN writeguard.change.bytes IS 'of the kept rows, as text';
 
-CREATE OR REPLACE FUNCTION writeguard.undo(change bigint, on_conflict text DEFAULT 'error', dry_run boolean DEFAULT false)
+CREATE OR REPLACE FUNCTION writeguard.undo(change bigint, on_conflict text DEFAULT 'error', dry_run boolean DEFAULT false,
+    triggers text DEFAULT 'off')
     RETURNS TABLE (relation text, restored bigint, conflicts bigint)
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'writeguard_undo';
-COMMENT ON FUNCTION writeguard.undo IS 'puts back the rows and columns that a change took, unless they were changed again since: WG009, or they stay as they are (skip)';
+COMMENT ON FUNCTION writeguard.undo IS 'puts back the rows and columns that a change took, unless they were changed again since: WG009, or they stay as they are (skip); user triggers do not fire (off) or do (fire)';
 
 CREATE OR REPLACE FUNCTION writeguard.undo_conflicts(change bigint)
     RETURNS TABLE (relation text, key jsonb, was jsonb, wrote jsonb, is_now jsonb)

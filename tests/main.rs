@@ -86,5 +86,6 @@ mod storms;
 mod timescale;
 mod undo;
 mod undo_attacks;
+mod undo_triggers;
 mod upgrades;
 mod walk;

@@ -224,6 +224,10 @@ fn upgrade_takes_over_nothing_that_is_somebody_elses() {
             "function" if object.contains("._shown") || object.contains(".alter_policy") => {
                 "RETURNS text LANGUAGE sql AS 'SELECT NULL::text'"
             }
+            "function" if object.contains(".undo(") => {
+                "RETURNS TABLE (relation text, restored bigint, conflicts bigint) LANGUAGE sql
+                  AS 'SELECT NULL::text, 0::bigint, 0::bigint'"
+            }
             "function" => "RETURNS integer LANGUAGE sql AS 'SELECT 1'",
             "view" => "AS SELECT 1 AS one",
             _ => "(one integer)",

@@ -25,6 +25,8 @@ ALTER FUNCTION writeguard.stat_counters() RENAME TO _stat_counters;
 ALTER FUNCTION writeguard.stat_numbers() RENAME TO _stat_numbers;
 ALTER FUNCTION writeguard.setup_facts() RENAME TO _setup_facts;
 
+ALTER FUNCTION writeguard.undo(bigint, text, boolean) RENAME TO undo_0_2_0;
+
 -- include *.sql
 
 CREATE TRIGGER policy_written
@@ -44,7 +46,18 @@ ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER restore_ends;
 CREATE FUNCTION writeguard.revoke_default_privileges(names text[]) RETURNS void
     LANGUAGE c STRICT
     AS 'MODULE_PATHNAME', 'writeguard_revoke_default_privileges';
-SELECT writeguard.revoke_default_privileges('{_policy_written,_event_restored,_shown,_shown_json,alter_policy}');
+SELECT writeguard.revoke_default_privileges('{_policy_written,_event_restored,_shown,_shown_json,alter_policy,undo}');
 DROP FUNCTION writeguard.revoke_default_privileges(text[]);
-REVOKE ALL ON FUNCTION writeguard._policy_written(), writeguard._event_restored(), writeguard.alter_policy(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION writeguard._policy_written(), writeguard._event_restored(), writeguard.alter_policy(text, jsonb),
+    writeguard.undo(bigint, text, boolean, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION writeguard._shown(text), writeguard._shown_json(text) TO PUBLIC;
+
+CREATE FUNCTION writeguard.carry_grants(before text, after text) RETURNS void
+    LANGUAGE c STRICT
+    AS 'MODULE_PATHNAME', 'writeguard_carry_grants';
+SELECT writeguard.carry_grants(
+    'writeguard.undo_0_2_0(bigint, text, boolean)', 'writeguard.undo(bigint, text, boolean, text)');
+DROP FUNCTION writeguard.carry_grants(text, text);
+-- Only if it is ours: this raises for what is no member.
+ALTER EXTENSION pg_writeguard DROP FUNCTION writeguard.undo_0_2_0(bigint, text, boolean);
+DROP FUNCTION writeguard.undo_0_2_0;

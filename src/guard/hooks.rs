@@ -25,6 +25,7 @@ use crate::session::actor::{self, Actor};
 use crate::session::portal::{self, Frame};
 use crate::session::{expectation, meaning, own_statement, settings, statement, transaction_block};
 use crate::stat;
+use crate::undo::user_triggers;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
 #[cfg(not(feature = "pg18"))]
@@ -151,6 +152,9 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
         }
         (next().start)(query_desc, eflags);
         let writes = may_change_rows((*query_desc).operation, (*query_desc).plannedstmt);
+        if writes && user_triggers::are_left_out() {
+            user_triggers::disable(query_desc);
+        }
         if writes && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 && !stays_out() {
             ffi::AcceptInvalidationMessages();
             let actor = Actor::current();

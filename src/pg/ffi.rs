@@ -51,6 +51,8 @@ unsafe extern "C" {
 // Each of these may raise: it is called from a plain old frame, or inside `protect`. The lint `ffi_unwind_calls` finds each
 // call, and an `expect` says which of the two it is.
 unsafe extern "C-unwind" {
+    /// Raises for a function that is gone.
+    pub fn get_func_rettype(function: pg_sys::Oid) -> pg_sys::Oid;
     pub fn standard_ExecutorStart(query_desc: *mut pg_sys::QueryDesc, eflags: c_int);
     #[cfg(not(feature = "pg18"))]
     pub fn standard_ExecutorRun(

@@ -83,10 +83,14 @@ impl Arguments {
         Ok(())
     }
 
-    fn has(&self, index: usize) -> bool {
+    /// How many arguments the function is declared with.
+    pub fn declared(&self) -> usize {
         // SAFETY: PostgreSQL says with how many arguments it calls, which is how many are declared.
-        let declared = unsafe { (*self.0).nargs };
-        usize::try_from(declared).is_ok_and(|declared| index < declared)
+        usize::try_from(unsafe { (*self.0).nargs }).unwrap_or(0)
+    }
+
+    fn has(&self, index: usize) -> bool {
+        index < self.declared()
     }
 
     /// A text argument that must not be NULL.

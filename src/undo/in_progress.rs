@@ -1,21 +1,20 @@
-//! The undo that is running, if one is: what it takes back, and what it may change whatever limits say.
+//! The undo that is running, if one is: what it takes back, and that nothing it writes is limited.
 
 use rules::policy::model::Keep;
-use rustc_hash::FxHashMap;
+use rustc_hash::FxHashSet;
 
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ffi;
 use crate::session::xact;
+use crate::undo::user_triggers;
 
 struct Running {
     level: i32,
     /// The change that is taken back, and how long that is kept.
     change: i64,
     keep: Keep,
-    /// Places in `left`, by qualified table name.
-    tables: FxHashMap<String, usize>,
-    /// Rows that are left.
-    left: Vec<u64>,
+    /// Qualified names of the tables.
+    tables: FxHashSet<String>,
 }
 
 static RUNNING: BackendLocal<Option<Running>> = BackendLocal::new(None);
@@ -25,22 +24,21 @@ fn running() -> Borrowed<Option<Running>> {
     RUNNING.borrow()
 }
 
-/// Rows of a change are put back: of each of these groups of tables (a table with its partitions) so many. What that writes
-/// is kept as well.
-pub fn begin(change: i64, keep: Keep, bounds: Vec<(Vec<String>, u64)>) {
-    let (mut tables, mut left) = (FxHashMap::default(), Vec::with_capacity(bounds.len()));
-    for (names, rows) in bounds {
-        tables.extend(names.into_iter().map(|name| (name, left.len())));
-        left.push(rows);
-    }
+/// Rows of a change are put back into these tables and their partitions. What that writes is kept as well, and no limit
+/// refuses it.
+pub fn begin(change: i64, keep: Keep, tables: FxHashSet<String>, fire_triggers: bool) {
     xact::touch();
     // SAFETY: reads a static.
     let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
-    *running() = Some(Running { level, change, keep, tables, left });
+    *running() = Some(Running { level, change, keep, tables });
+    if !fire_triggers {
+        user_triggers::leave_out();
+    }
 }
 
 /// The undo is over.
 pub fn end() {
+    user_triggers::let_fire();
     *running() = None;
 }
 
@@ -52,7 +50,7 @@ pub fn is_on() -> bool {
 
 /// Whether rows of the table of that name are being put back.
 pub fn covers(name: &str) -> bool {
-    running().as_ref().is_some_and(|undo| undo.tables.contains_key(name))
+    running().as_ref().is_some_and(|undo| undo.tables.contains(name))
 }
 
 /// The change that is taken back, and how long what that writes is kept.
@@ -60,27 +58,16 @@ pub fn change() -> Option<(i64, Keep)> {
     running().as_ref().map(|undo| (undo.change, undo.keep.clone()))
 }
 
-/// How many of the rows that were just changed are not the undo's own: triggers and cascades may have changed others.
-pub fn beyond(name: &str, rows: u64) -> u64 {
-    let mut running = running();
-    let Some(undo) = running.as_mut() else { return rows };
-    let Some(left) = undo.tables.get(name).and_then(|place| undo.left.get_mut(*place)) else { return rows };
-    let own = rows.min(*left);
-    *left -= own;
-    rows - own
-}
-
 /// A subtransaction of this level was rolled back.
 pub fn roll_back(level: i32) {
-    let mut running = running();
-    if running.as_ref().is_some_and(|undo| undo.level >= level) {
-        *running = None;
+    if running().as_ref().is_some_and(|undo| undo.level >= level) {
+        end();
     }
 }
 
 /// The transaction is over.
 pub fn end_transaction() {
-    *running() = None;
+    end();
 }
 
 /// Whether its end has nothing to forget here.

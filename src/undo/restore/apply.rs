@@ -22,7 +22,7 @@ use crate::undo::change_record::{self, Change};
 use crate::undo::in_progress;
 
 sql_function!(
-    /// `undo(change bigint, on_conflict text, dry_run boolean) → setof …`: a row for each table.
+    /// `undo(change bigint, on_conflict text, dry_run boolean, triggers text) → setof …`: a row for each table.
     writeguard_undo, pg_finfo_writeguard_undo, undo
 );
 
@@ -56,10 +56,21 @@ fn undo(arguments: &Arguments) -> Returns {
     let dry_run: bool = arguments.get(2).ok_or_else(|| {
         Error::invalid("dry_run must not be NULL", format!("SELECT * FROM writeguard.undo({id}, dry_run => true);"))
     })?;
+    let word: Option<String> = arguments.get(3);
+    let fire_triggers = match word.as_deref() {
+        Some("off") => false,
+        Some("fire") => true,
+        // Version 0.2.0 declares no such argument.
+        None if arguments.declared() <= 3 => false,
+        _ => {
+            let hint = format!("SELECT * FROM writeguard.undo({id}, triggers => 'fire');");
+            return Err(Error::invalid("triggers must be off or fire", hint).into());
+        }
+    };
     let outcomes = match dry_run {
-        true => taken_back(|| take_back(id, OnConflict::Skip))?,
+        true => taken_back(|| take_back(id, OnConflict::Skip, fire_triggers))?,
         false => {
-            let outcomes = take_back(id, on_conflict)?;
+            let outcomes = take_back(id, on_conflict, fire_triggers)?;
             record(id, &outcomes)?;
             outcomes
         }
@@ -72,7 +83,7 @@ fn undo(arguments: &Arguments) -> Returns {
     )
 }
 
-fn take_back(id: i64, on_conflict: OnConflict) -> Result<Vec<Outcome>, Failure> {
+fn take_back(id: i64, on_conflict: OnConflict, fire_triggers: bool) -> Result<Vec<Outcome>, Failure> {
     let change = Change::find(id, true)?;
     check_not_undone(&change)?;
     let mut opened = Vec::with_capacity(change.relations.len());
@@ -89,7 +100,7 @@ fn take_back(id: i64, on_conflict: OnConflict) -> Result<Vec<Outcome>, Failure> 
         return Err(Error::ChangedSince { change: id, rows: conflicts, first }.into());
     }
     let keep = Keep { microseconds: change.keep_microseconds, text: change.keep.clone() };
-    in_progress::begin(id, keep, tables.iter().map(bounds).collect());
+    in_progress::begin(id, keep, tables.iter().flat_map(names).collect(), fire_triggers);
     let written = write(&tables)?;
     in_progress::end();
     for table in &tables {
@@ -128,10 +139,9 @@ fn check_not_undone(change: &Change) -> Result<(), Error> {
     })
 }
 
-/// How many rows of which tables an undo may change, whatever limits say: a table with its partitions.
-fn bounds(table: &Standing) -> (Vec<String>, u64) {
-    let names = with_descendants(table.shape.oid()).into_iter().filter_map(relation_name);
-    (names.map(|name| name.to_sql()).collect(), table.planned.iter().sum())
+/// The qualified names of a table and its partitions.
+fn names(table: &Standing) -> impl Iterator<Item = String> + use<> {
+    with_descendants(table.shape.oid()).into_iter().filter_map(relation_name).map(|name| name.to_sql())
 }
 
 /// Marks the change as undone; where it was an undo itself, what it took back is in force again, and so on.
