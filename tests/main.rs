@@ -87,5 +87,6 @@ mod timescale;
 mod undo;
 mod undo_attacks;
 mod undo_triggers;
+mod undo_truth;
 mod upgrades;
 mod walk;

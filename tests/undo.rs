@@ -239,15 +239,12 @@ fn parents_and_children_come_back_together() {
     let change = bed.change("DELETE FROM self WHERE id <> 1");
     assert_eq!(bed.undo(&format!("{change}")), one("public.self", 3, 0));
     assert_eq!(all(&mut bed), before);
-    // A parent that went since: as any insert without one, and nothing is undone.
+    // A parent that went since: nothing is undone.
     let change = bed.change("DELETE FROM a_child WHERE id = 10");
     bed.run("DELETE FROM parent WHERE id = 1");
     let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
-    assert_eq!(
-        (refusal.sqlstate.as_str(), refusal.constraint.as_str()),
-        ("23503", "a_child_parent_fkey"),
-        "{refusal:?}"
-    );
+    assert_eq!(refusal.sqlstate, "WG009", "{refusal:?}");
+    assert!(refusal.detail.contains("a_child_parent_fkey"), "{refusal:?}");
 }
 
 #[test]
@@ -272,11 +269,11 @@ fn triggers_that_are_to_fire_do_so_as_for_one_statement() {
     let before = bed.table("t");
     let refusal = bed.refused(&format!("SELECT writeguard.undo({change}, triggers => 'fire')"));
     assert_eq!(refusal.sqlstate, "WG009", "{refusal:?}");
-    assert!(refusal.detail.contains("1 row") && refusal.detail.contains("trigger"), "{refusal:?}");
+    assert!(refusal.detail.contains("2 rows") && refusal.detail.contains("trigger"), "{refusal:?}");
     assert_eq!(bed.table("t"), before);
-    assert_eq!(bed.undo(&format!("{change}, 'skip', true, 'fire'")), one("public.t", 2, 1));
+    assert_eq!(bed.undo(&format!("{change}, 'skip', true, 'fire'")), one("public.t", 1, 2));
     assert_eq!(bed.rows("SELECT what FROM log"), [] as [&str; 0]);
-    assert_eq!(bed.undo(&format!("{change}, 'skip', triggers => 'fire'")), one("public.t", 2, 1));
+    assert_eq!(bed.undo(&format!("{change}, 'skip', triggers => 'fire'")), one("public.t", 1, 2));
     assert_eq!(bed.table("t"), ["(1,1,1)", "(2,0,0)", "(3,3,0)", "(4,4,1)"]);
     assert_eq!(
         bed.rows("SELECT count(*) || ' ' || what FROM log GROUP BY what ORDER BY what"),
@@ -314,7 +311,7 @@ fn a_table_that_changed_since_is_dealt_with_or_refused() {
             "",
             &["(1,a1,b1)", "(2,a2,b2)", "(3,a3,b3)"],
         ),
-        ("ALTER TABLE t ADD c int; UPDATE t SET c = 1; ALTER TABLE t ALTER c SET NOT NULL", "23502", &[""; 3]),
+        ("ALTER TABLE t ADD c int; UPDATE t SET c = 1; ALTER TABLE t ALTER c SET NOT NULL", "WG009", &[""; 3]),
         ("ALTER TABLE t DROP CONSTRAINT t_pkey", "WG007", &[""; 3]),
         // What is unique now may not have been then, so rows are told apart by the key that they had.
         ("ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD PRIMARY KEY (a)", "WG007", &[""; 3]),
@@ -520,7 +517,7 @@ fn rows_that_came_back_go_again_only_as_they_were() {
         "CREATE TABLE t (id int PRIMARY KEY, v int, at timestamptz DEFAULT now()); INSERT INTO t SELECT i, i FROM generate_series(1, 4) AS i;
          CREATE TABLE log (what text);
          CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-             INSERT INTO log VALUES (NEW.id); NEW.v = NEW.v * 10; RETURN NEW; END $$;
+             INSERT INTO log VALUES (NEW.id); RETURN NEW; END $$;
          CREATE TRIGGER note BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION note()",
     );
     let change = bed.change("DELETE FROM t");
@@ -528,7 +525,7 @@ fn rows_that_came_back_go_again_only_as_they_were() {
     assert_eq!(bed.undo(&format!("{change}, triggers => 'fire'")), one("public.t", 4, 0));
     assert_eq!(
         bed.rows("SELECT concat_ws(' ', id, v, extra) FROM t ORDER BY id"),
-        ["1 10 5", "2 20 5", "3 30 5", "4 40 5"]
+        ["1 1 5", "2 2 5", "3 3 5", "4 4 5"]
     );
     let (redo, _) = latest(&mut bed);
     bed.run("UPDATE t SET extra = 6 WHERE id = 1; DELETE FROM t WHERE id = 2");

@@ -69,7 +69,7 @@ fn a_trigger_that_raises_does_not_stand_in_the_way_but_a_constraint_does() {
     let change = bed.change("DELETE FROM t WHERE id = 1");
     bed.run("DELETE FROM up WHERE id = 1");
     let refusal = bed.refused(&format!("SELECT writeguard.undo({change})"));
-    assert_eq!(refusal.constraint, "t_up_fkey", "{refusal:?}");
+    assert!(refusal.sqlstate == "WG009" && refusal.detail.contains("t_up_fkey"), "{refusal:?}");
     // An undo that failed leaves nothing behind.
     bed.run("ALTER TABLE t ENABLE TRIGGER USER");
     assert!(bed.refused("UPDATE t SET v = 3").message.contains("never"));

@@ -208,6 +208,31 @@ impl PendingError {
         }
     }
 
+    /// What a constraint said, where it is one that does not allow a row: classes 23 and 44.
+    pub fn about_a_constraint(&self) -> Option<String> {
+        // SAFETY: NULL or a copy that is ours, whose texts are NULL or C strings in the server's encoding.
+        let error = unsafe { self.foreign.as_ref()? };
+        const CLASS: c_int = 0xfff;
+        let of = |class: &str| pack_sqlstate(class) == error.sqlerrcode & CLASS;
+        if !of("23") && !of("44") {
+            return None;
+        }
+        // SAFETY: as above.
+        let text = |text: *const c_char| {
+            (!text.is_null()).then(|| encoding::from_server(unsafe { CStr::from_ptr(text) }.to_bytes()))
+        };
+        let message = text(error.message)?;
+        Some(text(error.detail).map_or_else(|| format!("{message}."), |detail| format!("{message}. {detail}")))
+    }
+
+    /// Whether it is that of a missing privilege or of a transaction that only reads.
+    pub fn forbids_to_write(&self) -> bool {
+        // SAFETY: NULL or a copy that is ours.
+        let foreign = unsafe { self.foreign.as_ref() };
+        let code = foreign.map_or(self.report.sqlstate, |error| error.sqlerrcode);
+        [pack_sqlstate("42501"), pack_sqlstate("25006")].contains(&code)
+    }
+
     fn alloc(raise: PendingError) -> *mut PendingError {
         // SAFETY: palloc gives maximally aligned memory of the size asked for.
         unsafe {

@@ -128,6 +128,7 @@ unsafe extern "C-unwind" {
     pub fn ResetLatch(latch: *mut pg_sys::Latch);
 
     pub fn BeginInternalSubTransaction(name: *const c_char);
+    pub fn ReleaseCurrentSubTransaction();
     pub fn RollbackAndReleaseCurrentSubTransaction();
     pub fn SPI_connect() -> c_int;
     pub fn SPI_finish() -> c_int;

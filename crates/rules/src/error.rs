@@ -153,7 +153,15 @@ pub enum Error {
     },
     /// WG009: rows that could be put back and were not.
     #[error("{} of change {change} could not be written back", count(*.rows))]
-    NotWritten { change: i64, rows: u64, relation: RelationName },
+    NotWritten {
+        change: i64,
+        rows: u64,
+        relation: RelationName,
+        /// The first of them.
+        key: Option<String>,
+        /// What does not allow it, a sentence; none: it was written, or was to be, and is another now.
+        why: Option<String>,
+    },
     /// 42501: this person may not see what it is about.
     #[error("{message}")]
     NotAllowed { message: String, detail: String, hint: String },
@@ -327,11 +335,20 @@ impl Error {
                     if *rows == 1 { "it" } else { "them" },
                 ))
             }
-            Error::NotWritten { rows, relation, .. } => Some(format!(
-                "A trigger or a rule of table \"{relation}\" suppressed {}, or another session inserted a row with the \
-                 same key meanwhile; nothing was undone.",
-                count(*rows)
-            )),
+            Error::NotWritten { rows, relation, key, why, .. } => {
+                let first = key.as_ref().map_or_else(String::new, |key| format!(" The first is {key}."));
+                Some(match (why, key) {
+                    (Some(why), Some(key)) => {
+                        format!("The first is {key} of table \"{relation}\": {why} Nothing was undone.")
+                    }
+                    (Some(why), None) => format!("Table \"{relation}\": {why} Nothing was undone."),
+                    (None, _) => format!(
+                        "A trigger or a rule of table \"{relation}\" suppressed or changed {}, or another session \
+                         inserted a row with the same key meanwhile; nothing was undone.{first}",
+                        count(*rows)
+                    ),
+                })
+            }
             Error::NotAllowed { detail, .. } => Some(detail.clone()),
             Error::Unattached => Some(WHY_NO_SHARED_MEMORY.to_owned()),
             Error::Undecided { .. } | Error::NotPreloaded { .. } | Error::Stopped { .. } => None,
@@ -358,13 +375,10 @@ impl Error {
                 Ok(rows) => format!("If {rows} is right: SET writeguard.expect_rows = {rows};"),
                 Err(_) => "If that is right: RESET writeguard.expect_rows;".to_owned(),
             },
-            Error::ChangedSince { change, .. } => format!(
+            Error::ChangedSince { change, .. } | Error::NotWritten { change, .. } => format!(
                 "SELECT * FROM writeguard.undo_conflicts({change}); or, to leave these rows as they are and undo the \
                  rest: SELECT * FROM writeguard.undo({change}, on_conflict => 'skip');"
             ),
-            Error::NotWritten { change, .. } => {
-                format!("SELECT * FROM writeguard.undo({change}, on_conflict => 'skip');")
-            }
             Error::NotAllowed { hint, .. }
             | Error::TokenRefused { hint, .. }
             | Error::ExecutionRefused { hint, .. }

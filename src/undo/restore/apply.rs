@@ -1,20 +1,21 @@
 //! `undo`: puts back what a change took, under the caller's rights and in the caller's transaction.
 
-use core::ptr;
-
-use pgrx::{IntoDatum, pg_sys};
+use pgrx::{IntoDatum, PgLogLevel, pg_sys};
 use rules::error::Error;
 use rules::policy::model::Keep;
 use rules::words::RelationName;
+use rustc_hash::FxHashSet;
 
+use super::as_caller::{Fate, check_deferred, in_subtransaction};
 use super::current_state::{Purpose, compare};
 use super::plan::Standing;
-use super::write::write;
+use super::settle::{Refused, settle};
+use super::verify::verify;
 use crate::event::record::{Event, Kind};
 use crate::event::store;
-use crate::pg::ereport::{Failure, PendingError, guarded};
+use crate::pg::ereport::{Failure, tell};
 use crate::pg::function::{Arguments, Returns, sql_function, text};
-use crate::pg::{ffi, owner};
+use crate::pg::owner;
 use crate::policy::relation::{relation_name, with_descendants};
 use crate::session::actor::{Actor, shown_role};
 use crate::session::{rehearsing, statement};
@@ -86,44 +87,88 @@ fn undo(arguments: &Arguments) -> Returns {
 fn take_back(id: i64, on_conflict: OnConflict, fire_triggers: bool) -> Result<Vec<Outcome>, Failure> {
     let change = Change::find(id, true)?;
     check_not_undone(&change)?;
-    let mut opened = Vec::with_capacity(change.relations.len());
-    for kept in &change.relations {
-        opened.push(change.open(kept, pg_sys::RowExclusiveLock)?);
-    }
-    let mut tables = Vec::with_capacity(opened.len());
-    for table in opened {
-        tables.push(compare(id, table, Purpose::Write)?);
-    }
+    let mut tables = standing(&change)?;
     let conflicts = tables.iter().map(|table| table.conflicts).sum();
     if on_conflict == OnConflict::Error && conflicts > 0 {
         let first = tables.iter().find_map(|table| Some((table.shape.name(), table.first.clone()?)));
         return Err(Error::ChangedSince { change: id, rows: conflicts, first }.into());
     }
-    let keep = Keep { microseconds: change.keep_microseconds, text: change.keep.clone() };
-    in_progress::begin(id, keep, tables.iter().flat_map(names).collect(), fire_triggers);
-    let written = write(&tables)?;
-    in_progress::end();
-    for table in &tables {
-        // What was written went by the columns' names; triggers and checks may have given them others meanwhile.
-        if !table.shape.holds()? {
-            return Err(table.shape.changes(id).into());
-        }
-    }
+    let refused = put_back(&change, &mut tables, fire_triggers)?;
     let mut outcomes = Vec::with_capacity(tables.len());
-    for (table, written) in tables.into_iter().zip(written) {
-        // What a trigger or a rule kept from being written, or another session's row that came in between.
-        let missed = table.planned.iter().sum::<u64>().saturating_sub(written);
-        if missed > 0 && on_conflict == OnConflict::Error {
-            return Err(Error::NotWritten { change: id, rows: missed, relation: table.shape.name() }.into());
+    for (place, table) in tables.into_iter().enumerate() {
+        let wrong = verify(&table, |_| ())?;
+        let name = table.shape.name();
+        if wrong.rows > 0 {
+            let refused = refused.iter().find(|refused| refused.table == place);
+            let (key, why) = match refused {
+                Some(refused) => (Some(refused.key.clone()), Some(refused.why.clone())),
+                None => (wrong.first, None),
+            };
+            if on_conflict == OnConflict::Error {
+                return Err(Error::NotWritten { change: id, rows: wrong.rows, relation: name, key, why }.into());
+            }
+            let (key, why) = (key.unwrap_or_default(), why.unwrap_or_else(|| "It was suppressed or changed.".into()));
+            let message = format!("a row of table \"{name}\" is not as it was: {key}");
+            tell(PgLogLevel::NOTICE, &message, Some(&why), None)?;
         }
-        outcomes.push(Outcome {
-            name: table.shape.name(),
-            restored: table.settled + written,
-            conflicts: table.conflicts + missed,
-        });
+        let written = table.planned.iter().sum::<u64>().saturating_sub(wrong.rows);
+        outcomes.push(Outcome { name, restored: table.settled + written, conflicts: table.conflicts + wrong.rows });
         table.rows.end();
     }
     Ok(outcomes)
+}
+
+/// What of the change is to be written, table by table.
+fn standing(change: &Change) -> Result<Vec<Standing>, Failure> {
+    let mut opened = Vec::with_capacity(change.relations.len());
+    for kept in &change.relations {
+        opened.push(change.open(kept, pg_sys::RowExclusiveLock)?);
+    }
+    opened.into_iter().map(|table| compare(change.id, table, Purpose::Write)).collect()
+}
+
+/// Writes it, as far as constraints allow. Gives the first row of each table that they do not.
+fn put_back(change: &Change, tables: &mut [Standing], fire_triggers: bool) -> Result<Vec<Refused>, Failure> {
+    let keep = Keep { microseconds: change.keep_microseconds, text: change.keep.clone() };
+    in_progress::begin(change.id, keep, tables.iter().flat_map(names).collect(), fire_triggers);
+    let refused = settle(tables)?;
+    in_progress::end();
+    for table in tables {
+        // What was written went by the columns' names; triggers and checks may have given them others meanwhile.
+        if !table.shape.holds()? {
+            return Err(table.shape.changes(change.id).into());
+        }
+    }
+    Ok(refused)
+}
+
+/// The numbers of the rows that cannot be written, table by table, though they are as the change left them. Nothing is
+/// written in the end. None where whoever asks may not write.
+///
+/// # Errors
+/// As for `undo`.
+pub fn unwritable(id: i64) -> Result<Vec<FxHashSet<i64>>, Failure> {
+    let found = taken_back(|| {
+        let change = Change::find(id, false)?;
+        if change.undone_at.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut tables = standing(&change)?;
+        put_back(&change, &mut tables, false)?;
+        let mut found = Vec::with_capacity(tables.len());
+        for table in tables {
+            let mut numbers = FxHashSet::default();
+            verify(&table, |number| _ = numbers.insert(number))?;
+            table.rows.end();
+            found.push(numbers);
+        }
+        Ok(found)
+    });
+    match found {
+        // SAFETY: just caught, and nobody else's.
+        Err(Failure::Ready(raised)) if unsafe { (*raised).forbids_to_write() } => Ok(Vec::new()),
+        found => found,
+    }
 }
 
 fn check_not_undone(change: &Change) -> Result<(), Error> {
@@ -182,38 +227,9 @@ fn record(id: i64, outcomes: &[Outcome]) -> Result<(), Error> {
 }
 
 /// Runs `body` and rolls back all that it did in the database. Deferred constraints are checked before.
-#[expect(ffi_unwind_calls, reason = "inside protect")]
 fn taken_back<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    let mut result = None;
-    let mut raised: *mut PendingError = ptr::null_mut();
-    // SAFETY: what was begun is taken back here, whichever way it went; errors are moved to memory that outlives it.
-    unsafe {
-        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
-        ffi::protect(|| ffi::BeginInternalSubTransaction(ptr::null()))?;
-        pg_sys::CurrentMemoryContext = context;
-        let mut outcome = ffi::protect(|| {
-            ffi::SPI_connect();
-            ffi::SPI_execute(c"SET CONSTRAINTS ALL IMMEDIATE".as_ptr(), false, 0);
-            ffi::SPI_finish();
-        });
-        if outcome.is_ok() {
-            pg_sys::CurrentMemoryContext = context;
-            outcome = ffi::protect(|| {
-                raised = guarded(|| {
-                    result = Some(body()?);
-                    Ok(())
-                });
-                raised = PendingError::moved_to(context, raised);
-            });
-        }
-        let taken_back = ffi::protect(|| ffi::RollbackAndReleaseCurrentSubTransaction());
-        pg_sys::CurrentMemoryContext = context;
-        pg_sys::CurrentResourceOwner = owner;
-        taken_back?;
-        outcome?;
-    }
-    match result {
-        Some(result) => Ok(result),
-        None => Err(Failure::Ready(raised)),
-    }
+    in_subtransaction(Fate::TakenBack, || {
+        check_deferred()?;
+        body()
+    })
 }

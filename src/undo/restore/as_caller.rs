@@ -7,7 +7,7 @@ use std::ffi::CString;
 use pgrx::pg_sys;
 
 use super::rows::Rows;
-use crate::pg::ereport::Failure;
+use crate::pg::ereport::{Failure, PendingError, guarded};
 use crate::pg::{encoding, ffi};
 use crate::undo::capture::row_format::attribute;
 
@@ -213,5 +213,65 @@ pub fn check_interrupts() -> Result<(), Failure> {
             return Ok(());
         }
         raw(|| ffi::ProcessInterrupts())
+    }
+}
+
+/// What becomes of what a subtransaction did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Kept,
+    TakenBack,
+}
+
+/// Runs `body` in a subtransaction. What it did is taken back where `fate` says so, and where it fails.
+///
+/// # Errors
+/// Those of `body`, as [`Failure::Ready`] in the current memory context.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
+pub fn in_subtransaction<T>(fate: Fate, body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let mut result = None;
+    let mut raised: *mut PendingError = ptr::null_mut();
+    // SAFETY: what was begun ends here, whichever way it went; errors are moved to memory that outlives it.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        ffi::protect(|| ffi::BeginInternalSubTransaction(ptr::null()))?;
+        pg_sys::CurrentMemoryContext = context;
+        let outcome = ffi::protect(|| {
+            raised = guarded(|| {
+                result = Some(body()?);
+                Ok(())
+            });
+            raised = PendingError::moved_to(context, raised);
+        });
+        let ended = match &result {
+            Some(_) if fate == Fate::Kept && raised.is_null() && outcome.is_ok() => {
+                ffi::protect(|| ffi::ReleaseCurrentSubTransaction())
+            }
+            _ => ffi::protect(|| ffi::RollbackAndReleaseCurrentSubTransaction()),
+        };
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+        ended?;
+        outcome?;
+    }
+    match result {
+        Some(result) if raised.is_null() => Ok(result),
+        _ => Err(Failure::Ready(raised)),
+    }
+}
+
+/// Makes deferred constraints have their say at once.
+///
+/// # Errors
+/// What they raise.
+#[expect(ffi_unwind_calls, reason = "inside protect")]
+pub fn check_deferred() -> Result<(), Failure> {
+    // SAFETY: nothing but raw calls inside.
+    unsafe {
+        raw(|| {
+            ffi::SPI_connect();
+            ffi::SPI_execute(c"SET CONSTRAINTS ALL IMMEDIATE".as_ptr(), false, 0);
+            ffi::SPI_finish();
+        })
     }
 }

@@ -3,6 +3,7 @@
 
 use pgrx::{IntoDatum, pg_sys};
 use rules::net_change::Net;
+use rustc_hash::FxHashSet;
 
 use super::as_caller::{Connection, Cursor};
 use super::compare::{Comparison, Found};
@@ -19,8 +20,8 @@ use crate::undo::change_record::{Change, Table};
 pub enum Purpose<'a> {
     /// Lock the rows, and set aside what is to be written.
     Write,
-    /// Tell of each conflict.
-    Tell(&'a mut dyn FnMut(Told)),
+    /// Tell of each conflict, and of the rows of these numbers, which cannot be written.
+    Tell(&'a mut dyn FnMut(Told), &'a FxHashSet<i64>),
 }
 
 /// What the first pass over the images finds.
@@ -210,7 +211,7 @@ impl Comparison<'_> {
         counts: &mut Counts,
     ) -> Result<(), Failure> {
         let everything: Vec<usize> = (0..self.shape.columns.len()).collect();
-        let tells = matches!(purpose, Purpose::Tell(_));
+        let tells = matches!(purpose, Purpose::Tell(..));
         let places = if survey.removes || tells { everything.clone() } else { survey.changed.clone() };
         let of_put_back = if tells { everything } else { Vec::new() };
         let connection = Connection::open()?;
@@ -240,6 +241,10 @@ impl Comparison<'_> {
             };
             let key = keys.next().unwrap_or_default();
             let row = self.row_to_write(&net, found.as_ref(), survey)?;
+            let row = match (row, &purpose) {
+                (Write::Row(_), Purpose::Tell(_, refused)) if refused.contains(&n) => Write::Conflict,
+                (row, _) => row,
+            };
             match row {
                 Write::Row(written) if !tells => {
                     counts.planned[operation as usize - 1] += 1;
@@ -255,7 +260,7 @@ impl Comparison<'_> {
                     if counts.first.is_none() {
                         counts.first = self.tell_key(&net);
                     }
-                    if let Purpose::Tell(tell) = &mut purpose {
+                    if let Purpose::Tell(tell, _) = &mut purpose {
                         tell(conflict_row::told(self, &net, found.as_deref())?);
                     }
                 }

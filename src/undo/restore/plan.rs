@@ -1,7 +1,7 @@
 //! What of one table's part of a change is to be written, as it is set aside.
 
 use super::rows::Rows;
-use super::table_definition::Shape;
+use super::table_definition::{Column, Shape};
 
 /// What is to be done with a row, as the set-aside rows have it.
 pub const PUT_BACK: i32 = 1;
@@ -29,6 +29,26 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Places of all columns that some row is written with, as the set-aside rows have them.
+    pub fn written(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = self.changed.iter().chain(&self.inserted).copied().collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// SQL for a column of the primary key in the set-aside row `row`, as it is to be; `place` counts from 1.
+    pub fn key_to_be(&self, row: &str, place: usize, column: &Column) -> String {
+        let written = self.changed.iter().find(|at| self.shape.columns[**at].number == column.number);
+        match written {
+            Some(at) => {
+                let changes = format!("{row}.op OPERATOR(pg_catalog.=) {CHANGE}");
+                format!("CASE WHEN {changes} THEN {row}.c{at} ELSE {row}.k{place} END")
+            }
+            None => format!("{row}.k{place}"),
+        }
+    }
+
     /// The numbers of the columns that updates set.
     pub fn changed_numbers(&self) -> Vec<i16> {
         self.changed.iter().filter_map(|place| self.shape.columns.get(*place)).map(|column| column.number).collect()

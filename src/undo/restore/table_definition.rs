@@ -75,6 +75,8 @@ pub struct Shape {
     unique_expressions: bool,
     /// Columns that foreign keys refer to which write to their own tables when these change.
     acted_on: Vec<i16>,
+    /// Whether constraints or user triggers may wait until the transaction ends.
+    pub deferrable: bool,
     /// OIDs of the tables that foreign keys refer to.
     refers_to: Vec<u32>,
 }
@@ -113,6 +115,7 @@ const SHAPE: &str = "SELECT jsonb_build_object( \
        'acted_on', COALESCE((SELECT jsonb_agg(DISTINCT k.number) FROM pg_constraint AS f, unnest(f.confkey) AS k (number) \
           WHERE f.confrelid = c.oid AND f.contype = 'f' \
             AND (f.confupdtype IN ('c', 'n', 'd') OR f.confdeltype IN ('c', 'n', 'd'))), '[]'), \
+       'deferrable', EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = c.oid AND g.tgdeferrable), \
        'refers_to', COALESCE((SELECT jsonb_agg(DISTINCT f.confrelid::int8) FROM pg_constraint AS f \
           WHERE f.conrelid = c.oid AND f.contype = 'f'), '[]') \
      )::text \

@@ -3,14 +3,19 @@
 
 use super::as_caller::{Connection, Cursor, Plan, check_interrupts, together};
 use super::plan::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
+use super::rows::Rows;
 use super::table_definition::{Column, Shape};
 use crate::pg::ereport::Failure;
 
 /// The name of all set-aside rows, where [`ROWS`] is one of them at a time.
 const ALL_ROWS: &str = "writeguard_all_rows";
 
-/// The same for those that are to be removed.
-const REMAINING: &str = "writeguard_remaining_rows";
+/// Rows of one table that are to be written: all that were set aside, or some.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    pub table: &'a Standing,
+    pub rows: &'a Rows,
+}
 
 /// The statements for one table.
 struct Statements<'a> {
@@ -52,7 +57,7 @@ impl Statements<'_> {
 /// The order of operations where rows do not depend on each other: what is put back may need the place of what goes.
 const ORDER: [i32; 3] = [REMOVE, CHANGE, PUT_BACK];
 
-/// Writes all tables' rows. Gives for each how many it wrote.
+/// Writes rows of all tables. Whether they came out as they were to be is for `verify` to say.
 ///
 /// Foreign keys look at what was written when all of it is. Their actions would come too late then where one row has got
 /// the key that another one gives back: whoever refers to the one would follow the other. Such tables are written first,
@@ -60,34 +65,28 @@ const ORDER: [i32; 3] = [REMOVE, CHANGE, PUT_BACK];
 ///
 /// # Errors
 /// Whatever triggers, constraints and privileges have to say.
-pub fn write(tables: &[Standing]) -> Result<Vec<u64>, Failure> {
-    let mut written = vec![0; tables.len()];
+pub fn write(parts: &[Part<'_>]) -> Result<(), Failure> {
     let mut first = Vec::new();
-    for (place, table) in tables.iter().enumerate() {
-        if passes_keys_on(table)? {
+    for (place, part) in parts.iter().enumerate() {
+        if passes_keys_on(part)? {
             first.push(place);
         }
     }
-    let is_first: Vec<bool> = (0..tables.len()).map(|place| first.contains(&place)).collect();
+    let is_first: Vec<bool> = (0..parts.len()).map(|place| first.contains(&place)).collect();
+    let shape = |place: usize| &parts[place].table.shape;
     while !first.is_empty() {
-        let waits = |place: &usize| {
-            first.iter().any(|other| other != place && tables[*place].shape.refers_to(&tables[*other].shape))
-        };
+        let waits = |place: &usize| first.iter().any(|other| other != place && shape(*place).refers_to(shape(*other)));
         let next = first.iter().position(|place| !waits(place)).unwrap_or(0);
         let place = first.remove(next);
-        written[place] = together(|| write_table(&tables[place]))?;
+        together(|| write_table(&parts[place]))?;
     }
     together(|| {
-        for (place, table) in tables.iter().enumerate().filter(|(place, _)| !is_first[*place]) {
-            written[place] = write_table(table)?;
-        }
-        Ok(())
-    })?;
-    Ok(written)
+        parts.iter().enumerate().filter(|(place, _)| !is_first[*place]).try_for_each(|(_, part)| write_table(part))
+    })
 }
 
 /// Whether a row gets a key that another one has now, and foreign keys have actions on that.
-fn passes_keys_on(table: &Standing) -> Result<bool, Failure> {
+fn passes_keys_on(Part { table, rows }: &Part<'_>) -> Result<bool, Failure> {
     let shape = &table.shape;
     let (changed, keys): (Vec<i16>, Vec<i16>) =
         (table.changed_numbers(), shape.key.iter().map(|key| key.number).collect());
@@ -100,15 +99,7 @@ fn passes_keys_on(table: &Standing) -> Result<bool, Failure> {
     if !shape.has_dependents() || !moves && removes == 0 {
         return Ok(false);
     }
-    let after = |row: &'static str| {
-        move |place: usize, column: &Column| {
-            let written = shape.columns.iter().position(|one| one.number == column.number).unwrap_or(usize::MAX);
-            match changed_at(table, written) {
-                true => format!("CASE {row}.op WHEN {CHANGE} THEN {row}.c{written} ELSE {row}.k{place} END"),
-                false => format!("{row}.k{place}"),
-            }
-        }
-    };
+    let after = |row: &'static str| move |place: usize, column: &Column| table.key_to_be(row, place, column);
     let now = |row: &'static str| move |place: usize, _: &Column| format!("{row}.k{place}");
     let sql = format!(
         "SELECT 1 FROM {ROWS} AS i JOIN {ROWS} AS j ON {} WHERE i.op OPERATOR(pg_catalog.<>) {PUT_BACK} \
@@ -117,7 +108,7 @@ fn passes_keys_on(table: &Standing) -> Result<bool, Failure> {
         shape.same_key(now("i"), after("i")),
     );
     let connection = Connection::open()?;
-    connection.show(ROWS, &table.rows);
+    connection.show(ROWS, rows);
     let mut cursor = connection.query(&sql)?;
     let found = cursor.peek()?.is_some();
     cursor.close()?;
@@ -125,63 +116,32 @@ fn passes_keys_on(table: &Standing) -> Result<bool, Failure> {
     Ok(found)
 }
 
-fn changed_at(table: &Standing, place: usize) -> bool {
-    table.changed.contains(&place)
-}
-
-fn write_table(table: &Standing) -> Result<u64, Failure> {
-    if table.planned.iter().all(|rows| *rows == 0) {
-        return Ok(0);
+fn write_table(part: &Part<'_>) -> Result<(), Failure> {
+    let Part { table, rows } = part;
+    if rows.count() == 0 {
+        return Ok(());
     }
     let statements = Statements { shape: &table.shape, changed: &table.changed, inserted: &table.inserted };
     let connection = Connection::open()?;
-    let mut written = [0; 3];
     if table.shape.may_collide(&table.changed_numbers()) {
-        row_by_row(&connection, table, &statements, &mut written)?;
+        row_by_row(&connection, rows, &statements)?;
     } else {
-        connection.show(ROWS, &table.rows);
+        connection.show(ROWS, rows);
         for operation in ORDER {
-            let place = operation as usize - 1;
-            if table.planned[place] > 0 {
-                written[place] = connection.run(connection.plan(&statements.of(operation))?)?;
+            if table.planned[operation as usize - 1] > 0 {
+                connection.run(connection.plan(&statements.of(operation))?)?;
             }
         }
     }
-    let [put_back, changed, mut removed] = written;
-    let planned = table.planned[REMOVE as usize - 1];
-    if removed < planned {
-        // A foreign key's action may have removed some before.
-        removed = planned.saturating_sub(remaining(&connection, table)?);
-    }
-    connection.close()?;
-    Ok(put_back + changed + removed)
-}
-
-/// How many of the rows that are to be removed are still there.
-fn remaining(connection: &Connection, table: &Standing) -> Result<u64, Failure> {
-    connection.show(REMAINING, &table.rows);
-    let sql = format!(
-        "SELECT pg_catalog.count(*) FROM {REMAINING} AS i JOIN {} AS t ON {} WHERE i.op OPERATOR(pg_catalog.=) {REMOVE}",
-        table.shape.sql(),
-        table.shape.has_key("t", "i")
-    );
-    let mut cursor = connection.query(&sql)?;
-    let count = cursor.values()?.and_then(|row| row.first().copied().flatten()).map_or(0, |count| count.value() as u64);
-    cursor.close()?;
-    Ok(count)
+    connection.close()
 }
 
 /// Two rows may have swapped what must be unique. They went there one by one without ever colliding, so they can go back
 /// the same way: last change first.
-fn row_by_row(
-    connection: &Connection,
-    table: &Standing,
-    statements: &Statements<'_>,
-    written: &mut [u64; 3],
-) -> Result<(), Failure> {
-    let mut one = table.rows.like();
+fn row_by_row(connection: &Connection, rows: &Rows, statements: &Statements<'_>) -> Result<(), Failure> {
+    let mut one = rows.like();
     connection.show(ROWS, &one);
-    connection.show(ALL_ROWS, &table.rows);
+    connection.show(ALL_ROWS, rows);
     let mut plans: [Option<Plan>; 3] = [None; 3];
     let mut cursor = connection.query(&format!("SELECT * FROM {ALL_ROWS} AS i ORDER BY i.last DESC"))?;
     while let (Some(tuple), Some(operation)) = (cursor.peek()?, operation_of(&mut cursor)?) {
@@ -194,7 +154,7 @@ fn row_by_row(
             Some(plan) => plan,
             None => *plans[place].insert(connection.plan(&statements.of(operation))?),
         };
-        written[place] += connection.run(plan)?;
+        connection.run(plan)?;
         cursor.advance();
     }
     cursor.close()?;
