@@ -12,7 +12,7 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
             SELECT f.*, pg_catalog.pg_is_in_recovery() AS standby
             FROM pg_catalog.jsonb_to_record(writeguard._setup_facts())
                  AS f (preloaded boolean, library text, late bigint, in_log_only bigint, waiting_since timestamptz,
-                       policies jsonb, looking_on jsonb, stat_evicted bigint, stat_behind bigint, set_aside bigint,
+                       policies jsonb, stat_evicted bigint, stat_behind bigint, set_aside bigint,
                        unsent_since timestamptz, kept_worker boolean, starved bigint, unattached boolean, configured text)
         ),
         settings AS MATERIALIZED (
@@ -239,13 +239,6 @@ CREATE OR REPLACE FUNCTION writeguard.check_setup()
             WHERE p.override = 'token' AND a.logins < p.min_approvals
               AND (p.approvers IS NULL
                    OR EXISTS (SELECT FROM pg_catalog.pg_roles AS known WHERE known.rolname = p.approvers))
-        UNION ALL
-            SELECT 'note', pg_catalog.format('policy %I', a.policy),
-                   pg_catalog.format('with mode %s it refuses nothing, and on %s it sets policy %I aside, which would',
-                                     a.mode, a.relation, a.aside),
-                   pg_catalog.format('SELECT * FROM writeguard.effective(%L, CURRENT_USER, ''update'');', a.relation)
-            FROM facts AS f CROSS JOIN pg_catalog.jsonb_to_recordset(f.looking_on)
-                 AS a (policy text, mode text, aside text, relation text)
         UNION ALL
             SELECT 'note', 'policies', 'there is no policy, so nothing is limited',
                    'SELECT writeguard.set_policy(''orders-guard'', tables => ''{public.orders}'', max_rows => 100);'

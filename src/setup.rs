@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 use pgrx::{Spi, pg_sys};
 use rules::policy::model::Policy;
 use rules::policy::pattern::Pattern;
-use rules::policy::resolve::{self, Actor, Target};
-use rules::words::{Operation, RelationName};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rules::words::RelationName;
+use rustc_hash::FxHashMap;
 use serde_json::{Value, json};
 
 use crate::event::record::in_utc;
@@ -43,7 +42,8 @@ fn setup_facts(_arguments: &Arguments) -> Returns {
             "unsent_since": outbox::unsent_since().map(in_utc),
             "waiting_since": queue::waiting_since(),
             "policies": defects()?,
-            "looking_on": set_asides()?,
+            // What 0.2.0 asks for: a policy that looks on sets none aside any more that refuses.
+            "looking_on": [],
             "stat_evicted": statistics.evicted,
             "stat_behind": statistics.stored_at.map(seconds_since),
         })
@@ -69,48 +69,6 @@ fn configured() -> Result<Option<String>, Failure> {
 fn seconds_since(at: pgrx::pg_sys::TimestampTz) -> i64 {
     // SAFETY: reads the clock.
     (unsafe { pgrx::pg_sys::GetCurrentTimestamp() } - at) / 1_000_000
-}
-
-/// Policies that refuse and are set aside, for some table, by one of mode observe or warn: both names, the mode and a table.
-fn set_asides() -> Result<Vec<Value>, Failure> {
-    let Place::Table(oid) = table::find() else { return Ok(Vec::new()) };
-    let Some(policies) = Policies::read(oid, None)? else { return Ok(Vec::new()) };
-    let all = || policies.loaded.iter().map(|loaded| &loaded.policy);
-    if all().all(|policy| policy.mode.refuses()) || !all().any(|policy| policy.mode.refuses()) {
-        return Ok(Vec::new());
-    }
-    let mut found: Vec<(usize, usize, RelationName)> = Vec::new();
-    let mut known = FxHashSet::default();
-    for name in coverable_tables() {
-        pgrx::check_for_interrupts!();
-        let target = Target { name, ancestors: Vec::new() };
-        let places = policies.naming(&target);
-        let looks_on = |place: &usize| !policies.loaded[*place].policy.mode.refuses();
-        for looking in places.iter().copied().filter(looks_on) {
-            pgrx::check_for_interrupts!();
-            // As the roles that it names are limited.
-            let actor =
-                Actor { itself: policies.loaded[looking].policy.roles.iter().cloned().collect(), ..Actor::default() };
-            let fitting = resolve::fitting(&policies.loaded, &places, &target, &actor);
-            for operation in Operation::ALL {
-                for candidate in resolve::candidates(&policies.loaded, &fitting, operation) {
-                    let Some(by) = candidate.set_aside_by.filter(|by| looks_on(by) && !looks_on(&candidate.policy))
-                    else {
-                        continue;
-                    };
-                    if known.insert((candidate.policy, by)) {
-                        found.push((candidate.policy, by, target.name.clone()));
-                    }
-                }
-            }
-        }
-    }
-    let name = |place: usize| &policies.loaded[place].policy.name;
-    let described = found.iter().map(|(aside, by, table)| {
-        let mode = policies.loaded[*by].policy.mode.word();
-        json!({"policy": name(*by), "mode": mode, "aside": name(*aside), "relation": table.to_sql()})
-    });
-    Ok(described.collect())
 }
 
 /// Policies that do not do what they say: policy, defect (`unreadable`, `broken`, `table`, `pattern`), the element of

@@ -1222,7 +1222,7 @@ fn nothing_that_has_the_names_of_our_sql_is_taken_for_it() {
 
     // Whatever else everybody may call.
     let effective = format!(
-        "SELECT max_rows FROM writeguard.effective('public.t', '{}', 'update') LIMIT 1 OFFSET 0",
+        "SELECT value::bigint FROM writeguard.effective('public.t', '{}', 'update') LIMIT 1 OFFSET 0",
         stage.attacker
     );
     assert_eq!(number(&mut client, &effective), 5);

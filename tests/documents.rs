@@ -87,8 +87,8 @@ fn what_was_exported_is_imported_unchanged() {
     assert_eq!(
         document[0],
         json!({"name": "plain", "tables": ["*.*"], "roles": ["public"],
-               "operations": ["update", "delete", "truncate"], "rate_interval": "01:00:00", "require_where": false,
-               "require_transaction": false, "mode": "enforce", "override": "token", "min_approvals": 1, "samples": true})
+               "operations": ["update", "delete", "truncate"], "rate_interval": "01:00:00", "mode": "enforce",
+               "override": "token", "min_approvals": 1, "samples": true, "always": false, "same_rows": true})
     );
     let outcomes = import(&mut admin, &document, ", prune => true");
     assert_eq!(actions(&outcomes), [("plain", "unchanged"), ("Ümlaut \"q\"", "unchanged")]);
@@ -154,7 +154,7 @@ fn an_import_creates_changes_and_with_prune_drops() {
     let before = changes(&mut admin);
     let document = json!([
         {"name": "b", "tables": ["public.t", "public.\"T 2\""], "max_rows": 4},
-        {"name": "a", "tables": ["public.t"], "max_rows": 3, "require_where": false},
+        {"name": "a", "tables": ["public.t"], "max_rows": 3, "require_where": null},
     ]);
 
     let outcomes = import(&mut admin, &document, "");

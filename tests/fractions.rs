@@ -140,6 +140,6 @@ fn what_is_no_fraction_is_refused() {
     bed.policy("tables => '{public.t}', max_fraction => 0.25");
     pass(
         &mut bed.reader,
-        "DO $$ BEGIN ASSERT (SELECT max_fraction FROM writeguard.effective('t', current_user, 'update')) = 0.25; END $$",
+        "DO $$ BEGIN ASSERT (SELECT value FROM writeguard.effective('t', current_user, 'update')) = '0.25'; END $$",
     );
 }

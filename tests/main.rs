@@ -52,6 +52,7 @@ mod hardening;
 mod house;
 mod image_volume;
 mod jwt;
+mod limit_by_limit;
 mod log_statement;
 mod long_texts;
 mod loops;

@@ -511,29 +511,30 @@ fn each_policy_and_each_role_has_its_own_record() {
 }
 
 #[test]
-fn effective_shows_the_mode_and_a_closer_policy_sets_aside_whatever_its_mode() {
+fn effective_shows_the_mode_and_a_closer_policy_that_looks_on_sets_aside_none_that_refuses() {
     let mut stage = Stage::new();
     pass(&mut stage.admin, "SELECT writeguard.set_policy('wide', tables => '{public.*}', max_rows => 5)");
     stage.named("near", "max_rows => 10, mode => 'observe'");
     let rows: Vec<(String, bool, Option<String>, String)> = stage
         .admin
-        .query("SELECT policy, applies, set_aside_by, mode FROM writeguard.effective('t', 'postgres', 'update')", &[])
+        .query(
+            "SELECT policy, applies, why_not, mode FROM writeguard.effective('t', 'postgres', 'update') ORDER BY 1",
+            &[],
+        )
         .unwrap()
         .iter()
         .map(|row| (row.get(0), row.get(1), row.get(2), row.get(3)))
         .collect();
-    assert_eq!(
-        rows,
-        [("near".into(), true, None, "observe".into()), ("wide".into(), false, Some("near".into()), "enforce".into())]
+    assert_eq!(rows, [("near".into(), true, None, "observe".into()), ("wide".into(), true, None, "enforce".into())]);
+    expect_refusal(stage.writer.batch_execute("UPDATE t SET v = 1"));
+    // One that refuses sets aside any; and among themselves those that look on are as others.
+    pass(
+        &mut stage.admin,
+        "SELECT writeguard.set_policy('wide', tables => '{public.*}', max_rows => 5, mode => 'warn')",
     );
     stage.pass("UPDATE t SET v = 1");
-    stage.events(1);
-    let note = "SELECT problem FROM writeguard.check_setup() WHERE subject = 'policy near'";
-    let problem: String = stage.admin.query_one(note, &[]).unwrap().get(0);
-    assert!(problem.contains("wide") && problem.contains("public.t") && problem.contains("observe"), "{problem}");
-    // For as long as both have the same rank there is nothing to tell.
-    pass(&mut stage.admin, "SELECT writeguard.set_policy('wide', tables => '{public.t}', max_rows => 5)");
-    assert!(stage.admin.query(note, &[]).unwrap().is_empty());
+    let applying = "SELECT string_agg(policy, ' ') FROM writeguard.effective('t', 'postgres', 'update') WHERE applies";
+    assert_eq!(stage.admin.query_one(applying, &[]).unwrap().get::<_, &str>(0), "near");
 }
 
 #[test]

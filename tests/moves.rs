@@ -14,7 +14,7 @@ const REQUESTED: &str = "UPDATE t SET note = 'requested'";
 
 /// All that is to arrive: whole tables of the extension, as JSON.
 const STORED: &str = "SELECT jsonb_build_object(
-    'policy', (SELECT jsonb_agg(to_jsonb(p) - 'samples' ORDER BY p.name) FROM writeguard.policy AS p),
+    'policy', (SELECT jsonb_agg(to_jsonb(p) - '{samples,always,columns,same_rows}'::text[] ORDER BY p.name) FROM writeguard.policy AS p),
     'event', (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e
               WHERE e.relation IS DISTINCT FROM 'writeguard.policy'),
     'request', (SELECT jsonb_agg(to_jsonb(r) - 'settings' ORDER BY r.id) FROM writeguard.request AS r),

@@ -287,8 +287,9 @@ fn columns_that_come_later_may_be_given_with_their_defaults() {
     set(
         &mut admin,
         "tables => '{t}', application => NULL, client => NULL, schedule => NULL, rate_rows => NULL,
-         rate_interval => '60 minutes', max_fraction => NULL, require_where => false,
-         require_transaction => false, mode => 'enforce', approvers => NULL, min_approvals => 1, undo => NULL",
+         rate_interval => '60 minutes', max_fraction => NULL, require_where => NULL,
+         require_transaction => NULL, mode => 'enforce', approvers => NULL, min_approvals => 1, undo => NULL,
+         always => false, columns => NULL, same_rows => true",
     )
     .unwrap();
 }
@@ -304,7 +305,8 @@ fn defaults_are_those_of_the_contract() {
         "tables": ["*.*"], "comment": null, "max_rows": null, "override": "token", "schedule": null,
         "approvers": null, "rate_rows": null, "operations": ["update", "delete", "truncate"],
         "application": null, "max_fraction": null, "min_approvals": 1, "rate_interval": "01:00:00",
-        "require_where": false, "require_transaction": false, "max_rows_per_transaction": null, "samples": true}"#;
+        "require_where": null, "require_transaction": null, "max_rows_per_transaction": null, "samples": true,
+        "always": false, "columns": null, "same_rows": true}"#;
     let same: bool = admin.query_one(&format!("SELECT '{stored}'::jsonb = '{expected}'::jsonb"), &[]).unwrap().get(0);
     assert!(same, "{stored}");
 }

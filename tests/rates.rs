@@ -355,6 +355,6 @@ fn what_is_no_rate_is_refused() {
     refuse(&mut stage.client(), &delete(1, 1));
     stage.policy("rate_rows => 5, rate_interval => '1 day 2 hours'");
     let shown =
-        "SELECT rate_rows = 5 AND rate_interval = '26 hours' FROM writeguard.effective('t', current_user, 'update')";
+        "SELECT \"limit\" = 'rate' AND value = '5 per 1 d 2 h' FROM writeguard.effective('t', current_user, 'update')";
     assert!(stage.admin.query_one(shown, &[]).expect("a row").get::<_, bool>(0));
 }

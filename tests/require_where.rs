@@ -810,7 +810,8 @@ fn while_the_guard_is_off_it_is_an_event() {
 #[test]
 fn the_column_is_stored_and_shown() {
     let mut bed = bed();
-    let shown = "SELECT (require_where AND applies)::int FROM writeguard.effective('t', current_user, 'update')";
+    let shown = "SELECT count(*) FROM writeguard.effective('t', operation => 'update')
+        WHERE \"limit\" = 'require_where' AND value = 'true' AND applies";
     assert_eq!(bed.number(&format!("({shown})")), 1);
     for (arguments, action) in [
         ("tables => '{public.t}', require_where => true", "unchanged"),

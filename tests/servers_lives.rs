@@ -1442,7 +1442,7 @@ fn standby_fails_writes_as_postgresql_does_and_guards_its_sessions_once_it_is_pr
         pass(&mut client, &format!("TABLE writeguard.{view}"));
     }
     // A change on the primary is seen by a session that has the policies already.
-    let limit = "SELECT max_rows FROM writeguard.effective('public.t', 'postgres', 'update')";
+    let limit = "SELECT value::bigint FROM writeguard.effective('public.t', 'postgres', 'update')";
     assert_eq!(number(&mut client, limit), 3);
     pass(&mut primary, "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 4)");
     wait_until(30, || number(&mut client, limit) == 4);

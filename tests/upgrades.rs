@@ -221,7 +221,7 @@ fn upgrade_takes_over_nothing_that_is_somebody_elses() {
             "function" if object.ends_with("_policy_written()") || object.ends_with("_event_restored()") => {
                 "RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
             }
-            "function" if object.contains("._shown") || object.contains(".alter_policy") => {
+            "function" if ["._shown", ".alter_policy", ".set_policy("].iter().any(|name| object.contains(name)) => {
                 "RETURNS text LANGUAGE sql AS 'SELECT NULL::text'"
             }
             "function" if object.contains(".undo(") => {
@@ -342,7 +342,7 @@ fn first_release_is_served_as_it_promised() {
     assert_eq!(text(&mut admin, &import), "created");
     assert_eq!(text(&mut admin, &import.replace("\"max_rows\": 3", "\"max_rows\": 2")), "changed");
     refuse(&mut client, "WG001", "UPDATE t SET note = 'x' WHERE id <= 3");
-    let shown = format!("SELECT max_rows FROM writeguard.effective('t', '{login}', 'update')");
+    let shown = format!("SELECT max_rows FROM writeguard.effective('t', '{login}', 'update') WHERE applies");
     assert_eq!(number(&mut client, &shown), 2);
 
     // By the flag, by nobody, and when it only looks on.
@@ -425,7 +425,8 @@ fn upgrade_keeps_policies_events_and_requests_and_sessions_that_are_open() {
         text(
             client,
             "SELECT jsonb_build_array(
-                 (SELECT jsonb_agg(to_jsonb(p) - 'samples') FROM writeguard.policy AS p),
+                 (SELECT jsonb_agg(jsonb_strip_nulls(to_jsonb(p) - '{samples,always,same_rows,require_where,require_transaction}'::text[]))
+                  FROM writeguard.policy AS p),
                  (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e),
                  (SELECT jsonb_agg(to_jsonb(r) - 'settings') FROM writeguard.request AS r),
                  (SELECT jsonb_agg(a) FROM writeguard.approval AS a))::text",
@@ -456,6 +457,59 @@ fn upgrade_keeps_policies_events_and_requests_and_sessions_that_are_open() {
     pass(&mut client, &format!("SET writeguard.override = on; SET writeguard.token = '{token}'"));
     pass(&mut client, "DELETE FROM t");
     assert_eq!(number(&mut admin, "SELECT count(*) FROM t"), 0);
+}
+
+/// What the upgrade tells, and what it leaves in the table.
+#[test]
+fn upgrade_says_what_applies_that_did_not_and_keeps_what_policies_say() {
+    let server = Server::shared();
+    for version in [FIRST, LAST] {
+        let db = release(server, version);
+        let mut admin = db.admin();
+        let role = db.role("writer");
+        pass(
+            &mut admin,
+            &format!(
+                "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT n FROM generate_series(1, 20) AS n;
+                 CREATE TABLE u (id int PRIMARY KEY); CREATE TABLE w (id int); GRANT ALL ON t, u, w TO PUBLIC;
+                 SELECT writeguard.set_policy('cap', max_rows => 10, require_where => true);
+                 SELECT writeguard.set_policy('t only', tables => '{{public.t,public.u}}', max_rows_per_transaction => 100);
+                 SELECT writeguard.set_policy('same', tables => '{{public.w}}', max_rows => 5, require_where => true);
+                 SELECT writeguard.set_policy('watch', tables => '{{public.t}}', roles => '{{{role}}}', mode => 'observe')"
+            ),
+        );
+        let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let told_to = std::sync::Arc::clone(&told);
+        let mut config = db.config("postgres");
+        config.notice_callback(move |notice| told_to.lock().unwrap().push(notice));
+        pass(&mut config.connect(postgres::NoTls).unwrap(), UPDATE);
+        let told = told.lock().unwrap();
+        let mut warnings: Vec<&str> =
+            told.iter().filter(|one| one.severity() == "WARNING").map(|one| one.message()).collect();
+        warnings.sort_unstable();
+        assert_eq!(
+            warnings,
+            [
+                "policy \"cap\" now applies to table \"public.t\" and 1 more beside policy \"t only\": max_rows",
+                "policy \"t only\" now applies to table \"public.t\" beside policy \"watch\": max_rows_per_transaction",
+            ],
+            "{version}"
+        );
+        for warning in told.iter().filter(|one| one.severity() == "WARNING") {
+            pass(&mut admin, warning.hint().expect("a hint"));
+        }
+        // That no WHERE was required is still said where one would be now, and nowhere that no transaction was.
+        let stored = "SELECT string_agg(concat_ws(' ', name, coalesce(require_where::text, '-'), coalesce(require_transaction::text, '-')),
+                                        ', ' ORDER BY name) FROM writeguard.policy";
+        assert_eq!(text(&mut admin, stored), "cap true -, same true -, t only false -, watch false -");
+        refuse(&mut db.connect(&role), "WG001", "DELETE FROM t");
+        let applies = "SELECT string_agg(concat_ws(' ', \"limit\", value, policy), ', ') FROM writeguard.effective('u', NULL, 'update')
+            WHERE applies";
+        let expected = "max_rows 10 cap, max_rows_per_transaction 100 t only, require_where false t only";
+        assert_eq!(text(&mut admin, applies), expected);
+        pass(&mut admin, "UPDATE t SET id = id WHERE id <= 10");
+        refuse(&mut admin, "WG001", "DELETE FROM t");
+    }
 }
 
 #[test]

@@ -13,15 +13,18 @@ CREATE TABLE writeguard.policy (
     rate_rows                bigint CHECK (rate_rows >= 0),
     rate_interval            interval NOT NULL DEFAULT '1 hour' CHECK (rate_interval > '0'),
     max_fraction             double precision CHECK (max_fraction BETWEEN 0 AND 1),
-    require_where            boolean NOT NULL DEFAULT false,
-    require_transaction      boolean NOT NULL DEFAULT false,
-    mode                     text NOT NULL DEFAULT 'enforce' CHECK (mode IN ('observe', 'warn', 'enforce')),
+    require_where            boolean,
+    require_transaction      boolean,
+    mode                     text NOT NULL DEFAULT 'enforce' CHECK (mode IN ('observe', 'warn', 'enforce', 'exempt')),
     override                 text NOT NULL DEFAULT 'token' CHECK (override IN ('never', 'flag', 'token')),
     approvers                text,
     min_approvals            integer NOT NULL DEFAULT 1 CHECK (min_approvals >= 1),
     undo                     interval,
     comment                  text,
-    samples                  boolean NOT NULL DEFAULT true
+    samples                  boolean NOT NULL DEFAULT true,
+    always                   boolean NOT NULL DEFAULT false,
+    columns                  text[] CHECK (cardinality(columns) > 0),
+    same_rows                boolean NOT NULL DEFAULT true
 );
 
 CREATE TRIGGER policy_changed

@@ -26,9 +26,41 @@ ALTER FUNCTION writeguard.stat_numbers() RENAME TO _stat_numbers;
 ALTER FUNCTION writeguard.setup_facts() RENAME TO _setup_facts;
 
 ALTER FUNCTION writeguard.undo(bigint, text, boolean) RENAME TO undo_0_2_0;
+-- With other arguments or columns they are other functions; what a DBA has granted on them is granted on those, further down.
+ALTER FUNCTION writeguard.set_policy(text, text[], text[], text, cidr, text, text[], bigint, bigint, bigint, interval,
+                                     double precision, boolean, boolean, text, text, text, integer, interval, text, boolean)
+    RENAME TO set_policy_0_2_0;
+ALTER FUNCTION writeguard.effective(regclass, name, text) RENAME TO effective_0_2_0;
+
+-- Which policies apply is decided limit by limit now. That no WHERE and no transaction was required is a statement only
+-- where another policy requires one: there it stays one.
+ALTER TABLE writeguard.policy
+    ADD COLUMN always boolean NOT NULL DEFAULT false,
+    ADD COLUMN columns text[] CHECK (cardinality(columns) > 0),
+    ADD COLUMN same_rows boolean NOT NULL DEFAULT true,
+    ALTER COLUMN require_where DROP NOT NULL,
+    ALTER COLUMN require_where DROP DEFAULT,
+    ALTER COLUMN require_transaction DROP NOT NULL,
+    ALTER COLUMN require_transaction DROP DEFAULT,
+    DROP CONSTRAINT policy_mode_check,
+    ADD CONSTRAINT policy_mode_check CHECK (mode IN ('observe', 'warn', 'enforce', 'exempt'));
+-- Without triggers: ours want the library preloaded, which an upgrade does not; and others have no part in this.
+ALTER TABLE writeguard.policy DISABLE TRIGGER policy_changed, DISABLE TRIGGER owner_only;
+SET LOCAL session_replication_role = replica;
+UPDATE writeguard.policy AS p
+   SET require_where = CASE WHEN p.require_where OR r.condition THEN p.require_where END,
+       require_transaction = CASE WHEN p.require_transaction OR r.block THEN p.require_transaction END
+  FROM (SELECT pg_catalog.bool_or(o.require_where) AS condition, pg_catalog.bool_or(o.require_transaction) AS block
+          FROM writeguard.policy AS o) AS r
+ WHERE NOT (p.require_where AND p.require_transaction);
+SET LOCAL session_replication_role = origin;
+ALTER TABLE writeguard.policy ENABLE ALWAYS TRIGGER policy_changed, ENABLE ALWAYS TRIGGER owner_only;
 
 -- include *.sql
 
+CREATE FUNCTION writeguard.carry_grants(before text, after text) RETURNS void
+    LANGUAGE c STRICT
+    AS 'MODULE_PATHNAME', 'writeguard_carry_grants';
 CREATE TRIGGER policy_written
     AFTER INSERT OR UPDATE OR DELETE ON writeguard.policy
     FOR EACH ROW EXECUTE FUNCTION writeguard._policy_written();
@@ -46,18 +78,30 @@ ALTER TABLE writeguard.event ENABLE ALWAYS TRIGGER restore_ends;
 CREATE FUNCTION writeguard.revoke_default_privileges(names text[]) RETURNS void
     LANGUAGE c STRICT
     AS 'MODULE_PATHNAME', 'writeguard_revoke_default_privileges';
-SELECT writeguard.revoke_default_privileges('{_policy_written,_event_restored,_shown,_shown_json,alter_policy,undo}');
+SELECT writeguard.revoke_default_privileges(
+    '{_policy_written,_event_restored,_shown,_shown_json,alter_policy,set_policy,effective,undo}');
 DROP FUNCTION writeguard.revoke_default_privileges(text[]);
 REVOKE ALL ON FUNCTION writeguard._policy_written(), writeguard._event_restored(), writeguard.alter_policy(text, jsonb),
     writeguard.undo(bigint, text, boolean, text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION writeguard._shown(text), writeguard._shown_json(text) TO PUBLIC;
-
-CREATE FUNCTION writeguard.carry_grants(before text, after text) RETURNS void
-    LANGUAGE c STRICT
-    AS 'MODULE_PATHNAME', 'writeguard_carry_grants';
+REVOKE ALL ON FUNCTION writeguard.set_policy FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION writeguard.effective TO PUBLIC;
 SELECT writeguard.carry_grants(
     'writeguard.undo_0_2_0(bigint, text, boolean)', 'writeguard.undo(bigint, text, boolean, text)');
+SELECT writeguard.carry_grants(
+    'writeguard.set_policy_0_2_0(text, text[], text[], text, cidr, text, text[], bigint, bigint, bigint, interval, double precision, boolean, boolean, text, text, text, integer, interval, text, boolean)',
+    'writeguard.set_policy(text, text[], text[], text, cidr, text, text[], bigint, bigint, bigint, interval, double precision, boolean, boolean, text, text, text, integer, interval, text, boolean, boolean, text[], boolean)');
+SELECT writeguard.carry_grants('writeguard.effective_0_2_0(regclass, name, text)', 'writeguard.effective(regclass, name, text)');
 DROP FUNCTION writeguard.carry_grants(text, text);
--- Only if it is ours: this raises for what is no member.
+CREATE FUNCTION writeguard.warn_of_policies() RETURNS void
+    LANGUAGE c STRICT
+    AS 'MODULE_PATHNAME', 'writeguard_warn_of_policies';
+SELECT writeguard.warn_of_policies();
+DROP FUNCTION writeguard.warn_of_policies();
+-- Only if they are ours: this raises for what is no member.
 ALTER EXTENSION pg_writeguard DROP FUNCTION writeguard.undo_0_2_0(bigint, text, boolean);
+ALTER EXTENSION pg_writeguard DROP FUNCTION writeguard.set_policy_0_2_0;
+ALTER EXTENSION pg_writeguard DROP FUNCTION writeguard.effective_0_2_0;
 DROP FUNCTION writeguard.undo_0_2_0;
+DROP FUNCTION writeguard.set_policy_0_2_0;
+DROP FUNCTION writeguard.effective_0_2_0;
+GRANT EXECUTE ON FUNCTION writeguard._shown(text), writeguard._shown_json(text) TO PUBLIC;

@@ -469,7 +469,7 @@ pub unsafe fn sleep_on_latch(milliseconds: c_long) {
 ///
 /// # Safety
 /// `list` is NULL or a valid list, whose cells hold pointers to `T`.
-pub unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
+pub unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> + Clone {
     // SAFETY: the caller's promise.
     unsafe {
         let length = if list.is_null() { 0 } else { usize::try_from((*list).length).unwrap_or(0) };

@@ -7,18 +7,22 @@ use rules::policy::document::Given;
 use rules::policy::model::{Document, Policy};
 use rules::policy::pattern::{Element, Pattern, parse_element};
 use rules::policy::schedule::Schedule;
-use rules::words::{Operation, literal, shortened};
+use rules::words::{Operation, RelationName, literal, shortened};
 
+use super::catalog::{self, Explained, WhyNot};
 use super::change::{self, Outcome};
 use super::interval::Span;
 use super::key::never_undone;
-use super::relation::{nearest_role, never_covered, relation_name, relation_of, role_oid};
-use super::{catalog, conditions, schema_compat};
+use super::relation::{
+    column_names, has_column, nearest, nearest_role, never_covered, relation_name, relation_of, role_oid,
+};
+use super::{conditions, schema_compat};
 use crate::event::record::{Event, Kind};
 use crate::event::store;
 use crate::pg::ereport::{Failure, tell};
 use crate::pg::function::{Arguments, Returns, json, sql_function, value};
 use crate::pg::{encoding, owner};
+use crate::session::actor::Actor;
 
 sql_function!(
     /// `set_policy(name text, …) → text`: creates or replaces a policy; gives created, changed or unchanged.
@@ -29,7 +33,11 @@ sql_function!(
     writeguard_drop_policy, pg_finfo_writeguard_drop_policy, drop_policy
 );
 sql_function!(
-    /// `_explain(relation oid, role oid, operation text) → json`: the rows of `effective`.
+    /// `_effective(relation oid, role text, operation text) → json`: the rows of `effective`.
+    writeguard_effective, pg_finfo_writeguard_effective, effective
+);
+sql_function!(
+    /// `explain(relation oid, role text, operation text) → json`: the rows of `effective` as they were until 0.2.0.
     writeguard_explain, pg_finfo_writeguard_explain, explain
 );
 sql_function!(
@@ -52,6 +60,9 @@ fn set_policy(arguments: &Arguments) -> Returns {
     let span =
         |index| unsafe { Span::of(arguments.get(index).unwrap_or(pg_sys::Datum::null()), arguments.is_null(index)) };
     let (rate_interval, undo) = (span(10), span(18));
+    // Where the SQL is of an older version, false is its default.
+    let is_older = arguments.declared() <= 21;
+    let required = |index| arguments.get::<bool>(index).filter(|required| *required || !is_older);
     store_policy(Document {
         name: arguments.get(0),
         tables: texts(1),
@@ -66,8 +77,8 @@ fn set_policy(arguments: &Arguments) -> Returns {
         rate_microseconds: rate_interval.as_ref().map(|span| span.microseconds),
         rate_interval: rate_interval.map(|span| span.text),
         max_fraction: arguments.get(11),
-        require_where: arguments.get(12).unwrap_or_default(),
-        require_transaction: arguments.get(13).unwrap_or_default(),
+        require_where: required(12),
+        require_transaction: required(13),
         mode: arguments.get(14),
         override_: arguments.get(15),
         approvers: arguments.get(16),
@@ -76,6 +87,9 @@ fn set_policy(arguments: &Arguments) -> Returns {
         undo: undo.map(|span| span.text),
         comment: arguments.get(19),
         samples: arguments.get(20).unwrap_or(true),
+        always: arguments.get(21).unwrap_or_default(),
+        columns: arguments.get(22),
+        same_rows: arguments.get(23).unwrap_or(true),
     })
 }
 
@@ -110,6 +124,8 @@ pub fn settle(document: &mut Document) -> Result<Policy, Error> {
     policy.schedule.as_ref().map_or(Ok(()), conditions::check_zones)?;
     document.schedule = policy.schedule.as_ref().map(Schedule::to_string);
     document.tables = policy.tables.iter().map(|pattern| Some(pattern.to_string())).collect();
+    document.columns = policy.columns.as_ref().map(|columns| columns.iter().cloned().map(Some).collect());
+    schema_compat::fill(document);
     Ok(policy)
 }
 
@@ -188,6 +204,7 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
                 "tables => '{public.orders}' (a table, a partitioned table or a foreign table; of a view, the tables behind it)",
             ));
         }
+        check_columns(policy, &name, relation)?;
         if policy.undo.is_some()
             && let Some(reason) = never_undone(relation)
         {
@@ -199,6 +216,24 @@ fn check_names(policy: &Policy) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A table that is named has at least one of the columns that the policy is about.
+fn check_columns(policy: &Policy, name: &RelationName, relation: pg_sys::Oid) -> Result<(), Error> {
+    let Some(columns) = &policy.columns else { return Ok(()) };
+    if columns.iter().any(|column| has_column(relation, column)) {
+        return Ok(());
+    }
+    let all = column_names(relation);
+    let nearest = columns.iter().find_map(|column| nearest(column, all.iter().map(String::as_str)));
+    Err(Error::Invalid {
+        message: format!("table \"{name}\" has none of the columns {}", columns.join(", ")),
+        detail: nearest.map(|nearest| format!("Did you mean \"{nearest}\"?")),
+        hint: format!(
+            "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = {}::regclass AND attnum > 0;",
+            literal(&name.to_sql())
+        ),
+    })
 }
 
 fn check_role(role: &str, column: &str, everybody: &str) -> Result<(), Error> {
@@ -232,39 +267,102 @@ fn drop_policy(arguments: &Arguments) -> Returns {
     Ok(None)
 }
 
-fn explain(arguments: &Arguments) -> Returns {
+/// What a caller asks `effective` about: the table, the role and the operations.
+fn asked(arguments: &Arguments) -> Result<(pg_sys::Oid, Vec<pg_sys::Oid>, Vec<Operation>), Error> {
     let relation = arguments
         .get::<pg_sys::Oid>(0)
         .ok_or_else(|| Error::invalid("table must not be NULL", "\"table\" => 'public.orders'"))?;
-    let role = arguments.text(1, "role")?;
-    let word = arguments.text(2, "operation")?;
-    let operation = Operation::parse(&word)
-        .ok_or_else(|| Error::invalid(format!("unknown operation \"{word}\""), "operation => 'update'"))?;
-    let role = role_oid(&role).ok_or_else(|| {
-        Error::invalid(format!("role \"{role}\" does not exist"), "SELECT rolname FROM pg_catalog.pg_roles;")
-    })?;
+    let operations = match arguments.get::<String>(2) {
+        None => Operation::ALL.to_vec(),
+        Some(word) => vec![
+            Operation::parse(&word)
+                .ok_or_else(|| Error::invalid(format!("unknown operation \"{word}\""), "operation => 'update'"))?,
+        ],
+    };
+    let roles = match arguments.get::<String>(1) {
+        None => Actor::current().roles(),
+        Some(role) => vec![role_oid(&role).ok_or_else(|| {
+            Error::invalid(format!("role \"{role}\" does not exist"), "SELECT rolname FROM pg_catalog.pg_roles;")
+        })?],
+    };
     // SAFETY: what other sessions committed shall be seen.
     unsafe { pg_sys::AcceptInvalidationMessages() };
-    let rows: Vec<serde_json::Value> = catalog::explain(relation, role, operation)?
-        .into_iter()
-        .map(|explained| {
-            let policy = &explained.loaded.policy;
+    Ok((relation, roles, operations))
+}
+
+fn effective(arguments: &Arguments) -> Returns {
+    let (relation, roles, operations) = asked(arguments)?;
+    let explained = catalog::explain(relation, &roles, &operations)?;
+    let strictest = |one: &Explained| {
+        let limit = one.limit.filter(|_| one.why_not.is_none())?;
+        let same = explained
+            .iter()
+            .filter(|other| (other.operation, other.limit) == (one.operation, one.limit) && other.why_not.is_none());
+        Some(
+            same.map(|other| other.loaded.policy.strictness(limit)).fold(f64::INFINITY, f64::min)
+                == one.loaded.policy.strictness(limit),
+        )
+    };
+    let rows: Vec<serde_json::Value> = explained
+        .iter()
+        .map(|one| {
+            let policy = &one.loaded.policy;
+            let why_not = one.why_not.as_ref().map(|why| match why {
+                WhyNot::SetAsideBy(name) => format!("set aside by \"{name}\""),
+                WhyNot::Condition(condition) => condition.column().to_owned(),
+                WhyNot::Exempts => "mode".to_owned(),
+                WhyNot::NoLimit => "no limit".to_owned(),
+            });
             serde_json::json!({
+                "operation": one.operation.word(),
                 "policy": policy.name,
-                "applies": explained.in_force && explained.set_aside_by.is_none(),
-                "set_aside_by": explained.set_aside_by,
-                "max_rows": policy.max_rows,
-                "max_rows_per_transaction": policy.max_rows_per_transaction,
-                "rate_rows": policy.rate.map(|rate| rate.rows),
-                "rate_interval": policy.rate.map(|rate| format!("{} microseconds", rate.interval)),
-                "max_fraction": policy.max_fraction,
-                "require_where": policy.require_where,
-                "require_transaction": policy.require_transaction,
+                "limit": one.limit.map(|limit| limit.to_string()),
+                "value": one.limit.map(|limit| policy.shown(limit)),
+                "applies": one.why_not.is_none(),
+                "why_not": why_not,
+                "strictest": strictest(one).unwrap_or(false),
                 "mode": policy.mode.word(),
                 "override": policy.override_.word(),
+                "approvers": policy.approvers,
+                "min_approvals": policy.min_approvals,
             })
         })
         .collect();
+    Ok(json(&serde_json::Value::Array(rows)))
+}
+
+/// A row a policy, as 0.1.0 and 0.2.0 have it: a policy applies there if any limit of it does.
+fn explain(arguments: &Arguments) -> Returns {
+    arguments.text(1, "role")?;
+    arguments.text(2, "operation")?;
+    let (relation, roles, operations) = asked(arguments)?;
+    let mut rows: Vec<serde_json::Value> = Vec::new();
+    let explained = catalog::explain(relation, &roles, &operations)?;
+    for one in explained.chunk_by(|one, next| std::rc::Rc::ptr_eq(&one.loaded, &next.loaded)) {
+        let Some(loaded) = one.first().map(|first| &first.loaded) else { continue };
+        let whole = &loaded.policy;
+        let applying = one.iter().filter(|limit| limit.why_not.is_none()).filter_map(|limit| limit.limit).collect();
+        let applies = one.iter().any(|limit| matches!(limit.why_not, None | Some(WhyNot::NoLimit)));
+        let aside = one.iter().find_map(|limit| match &limit.why_not {
+            Some(WhyNot::SetAsideBy(name)) if !applies => Some(name.clone()),
+            _ => None,
+        });
+        let policy = if applies { whole.only(applying) } else { whole.clone() };
+        rows.push(serde_json::json!({
+            "policy": policy.name,
+            "applies": applies,
+            "set_aside_by": aside,
+            "max_rows": policy.max_rows,
+            "max_rows_per_transaction": policy.max_rows_per_transaction,
+            "rate_rows": policy.rate.map(|rate| rate.rows),
+            "rate_interval": policy.rate.map(|rate| format!("{} microseconds", rate.interval)),
+            "max_fraction": policy.max_fraction,
+            "require_where": policy.wants_where(),
+            "require_transaction": policy.wants_transaction(),
+            "mode": policy.mode.word(),
+            "override": policy.override_.word(),
+        }));
+    }
     Ok(json(&serde_json::Value::Array(rows)))
 }
 

@@ -10,12 +10,14 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 use rules::error::{Error, LOAD_IT_LAST, NO_SHARED_MEMORY, WHY_NO_SHARED_MEMORY};
+use rules::limits::ledger::Beside;
+use rules::policy::limit::Limit;
 use rules::policy::model::Policy;
 use rules::policy::resolve::{self, Candidate, Target};
-use rules::words::{Operation, RelationName};
+use rules::words::{Mode, Operation, RelationName};
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
-use super::conditions::{self, Now};
+use super::conditions::{self, Condition, Now};
 use super::relation::{never_covered, role_oid};
 use super::table::{self, Loaded, Place, Policies};
 use super::{invalidation, target};
@@ -238,7 +240,7 @@ fn actor(actor: Actor, policies: &Policies) -> Rc<resolve::Actor> {
 
 /// The names of roles, and which of those that policies name they are members of. From now on a change of any of them is
 /// noticed.
-fn memberships(roles: &[pg_sys::Oid], policies: &Policies) -> resolve::Actor {
+pub fn memberships(roles: &[pg_sys::Oid], policies: &Policies) -> resolve::Actor {
     let itself: FxHashSet<String> = roles.iter().map(|role| role_name(*role)).collect();
     let hash = |role: &pg_sys::Oid| {
         // By its bytes: a name that was made in another database may be no text here. SAFETY: NULL for an unknown role.
@@ -266,8 +268,31 @@ fn memberships(roles: &[pg_sys::Oid], policies: &Policies) -> resolve::Actor {
 /// What the policies say of one relation for one acting role.
 pub struct Covering {
     pub relation: RelationName,
-    /// The policies that apply to each operation, in the order of [`Operation::ALL`].
-    pub applying: [Vec<Rc<Loaded>>; Operation::ALL.len()],
+    /// The policies of which something applies to each operation, in the order of [`Operation::ALL`].
+    pub applying: [Vec<Applying>; Operation::ALL.len()],
+}
+
+/// A policy as it applies to one relation, acting role and operation.
+pub struct Applying {
+    /// With those of its limits that apply, and no others.
+    pub policy: Rc<Loaded>,
+    /// With all its limits.
+    pub whole: Rc<Loaded>,
+    /// Of the limits that count rows in one budget for all tables, those that others set aside here.
+    pub beside: Beside,
+}
+
+impl Applying {
+    fn of(loaded: &Rc<Loaded>, candidate: &Candidate) -> Self {
+        let is_aside = |limit| candidate.set_aside_by(limit).is_some();
+        let beside = Beside { statement: is_aside(Limit::Rows), transaction: is_aside(Limit::RowsPerTransaction) };
+        let policy = if candidate.applying == loaded.policy.states() {
+            Rc::clone(loaded)
+        } else {
+            Rc::new(Loaded { policy: loaded.policy.only(candidate.applying), revision: loaded.revision })
+        };
+        Self { policy, whole: Rc::clone(loaded), beside }
+    }
 }
 
 /// What an answer came from.
@@ -321,8 +346,9 @@ pub fn covering(relation: pg_sys::Oid, actor_now: Actor) -> Result<(From, Option
     let applying = Operation::ALL.map(|operation| {
         resolve::candidates(&policies.loaded, &fitting, operation)
             .into_iter()
-            .filter(|candidate| candidate.set_aside_by.is_none())
-            .map(|candidate| Rc::clone(&policies.loaded[candidate.policy]))
+            .map(|candidate| (&policies.loaded[candidate.policy], candidate))
+            .filter(|(loaded, candidate)| resolve::is_charged(&loaded.policy, candidate))
+            .map(|(loaded, candidate)| Applying::of(loaded, &candidate))
             .collect::<Vec<_>>()
     });
     let covered = applying.iter().any(|policies| !policies.is_empty());
@@ -343,20 +369,37 @@ fn by_force(places: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
     places.into_iter().partition(|place| state.in_force.get(*place).copied().unwrap_or(true))
 }
 
-/// A policy as `effective()` shows it.
+/// A limit of a policy as `effective()` shows it.
 pub struct Explained {
+    pub operation: Operation,
     pub loaded: Rc<Loaded>,
-    /// Its conditions hold for this session now.
-    pub in_force: bool,
-    /// The policy that sets it aside.
-    pub set_aside_by: Option<String>,
+    /// None for a policy that states no limit.
+    pub limit: Option<Limit>,
+    /// Why it does not apply.
+    pub why_not: Option<WhyNot>,
 }
 
-/// Every policy that covers a relation for a role, with the one that sets it aside, for `effective()`.
+/// Why a limit that a policy states does not apply.
+pub enum WhyNot {
+    SetAsideBy(String),
+    /// A condition of the policy does not hold for this session now.
+    Condition(Condition),
+    /// It has none itself: it exempts.
+    Exempts,
+    /// There is none.
+    NoLimit,
+}
+
+/// Every limit of every policy that covers a relation for a role and one of these operations, for `effective()`. By
+/// operation, and then by policy.
 ///
 /// # Errors
 /// What waiting for the policy table's lock may raise.
-pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -> Result<Vec<Explained>, PgError> {
+pub fn explain(
+    relation: pg_sys::Oid,
+    roles: &[pg_sys::Oid],
+    operations: &[Operation],
+) -> Result<Vec<Explained>, PgError> {
     let policies = policies()?;
     settle();
     if never_covered(relation).is_some() {
@@ -365,19 +408,32 @@ pub fn explain(relation: pg_sys::Oid, role: pg_sys::Oid, operation: Operation) -
     let Some(target) = target::find(relation) else {
         return Ok(Vec::new());
     };
-    let acting = memberships(&[role], &policies);
+    let acting = memberships(roles, &policies);
     let (taking_part, not_now) = by_force(policies.naming(&target));
-    let explain = |places: &[usize], in_force: bool| -> Vec<Explained> {
-        let fitting = resolve::fitting(&policies.loaded, places, &target, &acting);
-        let candidates = resolve::candidates(&policies.loaded, &fitting, operation);
-        let explained = candidates.into_iter().map(|Candidate { policy, set_aside_by }| Explained {
-            loaded: Rc::clone(&policies.loaded[policy]),
-            in_force,
-            set_aside_by: set_aside_by.filter(|_| in_force).map(|by| policies.loaded[by].policy.name.clone()),
-        });
-        explained.collect()
-    };
-    let mut explained = explain(&taking_part, true);
-    explained.extend(explain(&not_now, false));
-    Ok(explained)
+    let mut found = Vec::new();
+    for operation in operations {
+        for (places, in_force) in [(&taking_part, true), (&not_now, false)] {
+            let fitting = resolve::fitting(&policies.loaded, places, &target, &acting);
+            for candidate in resolve::candidates(&policies.loaded, &fitting, *operation) {
+                let loaded = &policies.loaded[candidate.policy];
+                let condition =
+                    || if in_force { None } else { conditions::failing(&loaded.policy).map(WhyNot::Condition) };
+                let explained =
+                    |limit, why_not| Explained { operation: *operation, loaded: Rc::clone(loaded), limit, why_not };
+                if loaded.policy.states().is_empty() {
+                    let exempts = loaded.policy.mode == Mode::Exempt;
+                    let nothing = if exempts { WhyNot::Exempts } else { WhyNot::NoLimit };
+                    found.push(explained(None, condition().or(Some(nothing))));
+                    continue;
+                }
+                for limit in loaded.policy.states().iter() {
+                    let by = candidate.set_aside_by(limit).filter(|_| in_force);
+                    let aside = by.map(|by| WhyNot::SetAsideBy(policies.loaded[by].policy.name.clone()));
+                    let why_not = aside.or_else(condition);
+                    found.push(explained(Some(limit), why_not));
+                }
+            }
+        }
+    }
+    Ok(found)
 }

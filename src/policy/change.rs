@@ -115,7 +115,9 @@ pub fn write(
 fn defaults() -> Result<model::Document, Error> {
     let mut nothing_given = Given::new();
     nothing_given.insert("name".into(), "p".into());
-    document::with_defaults(nothing_given)
+    let mut defaults = document::with_defaults(nothing_given)?;
+    schema_compat::fill(&mut defaults);
+    Ok(defaults)
 }
 
 const LOCK_ONE: &str = "SELECT name FROM writeguard.policy WHERE name OPERATOR(pg_catalog.=) $1 FOR UPDATE";

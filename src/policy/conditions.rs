@@ -45,14 +45,43 @@ fn application<'a>() -> &'a CStr {
     unsafe { if pg_sys::application_name.is_null() { c"" } else { CStr::from_ptr(pg_sys::application_name) } }
 }
 
+/// A condition that a policy may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    Application,
+    Client,
+    Schedule,
+}
+
+impl Condition {
+    /// The column that states it.
+    pub fn column(self) -> &'static str {
+        match self {
+            Self::Application => "application",
+            Self::Client => "client",
+            Self::Schedule => "schedule",
+        }
+    }
+}
+
 /// Whether a policy is in force for this session, at the running statement's start.
 pub fn hold(policy: &Policy) -> bool {
+    failing(policy).is_none()
+}
+
+/// The first condition that keeps a policy from being in force for this session, at the running statement's start.
+pub fn failing(policy: &Policy) -> Option<Condition> {
     let application = |pattern: &String| is_like(&actor::application().unwrap_or_default(), pattern);
     // SAFETY: reads a static.
     let now = unsafe { crate::pg::ffi::GetCurrentStatementStartTimestamp() };
-    policy.application.as_ref().is_none_or(application)
-        && policy.client.as_ref().is_none_or(|network| is_client_in(network))
-        && policy.schedule.as_ref().is_none_or(|schedule| is_open(schedule, now))
+    if !policy.application.as_ref().is_none_or(application) {
+        return Some(Condition::Application);
+    }
+    if !policy.client.as_ref().is_none_or(|network| is_client_in(network)) {
+        return Some(Condition::Client);
+    }
+    let is_open = policy.schedule.as_ref().is_none_or(|schedule| is_open(schedule, now));
+    (!is_open).then_some(Condition::Schedule)
 }
 
 /// Whether a schedule has an open window at that time.

@@ -22,7 +22,7 @@ sql_function!(
 );
 sql_function!(
     /// `carry_grants(before text, after text)`: what was granted on a function that is replaced by one with other arguments
-    /// is granted on that.
+    /// is granted on that, and what was revoked from everybody is revoked there.
     writeguard_carry_grants, pg_finfo_writeguard_carry_grants, carry_grants, not_preloaded_too
 );
 
@@ -100,7 +100,9 @@ const GRANTS: &str = "SELECT pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO 
 fn carry_grants(arguments: &Arguments) -> Returns {
     let (before, after) = (arguments.text(0, "before")?, arguments.text(1, "after")?);
     owner::connect(|client| {
-        let grants = owner::rows(client, GRANTS, &[before.as_str().into(), after.as_str().into()])?;
+        let of = [before.as_str().into(), after.as_str().into()];
+        let mut grants = owner::rows(client, GRANTS, &of)?;
+        grants.extend(owner::rows(client, GIVEN_TO_ALL, &of)?);
         // SAFETY: a static of this process, put back below; after an ERROR the script's end says that it is over.
         unsafe {
             let in_script = pg_sys::creating_extension;
@@ -113,6 +115,14 @@ fn carry_grants(arguments: &Arguments) -> Returns {
     })?;
     Ok(None)
 }
+
+/// What everybody may do with the second function, and could not with the first.
+const GIVEN_TO_ALL: &str = "SELECT pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', $2::pg_catalog.regprocedure) \
+     FROM pg_catalog.pg_proc AS p \
+     WHERE p.oid OPERATOR(pg_catalog.=) $2::pg_catalog.regprocedure \
+       AND EXISTS (SELECT FROM pg_catalog.aclexplode(p.proacl) AS a WHERE a.grantee OPERATOR(pg_catalog.=) 0) \
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc AS b CROSS JOIN LATERAL pg_catalog.aclexplode(b.proacl) AS a \
+         WHERE b.oid OPERATOR(pg_catalog.=) $1::pg_catalog.regprocedure AND a.grantee OPERATOR(pg_catalog.=) 0)";
 
 fn run_all(client: &mut SpiClient<'_>, commands: &[String]) -> Result<(), Error> {
     commands.iter().try_for_each(|command| owner::rows(client, command, &[]).map(drop))

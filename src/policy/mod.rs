@@ -6,7 +6,9 @@
 //! says that they are stale. `conditions` asks PostgreSQL whether a policy is in force for this session now,
 //! `interval` translates intervals, `size` estimates tables, `key` looks for primary keys. `schema_compat` knows
 //! what the tables of an older version of the extension have no place for. `api` is what a DBA calls for one
-//! policy, `alter` changes some of its columns, `import` for all of them at once, `change` what these three have in common, `install` what the install and upgrade scripts call.
+//! policy, `alter` changes some of its columns, `import` for all of them at once, `change` what these three have in common,
+//! `install` what the install and upgrade scripts call, `rule_change` what an upgrade tells of policies that mean
+//! something else since.
 //!
 //! What comes in are a relation and an acting role. What goes out are the policies that apply to each operation, or
 //! WG008 where that cannot be told. Not promised: the policies of a later moment than the start of a write. Nothing
@@ -23,6 +25,7 @@ pub mod interval;
 pub mod invalidation;
 pub mod key;
 pub mod relation;
+pub mod rule_change;
 pub mod schema_compat;
 pub mod size;
 pub mod table;

@@ -244,10 +244,37 @@ pub fn nearest_role(name: &str) -> Option<String> {
     let roles = scan(pg_sys::AuthIdRelationId, 0, &[], |row| unsafe {
         encoding::from_name(&(*row.cast::<pg_sys::FormData_pg_authid>()).rolname)
     });
-    let letters = |role: &String| strsim::osa_distance(&name.to_lowercase(), &role.to_lowercase());
+    nearest(name, roles.iter().map(String::as_str).filter(|role| !role.starts_with("pg_")))
+}
+
+/// The one of some names that takes the fewest changed letters; none where all are quite different.
+pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    if name.len() >= pg_sys::NAMEDATALEN as usize {
+        return None;
+    }
+    let letters = |known: &str| strsim::osa_distance(&name.to_lowercase(), &known.to_lowercase());
     let most = name.chars().count().div_ceil(3);
-    let roles = roles.into_iter().filter(|role| !role.starts_with("pg_"));
-    roles.map(|role| (letters(&role), role)).filter(|(letters, _)| *letters <= most).min().map(|(_, role)| role)
+    let near = names.map(|known| (letters(known), known)).filter(|(letters, _)| *letters <= most);
+    near.min().map(|(_, known)| known.to_owned())
+}
+
+/// Whether a relation has a column of that name.
+pub fn has_column(relation: pg_sys::Oid, name: &str) -> bool {
+    let Some(name) = encoding::name_to_c(name) else { return false };
+    // SAFETY: a syscache look-up that gives 0 for what is not there. System columns have numbers below.
+    unsafe { pg_sys::get_attnum(relation, name.as_ptr()) > 0 }
+}
+
+/// The names of a relation's columns.
+pub fn column_names(relation: pg_sys::Oid) -> Vec<String> {
+    let name = |number| {
+        // SAFETY: a syscache look-up that gives NULL for what is not there.
+        let name = unsafe { pg_sys::get_attname(relation, number, true) };
+        // SAFETY: NULL or a C string.
+        unsafe { encoding::from_c(name) }
+    };
+    // Dropped ones have a name as well.
+    (1..=i16::MAX).map_while(name).filter(|name| !name.starts_with("........pg.dropped")).collect()
 }
 
 /// Whether a role is `of` or a member of it; being superuser makes nobody a member.

@@ -7,7 +7,8 @@ use core::ffi::CStr;
 use pgrx::pg_sys;
 use rules::error::Error;
 use rules::policy::document::KEYS;
-use rules::policy::model::Policy;
+use rules::policy::model::{Document, Policy};
+use rules::words::Mode;
 
 use super::table::{self, LATER, Place, SCHEMA};
 
@@ -18,13 +19,28 @@ pub fn assignments() -> String {
     columns.map(|name| format!("\"{name}\" = EXCLUDED.\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
+/// Where nothing is said of what is required, the tables of older versions have false.
+pub fn fill(document: &mut Document) {
+    if !has_column("always") {
+        document.require_where.get_or_insert(false);
+        document.require_transaction.get_or_insert(false);
+    }
+}
+
 /// Whether the tables of this database can hold what a policy says.
 ///
 /// # Errors
 /// WG007 for what needs a newer version of the extension.
 pub fn check(policy: &Policy) -> Result<(), Error> {
-    if !policy.samples && !has_column("samples") {
-        return Err(older("samples"));
+    let said = [
+        (!policy.samples, "samples", "samples"),
+        (policy.always, "always", "always"),
+        (policy.columns.is_some(), "columns", "columns"),
+        (!policy.same_rows, "same_rows", "same_rows"),
+        (policy.mode == Mode::Exempt, "always", "mode exempt"),
+    ];
+    if let Some((_, _, word)) = said.into_iter().find(|(is_said, column, _)| *is_said && !has_column(column)) {
+        return Err(older(word));
     }
     if policy.undo.is_some() && !has_table(c"image") {
         return Err(older("undo"));

@@ -218,7 +218,7 @@ unsafe fn scan(relation: pg_sys::Relation, before: Option<&Policies>, found: &mu
 }
 
 /// The columns as this library reads them.
-const COLUMNS: [(&str, pg_sys::Oid); 21] = [
+const COLUMNS: [(&str, pg_sys::Oid); 24] = [
     ("name", pg_sys::TEXTOID),
     ("tables", pg_sys::TEXTARRAYOID),
     ("roles", pg_sys::TEXTARRAYOID),
@@ -240,10 +240,13 @@ const COLUMNS: [(&str, pg_sys::Oid); 21] = [
     ("undo", pg_sys::INTERVALOID),
     ("comment", pg_sys::TEXTOID),
     ("samples", pg_sys::BOOLOID),
+    ("always", pg_sys::BOOLOID),
+    ("columns", pg_sys::TEXTARRAYOID),
+    ("same_rows", pg_sys::BOOLOID),
 ];
 
 /// The columns that came after the first release.
-pub const LATER: [&str; 1] = ["samples"];
+pub const LATER: [&str; 4] = ["samples", "always", "columns", "same_rows"];
 
 /// What is wrong with the first column that is not as this library reads it. A column that an older version of the
 /// extension does not have is its default in every policy.
@@ -306,8 +309,8 @@ impl Row<'_> {
             rate_microseconds: rate_interval.as_ref().map(|span| span.microseconds),
             rate_interval: rate_interval.map(|span| span.text),
             max_fraction: self.get("max_fraction"),
-            require_where: self.get("require_where").unwrap_or_default(),
-            require_transaction: self.get("require_transaction").unwrap_or_default(),
+            require_where: self.get("require_where"),
+            require_transaction: self.get("require_transaction"),
             mode: self.get("mode"),
             override_: self.get("override"),
             approvers: self.get("approvers"),
@@ -316,6 +319,9 @@ impl Row<'_> {
             undo: undo.map(|span| span.text),
             comment: self.get("comment"),
             samples: self.get("samples").unwrap_or(true),
+            always: self.get("always").unwrap_or_default(),
+            columns: self.get("columns"),
+            same_rows: self.get("same_rows").unwrap_or(true),
         }
     }
 }

@@ -75,7 +75,7 @@ fn verdict<'a>(line: &'a Line, refusing: &FxHashMap<Revision, (usize, &'a Concer
     let strictness = |concern: &Concern| match concern.policy.policy.mode {
         Mode::Enforce => 0,
         Mode::Warn => 1,
-        Mode::Observe => 2,
+        Mode::Observe | Mode::Exempt => 2,
     };
     let passed = line.policies.iter().filter_map(|policy| refusing.get(&policy.revision));
     let passed = passed.min_by_key(|(place, concern)| (strictness(concern), concern.limit.unwrap_or(0), *place));
@@ -83,7 +83,7 @@ fn verdict<'a>(line: &'a Line, refusing: &FxHashMap<Revision, (usize, &'a Concer
         let verdict = match concern.policy.policy.mode {
             Mode::Enforce => "refuse",
             Mode::Warn => "warn",
-            Mode::Observe => "observe",
+            Mode::Observe | Mode::Exempt => "observe",
         };
         return Said { verdict, policy: Some(&concern.policy.policy.name), limit: concern.limit };
     }

@@ -135,6 +135,8 @@ pub enum Mode {
     Warn,
     /// It is refused.
     Enforce,
+    /// The policy has no limits; those of less specific policies are set aside.
+    Exempt,
 }
 
 impl Mode {
@@ -144,18 +146,24 @@ impl Mode {
             Mode::Observe => "observe",
             Mode::Warn => "warn",
             Mode::Enforce => "enforce",
+            Mode::Exempt => "exempt",
         }
     }
 
     /// The mode of that word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Mode::Observe, Mode::Warn, Mode::Enforce].into_iter().find(|mode| mode.word() == word)
+        [Mode::Observe, Mode::Warn, Mode::Enforce, Mode::Exempt].into_iter().find(|mode| mode.word() == word)
     }
 
     /// Whether what goes past a limit is refused.
     #[inline]
     pub fn refuses(self) -> bool {
         self == Mode::Enforce
+    }
+
+    /// Whether what goes past a limit is let pass, and recorded.
+    pub fn looks_on(self) -> bool {
+        matches!(self, Mode::Observe | Mode::Warn)
     }
 }
 

@@ -146,8 +146,8 @@ impl Allowed {
                     .min(policy.max_rows_per_transaction.unwrap_or(u64::MAX)),
                 rate: (allowed.rate.0.min(rate.0), allowed.rate.1.min(rate.1)),
                 fraction: allowed.fraction.min(policy.max_fraction.unwrap_or(f64::INFINITY)),
-                without_where: allowed.without_where && !policy.require_where,
-                without_transaction: allowed.without_transaction && !policy.require_transaction,
+                without_where: allowed.without_where && !policy.wants_where(),
+                without_transaction: allowed.without_transaction && !policy.wants_transaction(),
             }
         })
     }
@@ -171,7 +171,12 @@ fn loosen(relation: pg_sys::Oid, before: &Binding) -> Result<(), Failure> {
         let charges = |binding: &'_ Binding| binding.charges(operation).to_vec();
         let (old, new) = (charges(before), after.as_deref().map_or_else(Vec::new, charges));
         let allowed = |charges: &[Charge]| Allowed::by(charges.iter().map(|charge| &charge.policy.policy));
-        let set_aside = old.iter().find(|old| !new.iter().any(|new| new.policy.policy.name == old.policy.policy.name));
+        let is_as_before = |old: &&Charge| {
+            let policy = &old.policy.policy;
+            let mut same = new.iter().filter(|new| new.policy.policy.name == policy.name);
+            same.any(|new| new.policy.policy.states().contain_all(policy.states()))
+        };
+        let set_aside = old.iter().find(|old| !is_as_before(old));
         if let Some(set_aside) = set_aside
             && allowed(&new).is_more_than(allowed(&old))
         {

@@ -12,6 +12,7 @@ use rules::error::Error;
 use rules::words::Operation;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::assigned_columns;
 use super::modify_node::{self, Draft, Kind, ModifyNode, Remote};
 use super::{capture, count};
 use crate::guard::limits::binding::Binding;
@@ -97,6 +98,7 @@ unsafe fn watch_plainly(
             && (*node).canSetTag
             && !(*target).ri_usesFdwDirectModify
             && !binding.wants_where(operation)
+            && !binding.is_by_columns()
             && !capture::wants(&binding, &[operation])
             && !child.is_null();
         let Some(child_exec) = plain.then(|| (*child).ExecProcNodeReal).flatten() else { return false };
@@ -191,7 +193,9 @@ unsafe fn watch_node(
         let mut captures = everything;
         let mut modify = modify_node::fresh(kind, estate, actor);
         for index in 0..relations {
-            let binding = bindings::binding_to_count(relation(index), actor)?;
+            let target = (*node).resultRelInfo.add(index);
+            let binding = bindings::binding_to_count(relation(index), actor)?
+                .map(|binding| assigned_columns::narrowed(binding, node, target, index));
             captures |= binding.as_ref().is_some_and(|binding| capture::wants(binding, operations));
             counted |= binding.as_ref().is_some_and(|binding| bindings::is_counted(binding, operations));
             modify.bindings.push(binding);
@@ -364,7 +368,7 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
             return Ok(());
         }
         if let Some(binding) = binding.as_ref().filter(|binding| binding.wants_where(operation)) {
-            let wanting = binding.only(operation, |policy| policy.policy.require_where);
+            let wanting = binding.only(operation, |policy| policy.policy.wants_where());
             if wanting.refuses(operation) {
                 return Err(undecided("its plan does not show whether a condition narrows it", (*entry).relid));
             }

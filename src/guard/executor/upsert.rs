@@ -5,6 +5,7 @@ use core::ptr;
 use pgrx::pg_sys;
 use rules::words::Operation;
 
+use super::assigned_columns;
 use super::modify_node::ModifyNode;
 use super::{capture, charge_row, moved_row};
 use crate::guard::limits::bindings;
@@ -114,6 +115,8 @@ unsafe fn charge_partition(modify: *mut ModifyNode, partition: pg_sys::Oid) -> *
     };
     // SAFETY: the node is alive; the list is borrowed for the look-up alone.
     unsafe {
+        let node = (*modify).source.node;
+        let binding = assigned_columns::narrowed(binding, node, (*node).resultRelInfo, 0);
         let bindings = &mut (*modify).bindings;
         let known = bindings.iter().position(|known| known.as_ref().is_some_and(|known| known.name == binding.name));
         let index = known.unwrap_or_else(|| {

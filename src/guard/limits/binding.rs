@@ -1,8 +1,10 @@
 //! A covered relation, and the budgets that its rows are charged to.
 
+use core::cell::RefCell;
 use std::rc::Rc;
 
-use rules::limits::ledger::MeterId;
+use pgrx::pg_sys;
+use rules::limits::ledger::{Beside, MeterId};
 use rules::policy::model::Keep;
 use rules::words::{Operation, RelationName};
 
@@ -14,7 +16,10 @@ use crate::stat::counters::StatId;
 #[derive(Clone)]
 pub struct Charge {
     pub meter: MeterId,
+    /// The policy with those limits that apply to the relation, and no others.
     pub policy: Rc<Loaded>,
+    /// The limits of the meter that do not.
+    pub beside: Beside,
     /// Limits beyond those that the meter knows.
     pub more: Option<Rc<More>>,
 }
@@ -32,9 +37,19 @@ pub struct Binding {
     wants_where: u8,
     /// The same for those whose changed rows a policy wants kept.
     keeps: u8,
+    /// Whether a policy counts only updates of some columns.
+    is_by_columns: bool,
+    /// The same relation for updates that assign these columns, by their numbers in that relation: itself, or one that its
+    /// rows are routed from. As many as were met.
+    narrowed: RefCell<Vec<Narrowed>>,
     /// By operation, in the order of [`Operation::ALL`].
     charges: [Vec<Charge>; Operation::ALL.len()],
 }
+
+type Narrowed = (pg_sys::Oid, Vec<i32>, Rc<Binding>);
+
+/// Sets of assigned columns that a binding knows its answer for; past that it starts again.
+const MOST_NARROWED: usize = 200;
 
 impl Binding {
     /// A relation whose rows `rows` counts and whose statements `stat`, with the budgets of each operation in the order of [`Operation::ALL`].
@@ -55,14 +70,55 @@ impl Binding {
         }
         let wants_where = Operation::ALL
             .into_iter()
-            .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.require_where))
+            .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.wants_where()))
             .fold(0, |bits, operation| bits | operation.bit());
         let keeps = Operation::ALL
             .into_iter()
             .filter(|operation| *operation != Operation::Drop)
             .filter(|operation| charges[*operation as usize].iter().any(|charge| charge.policy.policy.undo.is_some()))
             .fold(0, |bits, operation| bits | operation.bit());
-        Self { name, relation, rows, stat, wants_where, keeps, charges }
+        let is_by_columns =
+            charges[Operation::Update as usize].iter().any(|charge| charge.policy.policy.columns.is_some());
+        let narrowed = RefCell::new(Vec::new());
+        Self { name, relation, rows, stat, wants_where, keeps, is_by_columns, narrowed, charges }
+    }
+
+    /// Whether it matters which columns an update assigns.
+    #[inline]
+    pub fn is_by_columns(&self) -> bool {
+        self.is_by_columns
+    }
+
+    /// The same relation for an update that assigns the columns that have these numbers in `numbered`, whose names `names`
+    /// tells: without the policies that count only updates of others. Allocates nothing where the same columns were asked
+    /// for before.
+    pub fn narrowed(
+        &self,
+        numbered: pg_sys::Oid,
+        assigned: impl Iterator<Item = i32> + Clone,
+        names: impl FnOnce(&[i32]) -> Vec<String>,
+    ) -> Rc<Self> {
+        let is_same = |(of, columns, _): &&Narrowed| *of == numbered && assigned.clone().eq(columns.iter().copied());
+        let known = self.narrowed.borrow().iter().find(is_same).map(|(.., binding)| Rc::clone(binding));
+        if let Some(binding) = known {
+            return binding;
+        }
+        let assigned: Vec<i32> = assigned.collect();
+        let names = names(&assigned);
+        let counts = |charge: &Charge| {
+            let columns = charge.policy.policy.columns.as_ref();
+            columns.is_none_or(|columns| columns.iter().any(|column| names.contains(column)))
+        };
+        let mut charges = self.charges.clone();
+        charges[Operation::Update as usize].retain(counts);
+        let (relation, name) = (Rc::clone(&self.relation), Rc::clone(&self.name));
+        let binding = Rc::new(Self::new(relation, name, self.rows, self.stat, charges));
+        let mut narrowed = self.narrowed.borrow_mut();
+        if narrowed.len() >= MOST_NARROWED {
+            narrowed.clear();
+        }
+        narrowed.push((numbered, assigned, Rc::clone(&binding)));
+        binding
     }
 
     /// The budgets of an operation.
@@ -117,6 +173,8 @@ impl Binding {
             stat: self.stat,
             wants_where: self.wants_where,
             keeps: self.keeps,
+            is_by_columns: self.is_by_columns,
+            narrowed: RefCell::new(Vec::new()),
             charges,
         }
     }

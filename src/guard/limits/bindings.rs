@@ -18,6 +18,7 @@ use crate::guard::rehearsal::account;
 use crate::guard::verdict::overrides;
 use crate::pg::backend_local::{BackendLocal, Borrowed};
 use crate::pg::ereport::{Failure, PendingError, guarded};
+use crate::policy::catalog::Applying;
 use crate::policy::relation::relation_name;
 use crate::policy::table::Revision;
 use crate::policy::{catalog, invalidation, size, target};
@@ -208,7 +209,8 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<(Option<Rc<Binding>>, boo
         }));
     };
     let binding = covering.map(|covering| {
-        let fractions = covering.applying.iter().flatten().any(|policy| policy.policy.max_fraction.is_some());
+        let fractions =
+            covering.applying.iter().flatten().any(|applying| applying.policy.policy.max_fraction.is_some());
         let tree = size::root_of_tree(relation);
         let root = if fractions { tree } else { relation };
         let counted = if tree == relation { None } else { relation_name(tree).map(Rc::new) };
@@ -218,16 +220,17 @@ fn bind(relation: pg_sys::Oid, actor: Actor) -> Result<(Option<Rc<Binding>>, boo
         let covered = Rc::new(covering.relation);
         let stat = counters::place_of(counted.as_ref().unwrap_or(&covered), actor.role());
         let mut ledger = LEDGER.borrow();
-        let charges = covering.applying.map(|policies| {
-            policies
+        let charges = covering.applying.map(|applying| {
+            applying
                 .into_iter()
-                .map(|policy| {
+                .map(|Applying { policy, whole, beside }| {
+                    // One for all tables, whichever of its limits apply there.
                     let meter = *book
                         .policies
                         .entry(policy.revision)
-                        .or_insert_with(|| ledger.add(policy.policy.max_rows, policy.policy.max_rows_per_transaction));
+                        .or_insert_with(|| ledger.add(whole.policy.max_rows, whole.policy.max_rows_per_transaction));
                     let more = book.further.of(&mut ledger, &policy, root);
-                    Charge { meter, policy, more }
+                    Charge { meter, policy, beside, more }
                 })
                 .collect::<Vec<_>>()
         });

@@ -41,7 +41,11 @@ pub fn open_run(
         return;
     }
     let ledger = ledger();
-    let left = charges.iter().map(|charge| ledger.left(charge.meter, place.statement)).min().unwrap_or(u64::MAX);
+    let left = charges
+        .iter()
+        .map(|charge| ledger.left(charge.meter, charge.beside, place.statement))
+        .min()
+        .unwrap_or(u64::MAX);
     drop(ledger);
     let result = i32::try_from(index).unwrap_or(-1);
     uncharged::open(Run {
@@ -82,7 +86,7 @@ fn settle_rows() {
         counters::count(binding.stat, operation, rows, place.statement);
     }
     for charge in binding.charges(operation) {
-        ledger.charge(charge.meter, rows, place, goes_on);
+        ledger.charge_beside(charge.meter, rows, charge.beside, place, goes_on);
     }
 }
 
@@ -97,8 +101,8 @@ pub fn left(charge: &Charge, statement: Serial) -> u64 {
         more.prepare(statement);
     }
     let ledger = ledger();
-    let left = ledger.left(charge.meter, statement);
-    charge.more.as_ref().map_or(left, |more| more.left(&ledger, charge.meter, left, statement))
+    let left = ledger.left(charge.meter, charge.beside, statement);
+    charge.more.as_ref().map_or(left, |more| more.left(&ledger, left, statement))
 }
 
 /// Whether a statement went past a limit of a charge's policy, which is of mode observe or warn.
@@ -166,7 +170,7 @@ pub fn charge(binding: &Binding, operation: Operation, rows: u64, place: Place) 
 #[inline]
 pub fn charge_from(from: usize, binding: &Binding, operation: Operation, rows: u64, place: Place) -> Verdict {
     for (at, charge) in binding.charges(operation).iter().enumerate().skip(from) {
-        let past = bindings::LEDGER.borrow().charge(charge.meter, rows, place, goes_on);
+        let past = bindings::LEDGER.borrow().charge_beside(charge.meter, rows, charge.beside, place, goes_on);
         if (past.is_some() || charge.more.is_some()) && !overrides::is_lifted(charge.meter, place.statement) {
             return Verdict::Past { at, past, rows };
         }

@@ -19,14 +19,16 @@ use crate::session::statement;
 /// What the rows of an event are counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counted {
-    /// The statement's rows in the policy's budget.
+    /// The statement's rows on tables that the policy is about.
     Statement,
+    /// Those of them that count to its limit per statement.
+    ToStatement,
     /// The transaction's.
     Transaction,
-    /// The statement's rows in one table or tree of partitions.
-    Table(MeterId),
-    /// A rate was used up when the statement had charged `before` rows; what it charged after that comes on top.
-    Beyond { limit: u64, before: u64 },
+    /// The statement's rows in another meter: of one table or tree of partitions, say.
+    In(MeterId),
+    /// A rate was used up when the statement had asked for `before` rows; what it asked for after that comes on top.
+    Beyond { asked: MeterId, limit: u64, before: u64 },
     /// They cannot be.
     Unknown,
 }
@@ -51,8 +53,9 @@ impl Noted {
         let rows = match self.counted {
             Counted::Statement => in_statement(self.meter),
             Counted::Transaction => ledger.in_transaction(self.meter),
-            Counted::Table(meter) => in_statement(meter),
-            Counted::Beyond { limit, before } => limit + in_statement(self.meter).saturating_sub(before),
+            Counted::ToStatement => ledger.counted_in_statement(self.meter, self.statement),
+            Counted::In(meter) => in_statement(meter),
+            Counted::Beyond { asked, limit, before } => limit + in_statement(asked).saturating_sub(before),
             Counted::Unknown => return None,
         };
         Some(rows.max(self.highest))

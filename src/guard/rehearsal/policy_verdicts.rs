@@ -90,8 +90,8 @@ pub fn met(
     let past = |limit: Option<u64>, rows: u64| limit.filter(|limit| rows > *limit);
     for charge in binding.charges(operation).iter().filter(|charge| !refuses(&charge.policy)) {
         let policy = &charge.policy.policy;
-        let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
-        let limit = past(policy.max_rows, ledger.in_statement(charge.meter, place.statement))
+        let charged = Charged { policy: &charge.policy, rows, place };
+        let limit = past(policy.max_rows, ledger.counted_in_statement(charge.meter, place.statement))
             .or_else(|| past(policy.max_rows_per_transaction, ledger.in_transaction(charge.meter)))
             .or_else(|| charge.more.as_ref()?.would_refuse(ledger, &charged, suspended));
         note(&charge.policy, &binding.relation, operation, limit.is_some(), limit);

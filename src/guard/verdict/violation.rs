@@ -87,7 +87,7 @@ fn limit(
     guarded(|| {
         let past = match (past, &charge.more) {
             (None, Some(more)) => {
-                let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+                let charged = Charged { policy: &charge.policy, rows, place };
                 more.prepare(place.statement);
                 more.charge(&mut charge::ledger(), &charged, charge::goes_on)?
             }
@@ -152,13 +152,13 @@ fn look_on(
     estimate: Estimate,
 ) -> *mut PendingError {
     guarded(|| {
-        let charged = Charged { meter: charge.meter, policy: &charge.policy, rows, place };
+        let charged = Charged { policy: &charge.policy, rows, place };
         let further = charge.more.as_ref().and_then(|more| {
             more.prepare(place.statement);
             more.observe(&mut charge::ledger(), &charged, charge::goes_on)
         });
-        let own =
-            past.map(|past| (past, if past == Past::Transaction { Counted::Transaction } else { Counted::Statement }));
+        let own = past
+            .map(|past| (past, if past == Past::Transaction { Counted::Transaction } else { Counted::ToStatement }));
         let Some((past, counted)) = own.or(further) else { return Ok(()) };
         let (meter, policy) = (charge.meter, &charge.policy);
         let attempt =

@@ -96,7 +96,7 @@ fn refuse_whole(binding: &Binding, operation: Operation, estimate: Option<u64>) 
     if in_progress::is_on() {
         return Ok(());
     }
-    let wanting = || binding.charges(operation).iter().filter(|charge| charge.policy.policy.require_where);
+    let wanting = || binding.charges(operation).iter().filter(|charge| charge.policy.policy.wants_where());
     if rehearsing::is_on() {
         for charge in wanting() {
             policy_verdicts::note(&charge.policy, &binding.relation, operation, true, None);

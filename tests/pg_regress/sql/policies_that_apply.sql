@@ -25,25 +25,25 @@ SELECT writeguard.set_policy('never-delete', tables => '{ledger.*}', operations 
                              max_rows => 2, override => 'never');
 
 -- A stranger's: the table's own name sets aside the patterns.
-SELECT policy, applies, set_aside_by, max_rows, override
+SELECT policy, "limit", value, applies, why_not, strictest, override
 FROM writeguard.effective('bookings', 'ledger_bert', 'update');
 
--- Of two policies on the same name, the one for a role sets aside the one for everybody.
-SELECT policy, applies, set_aside_by, max_rows, max_rows_per_transaction, override
+-- Of two policies on the same name, the one for a role sets aside the one for everybody, in what it states.
+SELECT policy, "limit", value, applies, why_not, strictest, override
 FROM writeguard.effective('bookings', 'ledger_anna', 'update');
 
 -- DELETE has one policy more, and it is set aside like the others.
-SELECT policy, applies, set_aside_by, max_rows, override
+SELECT policy, "limit", value, applies, why_not, strictest, override
 FROM writeguard.effective('bookings', 'ledger_anna', 'delete');
 
 -- On a table that no policy names, patterns with that schema apply, all of them together.
-SELECT policy, applies, set_aside_by, max_rows, override
+SELECT policy, "limit", value, applies, why_not, strictest, override
 FROM writeguard.effective('notes', 'ledger_anna', 'delete');
 
 -- A policy for a role on a pattern and one for everybody on the name: neither is more specific, both apply.
 SELECT writeguard.drop_policy('bookings-app');
 SELECT writeguard.set_policy('schema-app', tables => '{ledger.*}', roles => '{ledger_app}', max_rows => 10);
-SELECT policy, applies, set_aside_by, max_rows
+SELECT policy, "limit", value, applies, why_not, strictest, override
 FROM writeguard.effective('bookings', 'ledger_anna', 'update');
 
 -- So the strictest decides.

@@ -13,11 +13,64 @@ use crate::words::{Place, Serial};
 /// Place of a meter in the ledger.
 pub type MeterId = usize;
 
+/// The limits of a budget to which a relation's rows do not count, because others set them aside there. They count as rows
+/// of the statement all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Beside {
+    pub statement: bool,
+    pub transaction: bool,
+}
+
+impl Beside {
+    /// They count to all limits.
+    pub const NONE: Self = Self { statement: false, transaction: false };
+
+    /// What so many rows add.
+    #[inline]
+    fn rows(self, rows: u64) -> Rows {
+        Rows {
+            all: rows,
+            to_statement: if self.statement { 0 } else { rows },
+            to_transaction: if self.transaction { 0 } else { rows },
+        }
+    }
+}
+
+/// Rows: all of them, and those that count to a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Rows {
+    all: u64,
+    to_statement: u64,
+    to_transaction: u64,
+}
+
+impl Rows {
+    fn add(&mut self, more: Self) {
+        self.all += more.all;
+        self.to_statement += more.to_statement;
+        self.to_transaction += more.to_transaction;
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Frame {
     level: i32,
     statement: Serial,
-    rows: u64,
+    rows: Rows,
+}
+
+/// A statement's rows: all, and those that count to the limit per statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct OfStatement {
+    all: u64,
+    counted: u64,
+}
+
+impl OfStatement {
+    fn take_back(&mut self, rows: Rows) {
+        self.all = self.all.saturating_sub(rows.all);
+        self.counted = self.counted.saturating_sub(rows.to_statement);
+    }
 }
 
 /// Stands for all statements that are over.
@@ -27,7 +80,8 @@ const FINISHED: Serial = 0;
 struct Meter {
     transaction: Serial,
     statement: Serial,
-    in_statement: u64,
+    in_statement: OfStatement,
+    /// Those that count to the limit per transaction.
     in_transaction: u64,
     per_statement: u64,
     per_transaction: u64,
@@ -58,7 +112,7 @@ pub struct Ledger {
     transaction: Serial,
     meters: Vec<Meter>,
     /// What suspended statements had charged. One transaction may have tens of thousands of them.
-    suspended: FxHashMap<(Serial, MeterId), u64>,
+    suspended: FxHashMap<(Serial, MeterId), OfStatement>,
     /// Meters that have frames: the others need not be looked at when a subtransaction ends.
     framed: Vec<MeterId>,
 }
@@ -81,7 +135,7 @@ impl Ledger {
         self.meters.push(Meter {
             transaction: 0,
             statement: 0,
-            in_statement: 0,
+            in_statement: OfStatement::default(),
             in_transaction: 0,
             per_statement: per_statement.unwrap_or(u64::MAX),
             per_transaction: per_transaction.unwrap_or(u64::MAX),
@@ -113,29 +167,44 @@ impl Ledger {
     /// on later.
     #[inline]
     pub fn charge(&mut self, id: MeterId, rows: u64, place: Place, suspended: impl Fn(Serial) -> bool) -> Option<Past> {
+        self.charge_beside(id, rows, Beside::NONE, place, suspended)
+    }
+
+    /// The same for rows of a relation for which some of the meter's limits are set aside.
+    #[inline]
+    pub fn charge_beside(
+        &mut self,
+        id: MeterId,
+        rows: u64,
+        beside: Beside,
+        place: Place,
+        suspended: impl Fn(Serial) -> bool,
+    ) -> Option<Past> {
         let mut meter = self.meters.get_mut(id)?;
         if meter.transaction != self.transaction && self.suspended.is_empty() {
             // The first rows in a transaction.
             meter.transaction = self.transaction;
             meter.statement = place.statement;
-            meter.in_statement = 0;
+            meter.in_statement = OfStatement::default();
             meter.in_transaction = 0;
             meter.noted = 0;
         } else if meter.transaction != self.transaction || meter.statement != place.statement {
             self.enter(id, place.statement, &suspended);
             meter = self.meters.get_mut(id)?;
         }
-        meter.in_statement += rows;
-        meter.in_transaction += rows;
+        let rows = beside.rows(rows);
+        meter.in_statement.all += rows.all;
+        meter.in_statement.counted += rows.to_statement;
+        meter.in_transaction += rows.to_transaction;
         if place.level > 1 {
             if meter.frames.is_empty() {
                 self.framed.push(id);
             }
             meter.remember(rows, place, &suspended);
         }
-        if meter.in_statement > meter.per_statement {
+        if meter.in_statement.counted > meter.per_statement && !beside.statement {
             meter.unless_noted(Past::Statement)
-        } else if meter.in_transaction > meter.per_transaction {
+        } else if meter.in_transaction > meter.per_transaction && !beside.transaction {
             meter.unless_noted(Past::Transaction)
         } else {
             None
@@ -165,37 +234,47 @@ impl Ledger {
             meter.transaction = self.transaction;
             meter.in_transaction = 0;
             meter.noted = 0;
-        } else if meter.in_statement > 0 && suspended(meter.statement) {
+        } else if meter.in_statement.all > 0 && suspended(meter.statement) {
             self.suspended.insert((meter.statement, id), meter.in_statement);
         }
-        meter.in_statement = self.suspended.remove(&(statement, id)).unwrap_or(0);
+        meter.in_statement = self.suspended.remove(&(statement, id)).unwrap_or_default();
         meter.statement = statement;
     }
 
     /// Rows charged by `statement` so far.
     pub fn in_statement(&self, id: MeterId, statement: Serial) -> u64 {
-        self.meters.get(id).map_or(0, |meter| {
+        self.of_statement(id, statement).all
+    }
+
+    /// Those of them that count to the limit per statement.
+    pub fn counted_in_statement(&self, id: MeterId, statement: Serial) -> u64 {
+        self.of_statement(id, statement).counted
+    }
+
+    fn of_statement(&self, id: MeterId, statement: Serial) -> OfStatement {
+        self.meters.get(id).map_or_else(OfStatement::default, |meter| {
             if meter.transaction == self.transaction && meter.statement == statement {
                 return meter.in_statement;
             }
-            self.suspended.get(&(statement, id)).copied().unwrap_or(0)
+            self.suspended.get(&(statement, id)).copied().unwrap_or_default()
         })
     }
 
-    /// Forgets what a statement was charged in this transaction.
+    /// Forgets what a statement was charged in this transaction. Of meters that are charged with nothing beside.
     pub fn forgive(&mut self, id: MeterId, statement: Serial) {
         let rows = self.in_statement(id, statement);
         self.suspended.remove(&(statement, id));
         if let Some(meter) = self.meters.get_mut(id).filter(|meter| meter.transaction == self.transaction) {
             meter.in_transaction = meter.in_transaction.saturating_sub(rows);
             if meter.statement == statement {
-                meter.in_statement = 0;
+                meter.in_statement = OfStatement::default();
             }
-            meter.frames.iter_mut().filter(|frame| frame.statement == statement).for_each(|frame| frame.rows = 0);
+            let frames = meter.frames.iter_mut().filter(|frame| frame.statement == statement);
+            frames.for_each(|frame| frame.rows = Rows::default());
         }
     }
 
-    /// Rows charged in this transaction so far.
+    /// Rows charged in this transaction so far that count to the limit per transaction.
     pub fn in_transaction(&self, id: MeterId) -> u64 {
         self.meters
             .get(id)
@@ -203,14 +282,16 @@ impl Ledger {
             .map_or(0, |meter| meter.in_transaction)
     }
 
-    /// How many more rows the meter takes in this statement before a limit is passed.
-    pub fn left(&self, id: MeterId, statement: Serial) -> u64 {
+    /// How many more rows the meter takes in this statement before a limit is passed to which they count.
+    pub fn left(&self, id: MeterId, beside: Beside, statement: Serial) -> u64 {
         self.meters.get(id).map_or(u64::MAX, |meter| {
             if meter.transaction == self.transaction && meter.noted == statement {
                 return u64::MAX;
             }
-            let of_statement = meter.per_statement.saturating_sub(self.in_statement(id, statement));
-            of_statement.min(meter.per_transaction.saturating_sub(self.in_transaction(id)))
+            let of_statement = meter.per_statement.saturating_sub(self.counted_in_statement(id, statement));
+            let of_transaction = meter.per_transaction.saturating_sub(self.in_transaction(id));
+            let unless = |beside: bool, left: u64| if beside { u64::MAX } else { left };
+            unless(beside.statement, of_statement).min(unless(beside.transaction, of_transaction))
         })
     }
 
@@ -219,11 +300,11 @@ impl Ledger {
         let mut suspended = core::mem::take(&mut self.suspended);
         self.unframe(|id, meter| {
             while let Some(frame) = meter.frames.pop_if(|frame| frame.level >= level) {
-                meter.in_transaction = meter.in_transaction.saturating_sub(frame.rows);
+                meter.in_transaction = meter.in_transaction.saturating_sub(frame.rows.to_transaction);
                 if frame.statement == meter.statement {
-                    meter.in_statement = meter.in_statement.saturating_sub(frame.rows);
+                    meter.in_statement.take_back(frame.rows);
                 } else if let Some(rows) = suspended.get_mut(&(frame.statement, id)) {
-                    *rows = rows.saturating_sub(frame.rows);
+                    rows.take_back(frame.rows);
                 }
             }
         });
@@ -262,12 +343,12 @@ impl Meter {
     }
 
     #[inline]
-    fn remember(&mut self, rows: u64, place: Place, suspended: &impl Fn(Serial) -> bool) {
+    fn remember(&mut self, rows: Rows, place: Place, suspended: &impl Fn(Serial) -> bool) {
         if let Some(frame) = self.frames.last_mut()
             && frame.level == place.level
             && frame.statement == place.statement
         {
-            frame.rows += rows;
+            frame.rows.add(rows);
             return;
         }
         self.remember_frame(Frame { level: place.level, statement: place.statement, rows }, suspended);
@@ -280,20 +361,22 @@ impl Meter {
         let of_level = self.frames.iter_mut().rev().take_while(|frame| frame.level == new.level);
         for frame in of_level {
             if frame.statement == new.statement {
-                frame.rows += new.rows;
+                frame.rows.add(new.rows);
                 return;
             }
             if !suspended(frame.statement) {
                 frame.statement = FINISHED;
             }
         }
-        let mut finished = 0;
+        let mut finished = Rows::default();
         self.frames.retain(|frame| {
             let is_finished = frame.level == new.level && frame.statement == FINISHED;
-            finished += if is_finished { frame.rows } else { 0 };
+            if is_finished {
+                finished.add(frame.rows);
+            }
             !is_finished
         });
-        if finished > 0 {
+        if finished != Rows::default() {
             self.frames.push(Frame { level: new.level, statement: FINISHED, rows: finished });
         }
         self.frames.push(new);
@@ -365,7 +448,7 @@ mod tests {
         let meter = ledger.add(Some(1), Some(2));
         assert_eq!(ledger.charge(meter, 2, place(1, 1), NEVER), Some(Past::Statement));
         ledger.note(meter, 1, NEVER);
-        assert_eq!(ledger.left(meter, 1), u64::MAX);
+        assert_eq!(ledger.left(meter, Beside::NONE, 1), u64::MAX);
         assert_eq!(ledger.charge(meter, 5, place(1, 1), NEVER), None);
         assert_eq!(ledger.charge(meter, 1, place(2, 1), NEVER), Some(Past::Transaction));
         ledger.end_transaction();
@@ -403,6 +486,29 @@ mod tests {
     }
 
     #[test]
+    fn rows_beside_a_limit_are_rows_of_the_statement_and_no_more() {
+        let mut ledger = Ledger::new();
+        let meter = ledger.add(Some(3), Some(5));
+        let beside_statement = Beside { statement: true, transaction: false };
+        assert_eq!(ledger.charge_beside(meter, 4, beside_statement, place(1, 1), NEVER), None);
+        assert_eq!((ledger.in_statement(meter, 1), ledger.counted_in_statement(meter, 1)), (4, 0));
+        assert_eq!((ledger.left(meter, Beside::NONE, 1), ledger.left(meter, beside_statement, 1)), (1, 1));
+        assert_eq!(ledger.charge(meter, 1, place(1, 1), NEVER), None);
+        assert_eq!(ledger.charge_beside(meter, 1, beside_statement, place(1, 1), NEVER), Some(Past::Transaction));
+
+        ledger.end_transaction();
+        let beside_transaction = Beside { statement: false, transaction: true };
+        assert_eq!(ledger.charge_beside(meter, 3, beside_transaction, place(2, 1), NEVER), None);
+        assert_eq!(ledger.charge_beside(meter, 3, beside_transaction, place(3, 1), NEVER), None);
+        assert_eq!((ledger.in_transaction(meter), ledger.left(meter, beside_transaction, 3)), (0, 0));
+        // Past the limit by what counts to it, further rows beside it are past nothing.
+        assert_eq!(ledger.charge(meter, 1, place(3, 1), NEVER), Some(Past::Statement));
+        let beside_both = Beside { statement: true, transaction: true };
+        assert_eq!(ledger.charge_beside(meter, 9, beside_both, place(3, 1), NEVER), None);
+        assert_eq!(ledger.left(meter, beside_both, 3), u64::MAX);
+    }
+
+    #[test]
     fn frames_do_not_grow_with_statements() {
         let mut ledger = Ledger::new();
         let meter = ledger.add(None, None);
@@ -417,7 +523,7 @@ mod tests {
     /// What a client could do to a meter, for the model test.
     #[derive(Debug, Clone)]
     enum Step {
-        Charge(u8),
+        Charge(u8, bool, bool),
         Statement,
         Savepoint,
         Release,
@@ -426,7 +532,7 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => (1u8..5).prop_map(Step::Charge),
+            4 => (1u8..5, any::<bool>(), any::<bool>()).prop_map(|(rows, one, other)| Step::Charge(rows, one, other)),
             1 => Just(Step::Statement),
             2 => Just(Step::Savepoint),
             1 => Just(Step::Release),
@@ -441,14 +547,15 @@ mod tests {
             let mut ledger = Ledger::new();
             let meter = ledger.add(None, None);
             let mut statement = 1;
-            let mut charges: Vec<(Serial, u64)> = Vec::new();
+            let mut charges: Vec<(Serial, Rows)> = Vec::new();
             let mut savepoints: Vec<usize> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Charge(rows) => {
+                    Step::Charge(rows, one, other) => {
                         let level = savepoints.len() as i32 + 1;
-                        ledger.charge(meter, rows.into(), place(statement, level), NEVER);
-                        charges.push((statement, rows.into()));
+                        let beside = Beside { statement: one, transaction: other };
+                        ledger.charge_beside(meter, rows.into(), beside, place(statement, level), NEVER);
+                        charges.push((statement, beside.rows(rows.into())));
                     }
                     Step::Statement => statement += 1,
                     Step::Savepoint => savepoints.push(charges.len()),
@@ -464,11 +571,12 @@ mod tests {
                         }
                     }
                 }
-                let in_transaction: u64 = charges.iter().map(|(_, rows)| rows).sum();
-                let in_statement: u64 =
-                    charges.iter().filter(|(of, _)| *of == statement).map(|(_, rows)| rows).sum();
+                let in_transaction: u64 = charges.iter().map(|(_, rows)| rows.to_transaction).sum();
+                let of_this = || charges.iter().filter(|(of, _)| *of == statement).map(|(_, rows)| rows);
                 prop_assert_eq!(ledger.in_transaction(meter), in_transaction);
-                prop_assert_eq!(ledger.in_statement(meter, statement), in_statement);
+                prop_assert_eq!(ledger.in_statement(meter, statement), of_this().map(|rows| rows.all).sum::<u64>());
+                let counted: u64 = of_this().map(|rows| rows.to_statement).sum();
+                prop_assert_eq!(ledger.counted_in_statement(meter, statement), counted);
             }
         }
     }

@@ -28,10 +28,13 @@ pub const MOST_POLICIES: usize = 20_000;
 /// # Errors
 /// WG007 with the first column that has too much, and how much it may have.
 pub fn check(document: &Document) -> Result<(), Error> {
+    let no_columns = Vec::new();
+    let columns = document.columns.as_ref().unwrap_or(&no_columns);
     let arrays = [
         ("tables", &document.tables, "{public.orders}"),
         ("roles", &document.roles, "{public}"),
         ("operations", &document.operations, "{update,delete,truncate}"),
+        ("columns", columns, "{is_deleted}"),
     ];
     for (column, elements, example) in arrays {
         let hint = || format!("{column} => '{example}'");

@@ -45,7 +45,7 @@ const fn key(name: &'static str, kind: Kind, nullable: bool, example: &'static s
 }
 
 /// All keys, in the order of the table's columns.
-pub const KEYS: [Key; 21] = [
+pub const KEYS: [Key; 24] = [
     key("name", Kind::Text, false, r#""orders-guard""#),
     key("tables", Kind::Texts, false, r#"["public.orders"]"#),
     key("roles", Kind::Texts, false, r#"["public"]"#),
@@ -58,8 +58,8 @@ pub const KEYS: [Key; 21] = [
     key("rate_rows", Kind::Rows, true, "10000"),
     key("rate_interval", Kind::Interval, false, r#""1 hour""#),
     key("max_fraction", Kind::Number, true, "0.1"),
-    key("require_where", Kind::Flag, false, "true"),
-    key("require_transaction", Kind::Flag, false, "true"),
+    key("require_where", Kind::Flag, true, "true"),
+    key("require_transaction", Kind::Flag, true, "true"),
     key("mode", Kind::Text, false, r#""enforce""#),
     key("override", Kind::Text, false, r#""token""#),
     key("approvers", Kind::Text, true, r#""dba""#),
@@ -67,6 +67,9 @@ pub const KEYS: [Key; 21] = [
     key("undo", Kind::Interval, true, r#""7 days""#),
     key("comment", Kind::Text, true, r#""why there is this policy""#),
     key("samples", Kind::Flag, false, "false"),
+    key("always", Kind::Flag, false, "true"),
+    key("columns", Kind::Texts, true, r#"["is_deleted"]"#),
+    key("same_rows", Kind::Flag, false, "false"),
 ];
 
 impl Key {
@@ -247,6 +250,7 @@ mod tests {
         for key in &KEYS {
             let mut policy: Value = serde_json::from_str(&format!("{{{}}}", key.example())).unwrap();
             policy["name"] = "p".into();
+            policy["operations"] = json!(["update"]);
             let policies = read(policy).unwrap();
             with_defaults(policies[0].clone()).unwrap();
         }

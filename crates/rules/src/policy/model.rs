@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::limit::{Limit, Limits};
 use super::pattern::Pattern;
 use super::schedule::Schedule;
 use crate::error::Error;
-use crate::words::{Mode, Operation, Override};
+use crate::words::{Mode, Operation, Override, duration};
 
 /// One row of `writeguard.policy`, as a caller gives it: nothing is checked yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,10 +30,8 @@ pub struct Document {
     #[serde(skip)]
     pub rate_microseconds: Option<i64>,
     pub max_fraction: Option<f64>,
-    #[serde(default)]
-    pub require_where: bool,
-    #[serde(default)]
-    pub require_transaction: bool,
+    pub require_where: Option<bool>,
+    pub require_transaction: Option<bool>,
     #[serde(default = "enforce")]
     pub mode: Option<String>,
     #[serde(rename = "override", default = "token")]
@@ -47,6 +46,11 @@ pub struct Document {
     pub comment: Option<String>,
     #[serde(default = "yes")]
     pub samples: bool,
+    #[serde(default)]
+    pub always: bool,
+    pub columns: Option<Vec<Option<String>>>,
+    #[serde(default = "yes")]
+    pub same_rows: bool,
 }
 
 fn yes() -> bool {
@@ -90,8 +94,8 @@ pub struct Policy {
     pub rate: Option<RowRate>,
     /// Between 0 and 1.
     pub max_fraction: Option<f64>,
-    pub require_transaction: bool,
-    pub require_where: bool,
+    pub require_transaction: Option<bool>,
+    pub require_where: Option<bool>,
     pub mode: Mode,
     pub override_: Override,
     /// The role whose members may approve; none: whoever may call `approve`.
@@ -103,6 +107,13 @@ pub struct Policy {
     pub undo: Option<Keep>,
     /// Whether a request shows some rows of its tables, before and after.
     pub samples: bool,
+    /// A cap: no other policy sets its limits aside.
+    pub always: bool,
+    /// Of updates only those count that assign one of these columns, as the catalog has their names, each once and in order;
+    /// none: all count.
+    pub columns: Option<Vec<String>>,
+    /// Whether an approval is bound to which rows were reviewed, beyond their number.
+    pub same_rows: bool,
 }
 
 /// How long something is kept.
@@ -137,12 +148,120 @@ impl Policy {
             || self.max_rows_per_transaction.is_some()
             || self.rate.is_some()
             || self.max_fraction.is_some()
-            || self.require_transaction
+            || self.wants_transaction()
+    }
+
+    /// Whether more than one row has to be in a transaction block.
+    pub fn wants_transaction(&self) -> bool {
+        self.require_transaction == Some(true)
+    }
+
+    /// Whether a whole table needs a condition.
+    pub fn wants_where(&self) -> bool {
+        self.require_where == Some(true)
+    }
+
+    /// Whether a limit that it states asks for anything: that no WHERE is needed does not.
+    pub fn asks(&self, limit: Limit) -> bool {
+        match limit {
+            Limit::Where => self.wants_where(),
+            Limit::Transaction => self.wants_transaction(),
+            _ => true,
+        }
+    }
+
+    /// The limits that it states.
+    pub fn states(&self) -> Limits {
+        let stated = |limit: &Limit| match limit {
+            Limit::Rows => self.max_rows.is_some(),
+            Limit::RowsPerTransaction => self.max_rows_per_transaction.is_some(),
+            Limit::Rate => self.rate.is_some(),
+            Limit::Fraction => self.max_fraction.is_some(),
+            Limit::Where => self.require_where.is_some(),
+            Limit::Transaction => self.require_transaction.is_some(),
+        };
+        Limit::ALL.into_iter().filter(stated).collect()
+    }
+
+    /// The same policy with only these of its limits.
+    pub fn only(&self, limits: Limits) -> Self {
+        let kept = |limit| limits.contains(limit);
+        Self {
+            max_rows: self.max_rows.filter(|_| kept(Limit::Rows)),
+            max_rows_per_transaction: self.max_rows_per_transaction.filter(|_| kept(Limit::RowsPerTransaction)),
+            rate: self.rate.filter(|_| kept(Limit::Rate)),
+            max_fraction: self.max_fraction.filter(|_| kept(Limit::Fraction)),
+            require_where: self.require_where.filter(|_| kept(Limit::Where)),
+            require_transaction: self.require_transaction.filter(|_| kept(Limit::Transaction)),
+            ..self.clone()
+        }
+    }
+
+    /// What it says of a limit that it states, as people read it.
+    pub fn shown(&self, limit: Limit) -> String {
+        let number = |rows: Option<u64>| rows.map_or_else(String::new, |rows| rows.to_string());
+        match limit {
+            Limit::Rows => number(self.max_rows),
+            Limit::RowsPerTransaction => number(self.max_rows_per_transaction),
+            Limit::Rate => {
+                self.rate.map_or_else(String::new, |rate| format!("{} per {}", rate.rows, duration(rate.interval)))
+            }
+            Limit::Fraction => self.max_fraction.map_or_else(String::new, |part| part.to_string()),
+            Limit::Where => self.wants_where().to_string(),
+            Limit::Transaction => self.wants_transaction().to_string(),
+        }
+    }
+
+    /// How strict it is about a limit that it states: the smaller the stricter.
+    pub fn strictness(&self, limit: Limit) -> f64 {
+        let number = |rows: Option<u64>| rows.map_or(f64::INFINITY, |rows| rows as f64);
+        let wanted = |wanted: bool| if wanted { 0.0 } else { 1.0 };
+        match limit {
+            Limit::Rows => number(self.max_rows),
+            Limit::RowsPerTransaction => number(self.max_rows_per_transaction),
+            Limit::Rate => self.rate.map_or(f64::INFINITY, |rate| rate.rows as f64 / rate.interval as f64),
+            Limit::Fraction => self.max_fraction.unwrap_or(f64::INFINITY),
+            Limit::Where => wanted(self.wants_where()),
+            Limit::Transaction => wanted(self.wants_transaction()),
+        }
     }
 
     /// Whether it depends on more than table, role and operation.
     pub fn is_conditional(&self) -> bool {
         self.application.is_some() || self.client.is_some() || self.schedule.is_some()
+    }
+}
+
+impl Policy {
+    /// A policy that exempts says that and nothing else: whoever reads it relies on what stands there.
+    fn check_exempt(&self) -> Result<(), Error> {
+        if self.mode != Mode::Exempt {
+            return Ok(());
+        }
+        if let Some(limit) = self.states().iter().next() {
+            return Err(Error::Invalid {
+                message: format!("a policy of mode exempt has no limits, but {} is given", limit.column()),
+                detail: Some("It sets aside the limits of less specific policies, and has none itself.".into()),
+                hint: format!("mode => 'enforce' (or leave {} out)", limit.column()),
+            });
+        }
+        if self.always {
+            return Err(Error::Invalid {
+                message: "a policy of mode exempt has no limits that hold always".into(),
+                detail: Some(
+                    "It sets aside the limits of less specific policies, but for those that hold always.".into(),
+                ),
+                hint: "leave always out".into(),
+            });
+        }
+        if self.application.is_some() {
+            return Err(Error::Invalid {
+                message: "a policy of mode exempt cannot depend on the application".into(),
+                detail: Some("Clients choose that name, so such a policy sets nothing aside.".into()),
+                hint: "roles => '{batch}' (or client => '10.0.0.0/8')".into(),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -182,7 +301,7 @@ impl Document {
             .try_fold(0, |bits, bit| bit.map(|bit| bits | bit))?;
         let word = self.mode.as_deref().unwrap_or_default();
         let mode = Mode::parse(word).ok_or_else(|| {
-            Error::invalid(format!("unknown mode \"{word}\""), "mode => 'enforce' (or 'warn', or 'observe')")
+            Error::invalid(format!("unknown mode \"{word}\""), "mode => 'enforce' (or 'warn', 'observe', 'exempt')")
         })?;
         let override_ = match self.override_.as_deref().unwrap_or_default() {
             "never" => Override::Never,
@@ -195,7 +314,7 @@ impl Document {
                 ));
             }
         };
-        Ok(Policy {
+        let policy = Policy {
             name: name.to_owned(),
             tables,
             roles,
@@ -216,7 +335,27 @@ impl Document {
             comment: self.comment.clone(),
             undo: self.undo()?,
             samples: self.samples,
-        })
+            always: self.always,
+            columns: self.columns(operations)?,
+            same_rows: self.same_rows,
+        };
+        policy.check_exempt()?;
+        Ok(policy)
+    }
+
+    fn columns(&self, operations: u8) -> Result<Option<Vec<String>>, Error> {
+        let Some(columns) = &self.columns else { return Ok(None) };
+        let mut columns = elements("columns", columns, "{is_deleted}")?;
+        if operations != Operation::Update.bit() {
+            return Err(Error::Invalid {
+                message: "columns are of updates only, but the operations have others".into(),
+                detail: Some("A DELETE, a TRUNCATE or a DROP takes whole rows.".into()),
+                hint: "operations => '{update}' (or leave columns out)".into(),
+            });
+        }
+        columns.sort_unstable();
+        columns.dedup();
+        Ok(Some(columns))
     }
 
     fn rate(&self) -> Result<Option<RowRate>, Error> {
@@ -334,7 +473,8 @@ mod tests {
         let all = Operation::Update.bit() | Operation::Delete.bit() | Operation::Truncate.bit();
         assert_eq!(policy.operations, all);
         assert_eq!((policy.max_rows, policy.max_rows_per_transaction), (None, None));
-        assert!(!policy.require_where);
+        assert_eq!((policy.require_where, policy.require_transaction), (None, None));
+        assert_eq!((policy.always, &policy.columns, policy.same_rows), (false, &None, true));
         assert_eq!((policy.mode, policy.override_), (Mode::Enforce, Override::Token));
         assert_eq!((policy.approvers, policy.min_approvals), (None, 1));
     }
@@ -358,6 +498,13 @@ mod tests {
             (r#"{"name": "p", "min_approvals": 2, "override": "flag"}"#, "WG007", "override is flag"),
             (r#"{"name": "p", "approvers": "dba", "override": "never"}"#, "WG007", "override is never"),
             (r#"{"name": "p", "approvers": " "}"#, "WG007", "approvers"),
+            (r#"{"name": "p", "mode": "exempt", "max_rows": 5}"#, "WG007", "max_rows"),
+            (r#"{"name": "p", "mode": "exempt", "require_where": false}"#, "WG007", "require_where"),
+            (r#"{"name": "p", "mode": "exempt", "always": true}"#, "WG007", "always"),
+            (r#"{"name": "p", "mode": "exempt", "application": "psql"}"#, "WG007", "application"),
+            (r#"{"name": "p", "columns": ["a"]}"#, "WG007", "operations"),
+            (r#"{"name": "p", "columns": [], "operations": ["update"]}"#, "WG007", "columns"),
+            (r#"{"name": "p", "columns": [null], "operations": ["update"]}"#, "WG007", "columns"),
         ] {
             let error = document(json).check().unwrap_err();
             assert_eq!(error.sqlstate(), sqlstate, "{json}");

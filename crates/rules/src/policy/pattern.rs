@@ -36,7 +36,7 @@ pub enum Element {
 }
 
 /// How closely a pattern fits a relation; the greater is the more specific.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fit {
     /// `*` somewhere in the schema.
     Pattern,

@@ -1,16 +1,18 @@
-//! Which of several policies apply to one table, one acting role and one operation.
+//! Which limits of several policies apply to one table, one acting role and one operation.
 //!
-//! A policy is set aside only by another that is more specific on table or on role and no less specific on the other;
-//! all that remain apply together. Pure: names and memberships come in, the answer goes out.
+//! Decided limit by limit, so that a policy that is added takes no other limit away than those that it states. A limit
+//! is set aside only by a policy that states the same one, or exempts, and is more specific on table or on role and no
+//! less specific on the other; all that remain apply together. Pure: names and memberships come in, the answer goes out.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use rustc_hash::FxHashSet;
 
+use super::limit::{Limit, Limits};
 use super::model::Policy;
 use super::pattern::Fit;
-use crate::words::{Operation, RelationName};
+use crate::words::{Mode, Operation, RelationName};
 
 /// Something that has a policy: policies are kept in several ways, and resolved in one.
 pub trait AsPolicy {
@@ -31,7 +33,7 @@ impl<T: AsPolicy> AsPolicy for Rc<T> {
 }
 
 /// How closely a policy names the acting role; the greater is the more specific.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RoleFit {
     /// `public`.
     Everybody,
@@ -58,13 +60,27 @@ pub struct Target {
     pub ancestors: Vec<(RelationName, u32)>,
 }
 
-/// What became of a policy that covers the table, the role and the operation.
+/// What became of the limits of a policy that covers the table, the role and the operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
     /// Its place among the policies given.
     pub policy: usize,
-    /// The place of a policy that sets it aside; none: it applies.
-    pub set_aside_by: Option<usize>,
+    /// Those of its limits that apply.
+    pub applying: Limits,
+    /// For each limit that it states, in the order of [`Limit::ALL`], the place of the policy that sets it aside.
+    set_aside: [Option<usize>; Limit::ALL.len()],
+}
+
+impl Candidate {
+    /// The place of the policy that sets the limit aside; none where it applies, or is not stated.
+    pub fn set_aside_by(&self, limit: Limit) -> Option<usize> {
+        self.set_aside[limit as usize]
+    }
+
+    /// The places of all that set a limit of it aside, with the limit.
+    pub fn set_aside(&self) -> impl Iterator<Item = (Limit, usize)> {
+        Limit::ALL.into_iter().filter_map(|limit| Some((limit, self.set_aside_by(limit)?)))
+    }
 }
 
 fn role_fit(policy: &Policy, actor: &Actor) -> Option<RoleFit> {
@@ -136,6 +152,12 @@ impl Index {
 /// The place of a policy, and how closely it names a table and a role.
 pub type Fitting = (usize, Fit, RoleFit);
 
+/// Whether one names table and role more closely than the other: more so on one of them, and no less on either.
+pub fn is_closer(one: &Fitting, other: &Fitting) -> bool {
+    let ((_, table, role), (_, other_table, other_role)) = (one, other);
+    table >= other_table && role >= other_role && (table, role) != (other_table, other_role)
+}
+
 /// All policies that cover the table for this role, whatever the operation. `places` are those that may.
 pub fn fitting(policies: &[impl AsPolicy], places: &[usize], target: &Target, actor: &Actor) -> Vec<Fitting> {
     places
@@ -149,31 +171,82 @@ pub fn fitting(policies: &[impl AsPolicy], places: &[usize], target: &Target, ac
         .collect()
 }
 
-/// Those of them that cover the operation, each with the one that sets it aside, if any.
+/// Policies that set aside the same: they name the table and the role as closely as each other.
+struct Setters<'a> {
+    table: Fit,
+    role: RoleFit,
+    /// They only look on, and set aside none that refuses.
+    looks_on: bool,
+    /// The updates that they cover.
+    columns: Option<&'a [String]>,
+    /// For each limit, in the order of [`Limit::ALL`], the place of the first of them that states it or exempts from it.
+    stating: [Option<usize>; Limit::ALL.len()],
+}
+
+impl Setters<'_> {
+    fn set_aside(&self, limit: Limit, policy: &Policy, table: Fit, role: RoleFit) -> Option<usize> {
+        let is_closer = self.table >= table && self.role >= role && (self.table, self.role) != (table, role);
+        let covers_all = match (self.columns, &policy.columns) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            // Both are in order.
+            (Some(mine), Some(columns)) => columns.iter().all(|column| mine.binary_search(column).is_ok()),
+        };
+        let may = !self.looks_on || policy.mode.looks_on();
+        self.stating[limit as usize].filter(|_| is_closer && may && covers_all)
+    }
+}
+
+/// What can set anything aside, the most specific first.
+///
+/// However many policies there are, they differ in a handful of ways in how closely they fit.
+fn setters<'a>(policies: &'a [impl AsPolicy], covering: &[Fitting]) -> Vec<Setters<'a>> {
+    let mut setters: Vec<Setters<'a>> = Vec::new();
+    let mut known = HashMap::new();
+    for (place, table, role) in covering.iter().copied() {
+        let policy = policies[place].as_policy();
+        let stated = |limit: Limit| policy.mode == Mode::Exempt || policy.states().contains(limit);
+        // Clients choose their application's name, so a policy that depends on it sets nothing aside.
+        if policy.application.is_some() || !Limit::ALL.into_iter().any(stated) {
+            continue;
+        }
+        let (looks_on, columns) = (policy.mode.looks_on(), policy.columns.as_deref());
+        let of_kind = *known.entry((table, role, looks_on, columns)).or_insert_with(|| {
+            setters.push(Setters { table, role, looks_on, columns, stating: [None; Limit::ALL.len()] });
+            setters.len() - 1
+        });
+        for limit in Limit::ALL.into_iter().filter(|limit| stated(*limit)) {
+            setters[of_kind].stating[limit as usize].get_or_insert(place);
+        }
+    }
+    setters.sort_by_key(|setters| core::cmp::Reverse((setters.table, setters.role)));
+    setters
+}
+
+/// Those of them that cover the operation, each with what became of its limits.
 pub fn candidates(policies: &[impl AsPolicy], fitting: &[Fitting], operation: Operation) -> Vec<Candidate> {
     let covers = |(place, ..): &&Fitting| policies[*place].as_policy().operations & operation.bit() != 0;
     let covering: Vec<Fitting> = fitting.iter().filter(covers).copied().collect();
-    // However many policies there are, they differ in a handful of ways in how closely they fit. Clients choose their
-    // application's name, so a policy that depends on it sets nothing aside.
-    let mut kinds: Vec<Fitting> = Vec::new();
-    for kind in covering.iter().filter(|(place, ..)| policies[*place].as_policy().application.is_none()) {
-        if !kinds.iter().any(|(_, table, role)| (*table, *role) == (kind.1, kind.2)) {
-            kinds.push(*kind);
-        }
-    }
+    let setters = setters(policies, &covering);
     covering
-        .iter()
-        .map(|(policy, table, role)| Candidate {
-            policy: *policy,
-            set_aside_by: kinds
-                .iter()
-                .filter(|(_, by_table, by_role)| {
-                    (by_table > table && by_role >= role) || (by_role > role && by_table >= table)
-                })
-                .max_by_key(|(_, by_table, by_role)| (*by_table, *by_role))
-                .map(|(index, ..)| *index),
+        .into_iter()
+        .map(|(place, table, role)| {
+            let policy = policies[place].as_policy();
+            let by = |limit: Limit| {
+                let may_be = !policy.always && policy.states().contains(limit);
+                let mut setters = setters.iter().filter(|_| may_be);
+                setters.find_map(|setters| setters.set_aside(limit, policy, table, role))
+            };
+            let set_aside = Limit::ALL.map(by);
+            let applying = policy.states().iter().filter(|limit| set_aside[*limit as usize].is_none()).collect();
+            Candidate { policy: place, applying, set_aside }
         })
         .collect()
+}
+
+/// Policies with at least one limit that applies, and those that state none: they cover the table, and refuse nothing.
+pub fn is_charged(policy: &Policy, candidate: &Candidate) -> bool {
+    policy.mode != Mode::Exempt && (!candidate.applying.is_empty() || policy.states().is_empty())
 }
 
 #[cfg(test)]
@@ -197,8 +270,8 @@ mod tests {
             max_rows_per_transaction: None,
             rate: None,
             max_fraction: None,
-            require_transaction: false,
-            require_where: false,
+            require_transaction: None,
+            require_where: None,
             mode: Mode::Enforce,
             override_: Override::Token,
             approvers: None,
@@ -206,6 +279,9 @@ mod tests {
             comment: None,
             undo: None,
             samples: true,
+            always: false,
+            columns: None,
+            same_rows: true,
         }
     }
 
@@ -228,7 +304,7 @@ mod tests {
     fn applying(policies: &[Policy]) -> Vec<String> {
         of_update(policies, &Index::new(policies).naming(&target()))
             .iter()
-            .filter(|candidate| candidate.set_aside_by.is_none())
+            .filter(|candidate| !candidate.applying.is_empty())
             .map(|candidate| policies[candidate.policy].name.clone())
             .collect()
     }
@@ -287,11 +363,9 @@ mod tests {
             let found = of_update(&policies, &places);
             let all: Vec<usize> = (0..policies.len()).collect();
             prop_assert_eq!(&found, &of_update(&policies, &all));
-            prop_assert!(found.is_empty() || found.iter().any(|candidate| candidate.set_aside_by.is_none()));
-            for candidate in &found {
-                if let Some(by) = candidate.set_aside_by {
-                    prop_assert!(found.iter().any(|other| other.policy == by));
-                }
+            prop_assert!(found.is_empty() || found.iter().any(|candidate| !candidate.applying.is_empty()));
+            for (_, by) in found.iter().flat_map(Candidate::set_aside) {
+                prop_assert!(found.iter().any(|other| other.policy == by));
             }
         }
     }
