@@ -432,12 +432,16 @@ fn settings_that_change_how_statements_run_are_out_of_reach_or_change_no_limit()
         let refusal = expect_refusal(client.batch_execute(&format!("SET {setting}")));
         assert!(["42501", "55P02"].contains(&refusal.sqlstate.as_str()), "{setting}: {refusal:?}");
     }
+    if cfg!(since_pg19) {
+        let refusal = expect_refusal(client.batch_execute("SET standard_conforming_strings = off"));
+        assert_eq!(refusal.sqlstate, "0A000", "{refusal:?}");
+    }
     let parallel = if major(&mut client) < 16 { "force_parallel_mode" } else { "debug_parallel_query" };
     let settings = [
         "row_security = off",
         "search_path = ''",
-        "standard_conforming_strings = off",
-        "escape_string_warning = off",
+        #[cfg(not(since_pg19))]
+        "standard_conforming_strings = off; SET escape_string_warning = off",
         "backslash_quote = on",
         "array_nulls = off",
         "transform_null_equals = on",
@@ -517,6 +521,7 @@ fn no_setting_of_the_database_keeps_an_event_from_being_stored() {
         "idle_in_transaction_session_timeout = '1ms'",
         "idle_session_timeout = '1ms'",
         "row_security = off",
+        #[cfg(not(since_pg19))]
         "standard_conforming_strings = off",
         "array_nulls = off",
         "transform_null_equals = on",
@@ -545,6 +550,11 @@ fn no_setting_of_the_database_keeps_an_event_from_being_stored() {
     }
     let mut client = stage.client();
     stage.assert_guards(&mut client);
+    if cfg!(since_pg19) {
+        let sql = stage.fill("ALTER DATABASE $database SET standard_conforming_strings = off");
+        let refusal = expect_refusal(owner.batch_execute(&sql));
+        assert_eq!(refusal.sqlstate, "0A000", "{refusal:?}");
+    }
     for setting in settings {
         let sql = stage.fill(&format!("ALTER DATABASE $database SET {setting}"));
         pass(&mut owner, &sql);

@@ -91,6 +91,19 @@ fn value(name: &str, value: &str) -> String {
     if name == "search_path" { value.to_owned() } else { format!("'{value}'") }
 }
 
+/// Sets whether backslashes stand for themselves in plain string constants. From version 19 on they always do, and the
+/// server refuses the other value: false then.
+#[track_caller]
+fn sets_backslashes(client: &mut Client, setting: &str) -> bool {
+    let sql = format!("SET standard_conforming_strings = {setting}");
+    if cfg!(since_pg19) && setting == "off" {
+        refused(client, &sql, "0A000");
+        return false;
+    }
+    pass(client, &sql);
+    true
+}
+
 /// Reviewed it sets a note; read with backslashes it sets the secret.
 const TWO_FACED: &str = r"UPDATE t SET note = 'a\' /*', secret = 'evil' -- */";
 
@@ -99,11 +112,13 @@ fn a_text_with_two_meanings_is_opened_by_no_token() {
     let mut stage = stage();
     let mut client = stage.requester();
     for statement in [TWO_FACED, r"UPDATE t SET note = 'a\nb'", r"UPDATE t SET note = N'\'"] {
-        pass(&mut client, "SET standard_conforming_strings = on; SET escape_string_warning = off");
+        sets_backslashes(&mut client, "on");
         let id = request(&mut client, statement, &[]);
         let token = approve(&mut stage.approver(), id);
         for setting in ["on", "off"] {
-            pass(&mut client, &format!("SET standard_conforming_strings = {setting}"));
+            if !sets_backslashes(&mut client, setting) {
+                continue;
+            }
             arm(&mut client, &token);
             let outcome = client.batch_execute(statement);
             assert!(outcome.is_err(), "{statement}");
@@ -120,7 +135,7 @@ fn a_text_with_two_meanings_is_opened_by_no_token() {
     pass(&mut client, "SET standard_conforming_strings = on");
     let id = request(&mut client, TWO_FACED, &[]);
     approve(&mut stage.approver(), id);
-    pass(&mut client, "SET standard_conforming_strings = off");
+    sets_backslashes(&mut client, "off");
     pass(&mut client, &format!("SELECT * FROM writeguard.execute({id})"));
     assert_eq!(stage.number(r"SELECT count(*) FROM t WHERE note = 'a\' AND secret = 'kept'"), 5);
 }

@@ -246,6 +246,10 @@ fn everything_works_in_euc_jp() {
 #[test]
 fn what_no_conversion_knows_is_installed_too() {
     for encoding in ["EUC_KR", "MULE_INTERNAL", "EUC_JIS_2004", "KOI8R"] {
+        // Which version 19 left out.
+        if cfg!(since_pg19) && encoding == "MULE_INTERNAL" {
+            continue;
+        }
         let database = format!("installed_{}", encoding.to_lowercase());
         create(encoding, &database);
         let mut admin = Bytes::admin(server(), &database);

@@ -1,6 +1,6 @@
 //! The layout of the tarball and of an image volume: lib/ and share/extension/ anywhere, found by `dynamic_library_path` and
 //! by `extension_control_path`, which PostgreSQL 18 brought. And that the manifest for such an image is one.
-#![cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17")))]
+#![cfg(since_pg18)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

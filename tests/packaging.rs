@@ -280,7 +280,7 @@ fn packages_for(purpose: &str) -> BTreeSet<String> {
 #[test]
 fn what_is_installed_for_a_purpose_is_its_own() {
     let build = packages_for("build");
-    let building = ["gcc", "make", "postgresql-15", "postgresql-server-dev-15"];
+    let building = ["gcc", "libicu-dev", "make", "postgresql-15", "postgresql-server-dev-15"];
     assert_eq!(build, building.map(str::to_owned).into());
 
     let deb = packages_for("deb");

@@ -9,11 +9,13 @@ use crate::common::{Server, expect_refusal, make_directory, run, server_command,
 /// A library that sets a hook and forgets the one before; what PostgreSQL asks of a library is written out, so that no
 /// headers are needed.
 fn forgetful(hook: &str) -> PathBuf {
-    let version = if cfg!(feature = "pg18") {
+    let version = if cfg!(since_pg19) {
+        1900
+    } else if cfg!(since_pg18) {
         1800
-    } else if cfg!(feature = "pg17") {
+    } else if cfg!(since_pg17) {
         1700
-    } else if cfg!(feature = "pg16") {
+    } else if cfg!(since_pg16) {
         1600
     } else {
         1500

@@ -1,10 +1,10 @@
 //! How much of a statement's text an event has: its beginning, and of that what `writeguard.log_statement` says.
 
-use pgrx::pg_sys;
 use rules::lexer;
 
 use super::memory;
 use super::record::Event;
+use crate::pg::ffi;
 use crate::session::excerpt::Excerpt;
 use crate::session::settings::{self, LogStatement};
 
@@ -23,7 +23,7 @@ pub fn told(excerpt: &Excerpt) -> Option<String> {
     match settings::log_statement() {
         LogStatement::Full => Some(excerpt.shown()),
         LogStatement::Normalized => {
-            Some(excerpt.mark(lexer::without_constants(&excerpt.without_token(), backslashes())))
+            Some(excerpt.mark(lexer::without_constants(&excerpt.without_token(), ffi::backslash_escapes())))
         }
         LogStatement::None => None,
     }
@@ -47,10 +47,5 @@ pub fn hinted(excerpt: &Excerpt) -> String {
 
 /// Whether constants were left out of an event's text, or it has parameters.
 pub fn lacks_values(told: &str) -> bool {
-    !tells_all() && lexer::highest_parameter(told, backslashes()) > 0
-}
-
-fn backslashes() -> bool {
-    // SAFETY: reads a static.
-    unsafe { !pg_sys::standard_conforming_strings }
+    !tells_all() && lexer::highest_parameter(told, ffi::backslash_escapes()) > 0
 }

@@ -28,9 +28,9 @@ use crate::stat;
 use crate::undo::user_triggers;
 
 type Start = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int);
-#[cfg(not(feature = "pg18"))]
+#[cfg(not(since_pg18))]
 type Run = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64, bool);
-#[cfg(feature = "pg18")]
+#[cfg(since_pg18)]
 type Run = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64);
 type Finish = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc);
 type Utility = unsafe extern "C-unwind" fn(
@@ -98,8 +98,11 @@ fn next() -> &'static Next {
 fn stays_out() -> bool {
     let is_applied = || {
         // SAFETY: reads a static of this process.
-        let origin = unsafe { pg_sys::replorigin_session_origin };
-        u32::from(origin) != pg_sys::InvalidRepOriginId
+        #[cfg(not(since_pg19))]
+        return unsafe { u32::from(pg_sys::replorigin_session_origin) != pg_sys::InvalidRepOriginId };
+        // SAFETY: as above.
+        #[cfg(since_pg19)]
+        return unsafe { u32::from(pg_sys::replorigin_xact_state.origin) != pg_sys::InvalidReplOriginId };
     };
     process::stays_out() || is_applied()
 }
@@ -170,7 +173,7 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
     }
 }
 
-#[cfg(not(feature = "pg18"))]
+#[cfg(not(since_pg18))]
 #[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn executor_run(
     query_desc: *mut pg_sys::QueryDesc,
@@ -186,7 +189,7 @@ unsafe extern "C-unwind" fn executor_run(
     }
 }
 
-#[cfg(feature = "pg18")]
+#[cfg(since_pg18)]
 #[expect(ffi_unwind_calls, reason = "plain old frame")]
 unsafe extern "C-unwind" fn executor_run(
     query_desc: *mut pg_sys::QueryDesc,

@@ -11,7 +11,7 @@ use pgrx::pg_sys;
 use super::backend_local::BackendLocal;
 use super::ffi;
 
-unsafe extern "C-unwind" {
+ffi::core_functions! { unsafe extern "C-unwind" {
     fn FindDefaultConversion(schema: pg_sys::Oid, from: i32, to: i32) -> pg_sys::Oid;
     fn fmgr_info_cxt(function: pg_sys::Oid, info: *mut pg_sys::FmgrInfo, context: pg_sys::MemoryContext);
     fn FunctionCall6Coll(
@@ -24,7 +24,7 @@ unsafe extern "C-unwind" {
         length: pg_sys::Datum,
         no_error: pg_sys::Datum,
     ) -> pg_sys::Datum;
-}
+} }
 
 /// Bytes that are converted at a time, so that memory does not grow with the text.
 const CHUNK: usize = 1_024;

@@ -1,8 +1,9 @@
 //! Core functions declared raw, and the two ways across the border between Rust and PostgreSQL's errors.
 //!
-//! pgrx wraps every `pg_sys` function so that an ERROR becomes a Rust panic, and rebuilds the ERROR from a
-//! handful of fields when the panic leaves Rust: unknown SQLSTATEs, CONTEXT, constraint and table names and cursor
-//! positions are lost on the way. Nothing that belongs to somebody else may therefore pass a pgrx guard. Two rules:
+//! pgrx wraps every `pg_sys` function so that an ERROR becomes a Rust panic, which has a handful of its fields: an error that
+//! is made of them again lacks unknown SQLSTATEs, CONTEXT, constraint and table names and cursor positions. (A guard of pgrx's
+//! own throws on the ERROR itself, which PostgreSQL holds meanwhile; but what is done until then must raise nothing.) Nothing
+//! that belongs to somebody else may therefore be called through it. Two rules:
 //!
 //! * A *plain old frame* (no local with a destructor, no panic) may call the raw functions below; an ERROR
 //!   jumps over it. All hooks and all SQL functions of this library have such a frame on the outside.
@@ -16,11 +17,38 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cee_scape::call_with_sigsetjmp;
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
 
 use super::backend_local::BackendLocal;
 
+// What core reads and does not change; it says so from these versions on.
+#[cfg(not(since_pg19))]
+type Values = *mut pg_sys::Datum;
+#[cfg(since_pg19)]
+type Values = *const pg_sys::Datum;
+#[cfg(not(since_pg17))]
+type Columns<T> = *mut T;
+#[cfg(since_pg17)]
+type Columns<T> = *const T;
+#[cfg(not(since_pg16))]
+type Bytes = *const c_char;
+#[cfg(since_pg16)]
+type Bytes = *const c_void;
+
+/// Declares functions of core, and compares each with what pgrx read in the headers of the server that is built for: one
+/// whose arguments or result are others there does not compile.
+macro_rules! core_functions {
+    (unsafe extern $abi:literal { $($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)* }) => {
+        unsafe extern $abi {
+            $($(#[$attribute])* $visibility fn $name($($argument: $type),*) $(-> $result)?;)*
+        }
+        $($(#[$attribute])* const _: unsafe fn($($type),*) $(-> $result)? = pg_sys::$name;)*
+    };
+}
+pub(super) use core_functions;
+
 // None of these raises an ERROR, so they may be called from anywhere.
-unsafe extern "C" {
+core_functions! { unsafe extern "C" {
     // These read a static and return.
     pub fn GetAuthenticatedUserId() -> pg_sys::Oid;
     pub fn GetSessionUserId() -> pg_sys::Oid;
@@ -46,22 +74,22 @@ unsafe extern "C" {
         context: pg_sys::MemoryContext,
         callback: *mut pg_sys::MemoryContextCallback,
     );
-}
+} }
 
 // Each of these may raise: it is called from a plain old frame, or inside `protect`. The lint `ffi_unwind_calls` finds each
 // call, and an `expect` says which of the two it is.
-unsafe extern "C-unwind" {
+core_functions! { unsafe extern "C-unwind" {
     /// Raises for a function that is gone.
     pub fn get_func_rettype(function: pg_sys::Oid) -> pg_sys::Oid;
     pub fn standard_ExecutorStart(query_desc: *mut pg_sys::QueryDesc, eflags: c_int);
-    #[cfg(not(feature = "pg18"))]
+    #[cfg(not(since_pg18))]
     pub fn standard_ExecutorRun(
         query_desc: *mut pg_sys::QueryDesc,
         direction: pg_sys::ScanDirection::Type,
         count: u64,
         execute_once: bool,
     );
-    #[cfg(feature = "pg18")]
+    #[cfg(since_pg18)]
     pub fn standard_ExecutorRun(query_desc: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64);
     pub fn standard_ExecutorFinish(query_desc: *mut pg_sys::QueryDesc);
     pub fn standard_ProcessUtility(
@@ -75,7 +103,10 @@ unsafe extern "C-unwind" {
         qc: *mut pg_sys::QueryCompletion,
     );
     /// Signal handler of core's own workers: exits with 1, so that the postmaster restarts the worker.
+    #[cfg(not(since_pg19))]
     pub fn die(signo: c_int);
+    #[cfg(since_pg19)]
+    pub fn die(signo: c_int, sender: *const pg_sys::pg_signal_info);
 
     // For the hooks in which shared memory is laid out: an ERROR there ends the server's start.
     pub fn RequestAddinShmemSpace(size: usize);
@@ -111,16 +142,9 @@ unsafe extern "C-unwind" {
         callback_arg: *mut c_void,
     ) -> pg_sys::Oid;
 
-    pub fn errstart(elevel: c_int, domain: *const c_char) -> bool;
-    pub fn errfinish(filename: *const c_char, lineno: c_int, funcname: *const c_char);
-    pub fn errcode(sqlerrcode: c_int) -> c_int;
-    pub fn errmsg_internal(fmt: *const c_char, ...) -> c_int;
-    pub fn errdetail_internal(fmt: *const c_char, ...) -> c_int;
-    pub fn errhint(fmt: *const c_char, ...) -> c_int;
     pub fn errhidestmt(hide: bool) -> c_int;
     pub fn errhidecontext(hide: bool) -> c_int;
     pub fn err_generic_string(field: c_int, string: *const c_char) -> c_int;
-    pub fn ReThrowError(edata: *mut pg_sys::ErrorData);
     fn CopyErrorData() -> *mut pg_sys::ErrorData;
     fn FlushErrorState();
 
@@ -134,7 +158,7 @@ unsafe extern "C-unwind" {
     pub fn SPI_finish() -> c_int;
     pub fn SPI_execute_plan(
         plan: pg_sys::SPIPlanPtr,
-        values: *mut pg_sys::Datum,
+        values: Values,
         nulls: *const c_char,
         read_only: bool,
         tcount: c_long,
@@ -145,7 +169,7 @@ unsafe extern "C-unwind" {
         src: *const c_char,
         nargs: c_int,
         argtypes: *mut pg_sys::Oid,
-        values: *mut pg_sys::Datum,
+        values: Values,
         nulls: *const c_char,
         read_only: bool,
         tcount: c_long,
@@ -171,12 +195,12 @@ unsafe extern "C-unwind" {
     pub fn tuplestore_putvalues(
         store: *mut pg_sys::Tuplestorestate,
         desc: pg_sys::TupleDesc,
-        values: *mut pg_sys::Datum,
-        nulls: *mut bool,
+        values: Columns<pg_sys::Datum>,
+        nulls: Columns<bool>,
     );
     pub fn SPI_execute_snapshot(
         plan: pg_sys::SPIPlanPtr,
-        values: *mut pg_sys::Datum,
+        values: Values,
         nulls: *const c_char,
         snapshot: pg_sys::Snapshot,
         crosscheck: pg_sys::Snapshot,
@@ -187,7 +211,7 @@ unsafe extern "C-unwind" {
     pub fn SPI_cursor_open(
         name: *const c_char,
         plan: pg_sys::SPIPlanPtr,
-        values: *mut pg_sys::Datum,
+        values: Values,
         nulls: *const c_char,
         read_only: bool,
     ) -> pg_sys::Portal;
@@ -252,7 +276,7 @@ unsafe extern "C-unwind" {
     pub fn OutputFunctionCall(function: *mut pg_sys::FmgrInfo, value: pg_sys::Datum) -> *mut c_char;
     pub fn makeStringInfo() -> pg_sys::StringInfo;
     pub fn appendStringInfoChar(text: pg_sys::StringInfo, letter: c_char);
-    pub fn appendBinaryStringInfo(text: pg_sys::StringInfo, data: *const c_void, length: c_int);
+    pub fn appendBinaryStringInfo(text: pg_sys::StringInfo, data: Bytes, length: c_int);
     pub fn escape_json(text: pg_sys::StringInfo, value: *const c_char);
     pub fn pfree(pointer: *mut c_void);
     pub fn MakeTransitionCaptureState(
@@ -260,6 +284,17 @@ unsafe extern "C-unwind" {
         relation: pg_sys::Oid,
         command: pg_sys::CmdType::Type,
     ) -> *mut pg_sys::TransitionCaptureState;
+} }
+
+// What core's ereport() is made of: pgrx has none of these, or says on some servers that it does not return.
+unsafe extern "C-unwind" {
+    pub fn errstart(elevel: c_int, domain: *const c_char) -> bool;
+    pub fn errfinish(filename: *const c_char, lineno: c_int, funcname: *const c_char);
+    pub fn errcode(sqlerrcode: c_int) -> c_int;
+    pub fn ReThrowError(edata: *mut pg_sys::ErrorData);
+    pub fn errmsg_internal(fmt: *const c_char, ...) -> c_int;
+    pub fn errdetail_internal(fmt: *const c_char, ...) -> c_int;
+    pub fn errhint(fmt: *const c_char, ...) -> c_int;
 }
 
 /// Sets a setting until the level of nesting ends that [`NewGUCNestLevel`] began.
@@ -305,6 +340,11 @@ unsafe extern "C" {
     pub static bytea_output: c_int;
     pub static locale_monetary: *const c_char;
 }
+
+#[cfg(not(since_pg19))]
+pub type NodeInstrumentation = pg_sys::Instrumentation;
+#[cfg(since_pg19)]
+pub type NodeInstrumentation = pg_sys::NodeInstrumentation;
 
 /// Somebody else's ERROR, whole.
 pub struct PgError(*mut pg_sys::ErrorData);
@@ -378,12 +418,71 @@ pub unsafe fn protect<F: FnOnce()>(body: F) -> Result<(), PgError> {
     }
 }
 
+/// Whether a backslash escapes in every string constant. From version 19 on it does in none but `E'...'`.
+pub fn backslash_escapes() -> bool {
+    #[cfg(not(since_pg19))]
+    // SAFETY: reads a setting's variable.
+    unsafe {
+        !pg_sys::standard_conforming_strings
+    }
+    #[cfg(since_pg19)]
+    false
+}
+
+/// The place in a plan's range table of the table that it changes, the first of them; 0 where there is none.
+///
+/// # Safety
+/// A planned statement.
+pub unsafe fn first_result_relation(statement: *const pg_sys::PlannedStmt) -> pg_sys::Index {
+    // SAFETY: the caller's promise; the list is NULL or has a cell.
+    unsafe {
+        #[cfg(not(since_pg19))]
+        let first = (*statement).resultRelations.as_ref().map_or(0, |list| (*list.elements).int_value);
+        #[cfg(since_pg19)]
+        let first = pg_sys::bms_next_member((*statement).resultRelationRelids, -1);
+        pg_sys::Index::try_from(first).unwrap_or(0)
+    }
+}
+
+/// Counts of a plan's node that nobody asked to be counted: of its rows alone.
+///
+/// # Safety
+/// As for `palloc`.
+pub unsafe fn row_instrumentation() -> *mut NodeInstrumentation {
+    let rows = pg_sys::InstrumentOption::INSTRUMENT_ROWS as c_int;
+    // SAFETY: an allocation in the current memory context.
+    unsafe {
+        #[cfg(not(since_pg19))]
+        return pg_sys::InstrAlloc(1, rows, false);
+        #[cfg(since_pg19)]
+        return pg_sys::InstrAllocNode(rows, false);
+    }
+}
+
+/// Says that all columns of a descriptor made by hand are there. Before version 19 there was nothing to say.
+///
+/// # Safety
+/// Every column was initialized.
+pub unsafe fn finish_descriptor(descriptor: pg_sys::TupleDesc) {
+    #[cfg(not(since_pg19))]
+    let _ = descriptor;
+    #[cfg(since_pg19)]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::TupleDescFinalize(descriptor);
+    }
+}
+
 /// Runs Rust proper and catches a panic, an ERROR that pgrx made one of included.
 ///
 /// pgrx takes its jump buffer off the exception stack only when it has copied the error. Where there is no memory for the copy
 /// that is a second panic, out of a frame whose buffer is still on the stack: the next ERROR would jump into it. So the
 /// stack is put back here, as it is for this frame.
+///
+/// The ERROR itself pgrx leaves on PostgreSQL's own stack of errors, for a guard of its own that throws it on. There is none
+/// here: what is said of it is in the panic, and the stack is emptied.
 #[inline]
+#[expect(ffi_unwind_calls, reason = "raises nothing: it resets counts and a memory context")]
 pub fn catch<T>(body: impl FnOnce() -> T) -> std::thread::Result<T> {
     // SAFETY: statics of this process; what they were when this frame began is good for as long as it is there.
     unsafe {
@@ -392,6 +491,11 @@ pub fn catch<T>(body: impl FnOnce() -> T) -> std::thread::Result<T> {
         if outcome.is_err() {
             pg_sys::PG_exception_stack = exception_stack;
             pg_sys::error_context_stack = error_context_stack;
+        }
+        if let Err(thrown) = &outcome
+            && let Some(CaughtError::PostgresError(_)) = thrown.downcast_ref()
+        {
+            FlushErrorState();
         }
         outcome
     }

@@ -17,9 +17,9 @@ const LIBRARY: &CStr = c"pg_writeguard";
 pub fn handle_signals() {
     // SAFETY: before signals are unblocked, which attach_signal_handlers does.
     unsafe {
-        #[cfg(not(feature = "pg18"))]
+        #[cfg(not(since_pg18))]
         pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(ffi::die));
-        #[cfg(feature = "pg18")]
+        #[cfg(since_pg18)]
         pg_sys::pqsignal_be(pg_sys::SIGTERM as c_int, Some(ffi::die));
     }
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
@@ -237,7 +237,7 @@ fn ignore_database_settings() {
         (c"lock_timeout", c"0"),
         (c"row_security", c"on"),
         (c"synchronous_commit", c"on"),
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        #[cfg(since_pg17)]
         (c"transaction_timeout", c"0"),
     ];
     for (name, value) in settings {

@@ -323,9 +323,9 @@ unsafe fn for_each_merge_action(
 ) {
     // SAFETY: a result relation of a living query.
     unsafe {
-        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        #[cfg(not(since_pg17))]
         let lists = [(*info).ri_matchedMergeAction, (*info).ri_notMatchedMergeAction];
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        #[cfg(since_pg17)]
         let lists = (*info).ri_MergeActions;
         for list in lists {
             pointers::<pg_sys::MergeActionState>(list).for_each(&mut visit);

@@ -58,7 +58,7 @@ pub fn check(text: &CString) -> Result<String, Failure> {
             | pg_sys::NodeTag::T_TruncateStmt => {
                 let first = usize::try_from((*raw).stmt_location).unwrap_or(0);
                 let length = usize::try_from((*raw).stmt_len).unwrap_or(0);
-                let from = start_of(text.to_bytes(), first, !pg_sys::standard_conforming_strings);
+                let from = start_of(text.to_bytes(), first, ffi::backslash_escapes());
                 let whole = text.to_bytes();
                 let to = if length > 0 { first + length } else { whole.len() };
                 Ok(encoding::from_server(whole.get(from..to).unwrap_or(whole)))

@@ -238,7 +238,7 @@ pub fn disarm() {
 }
 
 unsafe extern "C" {
-    #[cfg(feature = "pg15")]
+    #[cfg(not(since_pg16))]
     fn malloc(size: usize) -> *mut c_void;
 }
 
@@ -257,9 +257,9 @@ pub unsafe fn keep_number(
     }
     // SAFETY: PostgreSQL frees `extra` the way it is allocated here, and passes a valid place for it.
     unsafe {
-        #[cfg(feature = "pg15")]
+        #[cfg(not(since_pg16))]
         let place = malloc(size_of::<u64>()).cast::<u64>();
-        #[cfg(not(feature = "pg15"))]
+        #[cfg(since_pg16)]
         let place = pg_sys::guc_malloc(pg_sys::LOG as i32, size_of::<u64>()).cast::<u64>();
         if place.is_null() {
             return false;

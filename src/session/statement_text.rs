@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use pgrx::pg_sys;
 use rules::lexer::bounds;
-#[cfg(feature = "pg18")]
+#[cfg(since_pg18)]
 use rules::lexer::start_of;
 
 use super::excerpt::MOST_BYTES;
@@ -161,20 +161,20 @@ unsafe extern "C-unwind" fn message_gone(_argument: Opaque) {
 
 /// Where the text of a statement begins that has its first word at `first` and its end at `to`. Up to 17 PostgreSQL's
 /// parser says that itself.
-#[cfg(not(feature = "pg18"))]
+#[cfg(not(since_pg18))]
 unsafe fn start(_source: *const c_char, _bytes: &[u8], first: usize, _to: usize) -> usize {
     first
 }
 
 /// The same: each part of the client's string is cut into pieces once, however many commands it has.
-#[cfg(feature = "pg18")]
+#[cfg(since_pg18)]
 unsafe fn start(source: *const c_char, bytes: &[u8], first: usize, to: usize) -> usize {
     // SAFETY: statics of this process.
     unsafe {
         let string = CLIENT_STRING.get();
         let is_known = (*string).source == source;
         let done = if is_known && (*string).scanned <= first { (*string).scanned } else { 0 };
-        let from = done + start_of(&bytes[done..], first - done, !pg_sys::standard_conforming_strings);
+        let from = done + start_of(&bytes[done..], first - done, ffi::backslash_escapes());
         if is_known {
             (*string).scanned = to;
         }

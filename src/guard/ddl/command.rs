@@ -137,7 +137,7 @@ pub unsafe fn begin(node: *mut pg_sys::Node) -> (usize, *mut PendingError) {
 /// What an alteration does that may give every row other values, by a new heap: a new type, or another expression of a
 /// generated column, which there is from PostgreSQL 17 on.
 fn rewrites(subtype: pg_sys::AlterTableType::Type) -> Option<Deed> {
-    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    #[cfg(since_pg17)]
     if subtype == pg_sys::AlterTableType::AT_SetExpression {
         return Some(Deed::ddl("set expression"));
     }

@@ -226,13 +226,13 @@ unsafe fn visible_relation(name: *mut pg_sys::RangeVar) -> Result<pg_sys::Oid, P
     Ok(found)
 }
 
-#[cfg(feature = "pg15")]
+#[cfg(not(since_pg16))]
 unsafe fn owns(relation: pg_sys::Oid) -> bool {
     // SAFETY: the relation is there.
     unsafe { pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId()) }
 }
 
-#[cfg(not(feature = "pg15"))]
+#[cfg(since_pg16)]
 unsafe fn owns(relation: pg_sys::Oid) -> bool {
     // SAFETY: the relation is there.
     unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, pg_sys::GetUserId()) }

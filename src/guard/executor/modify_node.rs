@@ -16,7 +16,7 @@ use crate::guard::limits::{charge, lost_count};
 use crate::guard::where_clause::scan_filters::Estimate;
 use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::pg::contained::contained;
-use crate::pg::ffi::{self, Opaque};
+use crate::pg::ffi::{self, NodeInstrumentation, Opaque};
 use crate::pg::row_version::Node;
 use crate::session::actor::Actor;
 
@@ -42,7 +42,7 @@ pub struct Remote {
     /// Its place among the node's result relations.
     pub index: usize,
     /// Where its scan counts the rows.
-    pub rows: *mut pg_sys::Instrumentation,
+    pub rows: *mut NodeInstrumentation,
     pub seen: u64,
     /// The scan is the node's own child and returns the rows: it counts each only after the child's stand-in has
     /// returned.

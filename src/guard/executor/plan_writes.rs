@@ -22,7 +22,7 @@ use crate::guard::verdict::violation;
 use crate::guard::where_clause::scan_filters::estimate;
 use crate::guard::where_clause::unfiltered_write::require_where;
 use crate::pg::ereport::{Failure, PendingError};
-use crate::pg::ffi::pointers;
+use crate::pg::ffi::{self, pointers};
 use crate::pg::row_version;
 use crate::policy::{catalog, relation};
 use crate::session::actor::{self, Actor};
@@ -275,7 +275,7 @@ unsafe fn watch_remotely(
                 continue;
             };
             if (*scan).instrument.is_null() {
-                (*scan).instrument = pg_sys::InstrAlloc(1, pg_sys::InstrumentOption::INSTRUMENT_ROWS as i32, false);
+                (*scan).instrument = ffi::row_instrumentation();
             }
             let returned = scan == child && !(*plan).returningLists.is_null();
             modify.remote.push(Remote { index, rows: (*scan).instrument, seen: 0, returned });
@@ -355,14 +355,9 @@ unsafe fn watch_whole(query_desc: *mut pg_sys::QueryDesc, actor: Actor) -> Resul
         let statement = (*query_desc).plannedstmt;
         let operation =
             if (*query_desc).operation == pg_sys::CmdType::CMD_DELETE { Operation::Delete } else { Operation::Update };
-        let targets = (*statement).resultRelations;
-        if targets.is_null() || (*targets).length < 1 {
-            return Ok(());
-        }
-        let index = usize::try_from((*(*targets).elements).int_value).unwrap_or(0);
-        let Some(entry) = pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(index.saturating_sub(1)) else {
-            return Ok(());
-        };
+        let place = (ffi::first_result_relation(statement) as usize).checked_sub(1);
+        let entry = place.and_then(|place| pointers::<pg_sys::RangeTblEntry>((*statement).rtable).nth(place));
+        let Some(entry) = entry else { return Ok(()) };
         let binding = bindings::binding_to_count((*entry).relid, actor)?;
         if binding.as_ref().is_none_or(|binding| !bindings::is_counted(binding, &[operation])) {
             return Ok(());

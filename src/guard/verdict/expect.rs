@@ -242,13 +242,10 @@ unsafe fn target(statement: *const pg_sys::PlannedStmt) -> Option<pg_sys::Oid> {
     // SAFETY: a planned statement; result relations are places in its range table, counted from one.
     unsafe {
         let plan = (*statement).planTree;
-        let first = (*statement).resultRelations;
         let place = if (*plan).type_ == pg_sys::NodeTag::T_ModifyTable {
             (*plan.cast::<pg_sys::ModifyTable>()).nominalRelation
-        } else if first.is_null() {
-            0
         } else {
-            u32::try_from((*(*first).elements).int_value).unwrap_or(0)
+            ffi::first_result_relation(statement)
         };
         entry((*statement).rtable, place)
     }

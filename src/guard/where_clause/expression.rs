@@ -302,7 +302,7 @@ unsafe fn is_given(node: *const pg_sys::Node) -> bool {
 }
 
 /// Whether an operator is true of any value and itself: `=`, `<=` and `>=` as B-trees understand them.
-#[cfg(not(feature = "pg18"))]
+#[cfg(not(since_pg18))]
 unsafe fn holds_for_equals(operator: pg_sys::Oid) -> bool {
     // SAFETY: catalog look-ups; the result is a list of its own.
     unsafe {
@@ -315,7 +315,7 @@ unsafe fn holds_for_equals(operator: pg_sys::Oid) -> bool {
 }
 
 /// Whether an operator is true of any value and itself: `=`, `<=` and `>=` as indexes understand them.
-#[cfg(feature = "pg18")]
+#[cfg(since_pg18)]
 unsafe fn holds_for_equals(operator: pg_sys::Oid) -> bool {
     // SAFETY: catalog look-ups; the result is a list of its own.
     unsafe {

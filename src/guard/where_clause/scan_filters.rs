@@ -105,7 +105,7 @@ pub unsafe fn merges_all(
 
 /// Whether an action is for rows alone that the MERGE's own condition matches, and that narrows. Where there are actions
 /// for rows that no source matches, all rows are scanned and the condition is looked at for each.
-#[cfg(any(feature = "pg17", feature = "pg18"))]
+#[cfg(since_pg17)]
 unsafe fn is_matched_by_condition(
     plan: *const pg_sys::ModifyTable,
     action: *const pg_sys::MergeAction,
@@ -125,7 +125,7 @@ unsafe fn is_matched_by_condition(
 }
 
 /// There is no action for rows that no source matches.
-#[cfg(not(any(feature = "pg17", feature = "pg18")))]
+#[cfg(not(since_pg17))]
 unsafe fn is_matched_by_condition(
     _plan: *const pg_sys::ModifyTable,
     _action: *const pg_sys::MergeAction,

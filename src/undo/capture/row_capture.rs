@@ -373,6 +373,7 @@ pub unsafe fn new_store(
         for (number, (name, type_oid)) in (1..).zip(columns) {
             pg_sys::TupleDescInitEntry(descriptor, number, name.as_ptr(), *type_oid, -1, 0);
         }
+        ffi::finish_descriptor(descriptor);
         let store = pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem);
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;

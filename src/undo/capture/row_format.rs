@@ -344,13 +344,13 @@ pub fn is_stored(attribute: &pg_sys::FormData_pg_attribute) -> bool {
 /// # Safety
 /// The index is below the descriptor's `natts`.
 pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *mut pg_sys::FormData_pg_attribute {
-    #[cfg(not(feature = "pg18"))]
+    #[cfg(not(since_pg18))]
     // SAFETY: the caller's promise.
     unsafe {
         (*descriptor).attrs.as_mut_ptr().add(index)
     }
     // Version 18's are behind the compact ones; core reaches them by an inline function, which is not there to be called.
-    #[cfg(feature = "pg18")]
+    #[cfg(since_pg18)]
     // SAFETY: the caller's promise; there are as many of either kind.
     unsafe {
         let count = usize::try_from((*descriptor).natts).unwrap_or(0);

@@ -68,6 +68,7 @@ fn json(row: &[(&Column, Option<pg_sys::Datum>)]) -> Result<String, Failure> {
             let (type_oid, typmod) = (column.type_oid(), column.typmod);
             pg_sys::TupleDescInitEntry(descriptor, number, encoding::to_palloc(&column.name), type_oid, typmod, 0);
         }
+        ffi::finish_descriptor(descriptor);
         pg_sys::BlessTupleDesc(descriptor);
         let mut nulls: Vec<bool> = row.iter().map(|(_, value)| value.is_none()).collect();
         let mut values: Vec<pg_sys::Datum> =

@@ -6,7 +6,7 @@ use core::ffi::{CStr, c_int};
 
 use pgrx::pg_sys;
 
-use crate::pg::encoding;
+use crate::pg::{encoding, ffi};
 
 /// A column of set-aside rows: its name for SQL, type, modifier and collation.
 pub struct Typed<'a> {
@@ -45,6 +45,7 @@ impl Rows {
                 pg_sys::TupleDescInitEntry(descriptor, number, encoding::to_palloc(name), type_oid, typmod, 0);
                 pg_sys::TupleDescInitEntryCollation(descriptor, number, collation);
             }
+            ffi::finish_descriptor(descriptor);
             let slot = pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsMinimalTuple);
             let store = pg_sys::tuplestore_begin_heap(true, false, pg_sys::work_mem);
             Self { store, descriptor, slot, count: 0, registered: Cell::new(None) }
