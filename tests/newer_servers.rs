@@ -1,5 +1,5 @@
-//! What PostgreSQL 17 and 18 brought: kinds of writes that earlier servers do not have.
-#![cfg(any(feature = "pg17", feature = "pg18"))]
+//! What PostgreSQL 17 and later brought: kinds of writes that earlier servers do not have.
+#![cfg(since_pg17)]
 
 use crate::common::expect_refusal;
 use crate::common::kept;
@@ -89,7 +89,7 @@ fn what_a_merge_did_to_unmatched_rows_is_undone() {
     assert_eq!(bed.table("t"), before);
 }
 
-#[cfg(feature = "pg18")]
+#[cfg(since_pg18)]
 mod with_18 {
     use super::*;
 
@@ -131,5 +131,187 @@ mod with_18 {
             INSERT INTO t SELECT i, int4range(i, i + 1), 0 FROM generate_series(1, 6) AS i";
         assert_limit_on("{public.t}", setup, "UPDATE t SET v = 1", 6);
         assert_limit_on("{public.t}", setup, "DELETE FROM t WHERE id > 2", 4);
+    }
+}
+
+#[cfg(since_pg19)]
+mod with_19 {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// Table, operation and rows of each line of a preview.
+    #[track_caller]
+    fn previewed(bed: &mut Bed, statement: &str) -> Vec<String> {
+        let sql = "SELECT concat_ws(' ', relation, operation, rows) FROM writeguard.preview($1)";
+        match bed.writer.query(sql, &[&statement]) {
+            Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
+            Err(error) => panic!("{statement}: {:?}", crate::common::Refusal::of(&error)),
+        }
+    }
+
+    /// The row that was there is returned, or locked besides, and neither changed nor inserted.
+    const SELECTED: [(&str, u64); 5] = [
+        ("SELECT i, 1 FROM generate_series(1, 6) AS i ON CONFLICT (id) DO SELECT", 0),
+        ("SELECT i, 1 FROM generate_series(1, 6) AS i ON CONFLICT (id) DO SELECT FOR UPDATE", 0),
+        ("SELECT i, 1 FROM generate_series(4, 7) AS i ON CONFLICT (id) DO SELECT", 1),
+        ("VALUES (1, 1), (7, 1), (2, 1), (8, 1), (3, 1) ON CONFLICT (id) DO SELECT FOR NO KEY UPDATE", 2),
+        ("SELECT i, 1 FROM generate_series(5, 9) AS i ON CONFLICT (id) DO SELECT FOR SHARE WHERE t.id = 5", 3),
+    ];
+
+    const PARTITIONED: &str = "
+        CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL DEFAULT 0) PARTITION BY RANGE (id);
+        CREATE TABLE t_low PARTITION OF t FOR VALUES FROM (1) TO (3);
+        CREATE TABLE t_middle PARTITION OF t FOR VALUES FROM (3) TO (8);
+        CREATE TABLE t_high PARTITION OF t FOR VALUES FROM (8) TO (100);
+        INSERT INTO t SELECT i, 0 FROM generate_series(1, 6) AS i;";
+
+    #[test]
+    fn a_row_that_on_conflict_selects_is_no_write() {
+        for setup in [SIX, PARTITIONED] {
+            let mut bed = Bed::new(setup);
+            bed.limit("{public.t*}", 0);
+            for (source, _) in SELECTED {
+                for sql in [
+                    format!("INSERT INTO t {source} RETURNING id, v"),
+                    format!("WITH i AS (INSERT INTO t {source} RETURNING id) SELECT count(*) FROM i"),
+                ] {
+                    bed.passes(&format!("BEGIN; {sql}; ROLLBACK"));
+                    bed.writer.query(&sql, &[]).unwrap();
+                    bed.writer
+                        .batch_execute(
+                            "SET writeguard.enabled = off; DELETE FROM t WHERE id > 6; RESET writeguard.enabled",
+                        )
+                        .unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_preview_counts_what_was_inserted_and_not_what_was_selected() {
+        for setup in [SIX, PARTITIONED] {
+            let mut bed = Bed::new(setup);
+            for (source, inserted) in SELECTED {
+                for sql in [
+                    format!("INSERT INTO t {source} RETURNING id, v"),
+                    format!("WITH i AS (INSERT INTO t {source} RETURNING id) DELETE FROM t USING i WHERE t.id = -i.id"),
+                ] {
+                    let lines = previewed(&mut bed, &sql);
+                    let mut rows = 0;
+                    for line in &lines {
+                        let (_, number) = line.split_once(" insert ").unwrap_or_else(|| panic!("{sql}: {lines:?}"));
+                        rows += number.parse::<u64>().unwrap();
+                    }
+                    assert_eq!(rows, inserted, "{sql}: {lines:?}");
+                }
+            }
+            // The rows that it shows are those.
+            let (source, _) = SELECTED[3];
+            let statement = format!("INSERT INTO t {source} RETURNING id");
+            let sql = "SELECT string_agg(shown ->> 'id', ' ' ORDER BY shown ->> 'id')
+                       FROM writeguard.preview($1, sample => 9), jsonb_array_elements(after) AS shown";
+            let shown: String = bed.writer.query_one(sql, &[&statement]).unwrap().get(0);
+            assert_eq!(shown, "7 8", "{statement}");
+        }
+    }
+
+    /// A trigger that selects what is there is not taken for one that inserts, while an undo may change no other rows.
+    #[test]
+    fn an_undo_goes_on_where_a_trigger_selects_what_is_there() {
+        let mut bed = kept::Bed::new(&format!(
+            "{SIX} CREATE TABLE seen (id int PRIMARY KEY); INSERT INTO seen SELECT i FROM generate_series(1, 6) AS i;
+             CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+             DECLARE known int; BEGIN
+                 INSERT INTO seen VALUES (new.id) ON CONFLICT (id) DO SELECT RETURNING id INTO known;
+                 RETURN new;
+             END $$;
+             CREATE TRIGGER see BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION see()"
+        ));
+        let before = bed.table("t");
+        let change = bed.change("UPDATE t SET v = 5 WHERE id < 4");
+        assert_eq!(bed.undo(&change.to_string()), kept::one("public.t", 3, 0));
+        assert_eq!(bed.table("t"), before);
+    }
+
+    const BIG: &str =
+        "CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL DEFAULT 0, pad text DEFAULT repeat('x', 200));
+        INSERT INTO t SELECT i FROM generate_series(1, 20000) AS i";
+
+    const REPACKS: [&str; 4] = [
+        "REPACK t",
+        "REPACK t USING INDEX t_pkey",
+        "REPACK (CONCURRENTLY) t",
+        "REPACK (CONCURRENTLY) t USING INDEX t_pkey",
+    ];
+
+    #[test]
+    fn repack_changes_no_rows_and_is_neither_refused_nor_counted() {
+        let mut bed = Bed::new(BIG);
+        bed.policy("tables => '{public.t}', operations => '{update,delete,truncate,drop}', max_rows => 0, require_where => true");
+        let before = bed.contents();
+        for repack in REPACKS {
+            bed.passes(repack);
+            bed.passes(&repack.replace("REPACK", "REPACK /* with a comment */"));
+            assert_eq!(bed.contents(), before, "{repack}");
+            // Its table is covered as before.
+            bed.refused("UPDATE t SET v = 1 WHERE id = 1");
+        }
+        assert_eq!(
+            bed.number("SELECT count(*) FROM writeguard.event WHERE kind NOT IN ('blocked', 'policy_changed')"),
+            0
+        );
+    }
+
+    #[test]
+    fn writes_beside_a_concurrent_repack_are_counted_exactly() {
+        let mut bed = Bed::new(BIG);
+        bed.limit("{public.t}", 2);
+        let done = AtomicBool::new(false);
+        let mut writing = bed.db().admin();
+        let changed = thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut changed = 0;
+                while !done.load(Ordering::Relaxed) || changed < 3 {
+                    pass(&mut writing, "UPDATE t SET v = v + 1 WHERE id IN (1, 20000)");
+                    refuse(&mut writing, "UPDATE t SET v = v + 1 WHERE id IN (2, 3, 4)");
+                    changed += 1;
+                }
+                changed
+            });
+            for _ in 0..2 {
+                bed.writer.batch_execute("REPACK (CONCURRENTLY) t").unwrap();
+                bed.writer.batch_execute("REPACK (CONCURRENTLY) t USING INDEX t_pkey").unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            writer.join().unwrap()
+        });
+        assert_eq!(bed.number("SELECT sum(v) FROM t"), 2 * changed);
+        assert_eq!(bed.number("SELECT count(*) FROM t WHERE v > 0"), 2);
+        assert_eq!(bed.number("SELECT count(*) FROM t"), 20_000);
+    }
+
+    #[test]
+    fn what_was_kept_before_and_during_a_concurrent_repack_is_undone_after_it() {
+        let mut bed = kept::Bed::new(BIG);
+        let before = bed.table("t");
+        let first = bed.change("UPDATE t SET v = 7 WHERE id % 100 = 0");
+        let second = bed.change("DELETE FROM t WHERE id % 1000 = 1");
+        let mut repacking = bed.db.admin();
+        let third = thread::scope(|scope| {
+            let repack = scope.spawn(|| repacking.batch_execute("REPACK (CONCURRENTLY) t USING INDEX t_pkey").unwrap());
+            let third = bed.change(
+                "MERGE INTO t USING generate_series(11, 30) AS s(id) ON t.id = s.id
+                 WHEN MATCHED AND t.id < 20 THEN DELETE WHEN MATCHED THEN UPDATE SET v = 9",
+            );
+            repack.join().unwrap();
+            third
+        });
+        bed.run("REPACK (CONCURRENTLY) t");
+        assert_eq!(bed.undo(&third.to_string()), kept::one("public.t", 20, 0));
+        assert_eq!(bed.undo(&second.to_string()), kept::one("public.t", 20, 0));
+        assert_eq!(bed.undo(&first.to_string()), kept::one("public.t", 200, 0));
+        assert_eq!(bed.table("t"), before);
     }
 }

@@ -154,7 +154,7 @@ unsafe fn changed(modify: *mut ModifyNode, processed: u64) -> *mut PendingError 
             Kind::Delete => charge_row::charge_last(modify, Operation::Delete, rows),
             Kind::Merge => merged(modify, rows),
             Kind::Conflict => upsert::conflicted(modify, rows),
-            Kind::Insert => charge_row::captured(|| capture::inserted(modify, rows)),
+            Kind::Insert => upsert::inserted(modify, rows),
             Kind::Whole(operation) => charge_row::charge(modify, 0, operation, rows),
         }
     }

@@ -1,4 +1,4 @@
-//! INSERT … ON CONFLICT DO UPDATE: which rows were updated rather than inserted, and in which partition.
+//! INSERT … ON CONFLICT: which rows were updated, or selected, rather than inserted, and in which partition.
 
 use core::ptr;
 
@@ -10,6 +10,8 @@ use super::modify_node::ModifyNode;
 use super::{capture, charge_row, moved_row};
 use crate::guard::limits::bindings;
 use crate::pg::ereport::PendingError;
+use crate::pg::ffi::pointers;
+use crate::pg::row_version;
 
 /// A conflicting row was updated when the projection for it was filled and a row counts as processed. Which partition
 /// it was in, the slot says that the conflicting row was locked into; both marks are wiped for the next row.
@@ -37,15 +39,9 @@ pub unsafe fn conflicted(modify: *mut ModifyNode, rows: u64) -> *mut PendingErro
                 false => ptr::null_mut(),
             };
         }
-        let routed = (*(*modify).source.estate).es_tuple_routing_result_relations;
-        let count = if routed.is_null() { 0 } else { usize::try_from((*routed).length).unwrap_or(0) };
         let mut partition = pg_sys::InvalidOid;
-        for index in 0..count {
-            let leaf = (*(*routed).elements.add(index)).ptr_value.cast::<pg_sys::ResultRelInfo>();
-            // The list is the query's; other nodes have their partitions in it too.
-            if (*leaf).ri_RootResultRelInfo == (*node).rootResultRelInfo
-                && let Some(relation) = conflict_in(leaf, &mut updated)
-            {
+        for leaf in partitions(modify) {
+            if let Some(relation) = conflict_in(leaf, &mut updated) {
                 partition = relation;
                 (*modify).changed = leaf;
             }
@@ -55,6 +51,41 @@ pub unsafe fn conflicted(modify: *mut ModifyNode, rows: u64) -> *mut PendingErro
             return if inserted { charge_row::captured(|| capture::inserted(modify, rows)) } else { ptr::null_mut() };
         }
         charge_partition(modify, partition)
+    }
+}
+
+/// An INSERT that updates nothing: the row was inserted, unless it was in conflict and is returned by ON CONFLICT DO SELECT,
+/// which there is from version 19 on. Core counts both alike.
+///
+/// # Safety
+/// As for [`conflicted`].
+pub unsafe fn inserted(modify: *mut ModifyNode, rows: u64) -> *mut PendingError {
+    // SAFETY: as above.
+    unsafe {
+        let node = (*modify).source.node;
+        let plan: *const pg_sys::ModifyTable = (*node).ps.plan.cast();
+        if (*plan).onConflictAction != pg_sys::OnConflictAction::ONCONFLICT_NONE {
+            let own = (*node).resultRelInfo;
+            let mut is_selected = conflict_in(own, &mut false).is_some();
+            for leaf in partitions(modify) {
+                is_selected |= conflict_in(leaf, &mut false).is_some();
+            }
+            if is_selected {
+                row_version::wipe((*modify).source, own);
+                return ptr::null_mut();
+            }
+        }
+        charge_row::captured(|| capture::inserted(modify, rows))
+    }
+}
+
+/// The partitions that a node's rows went to so far.
+unsafe fn partitions(modify: *const ModifyNode) -> impl Iterator<Item = *mut pg_sys::ResultRelInfo> {
+    // SAFETY: as for `conflicted`. The list is the query's; other nodes have their partitions in it too.
+    unsafe {
+        let root = (*(*modify).source.node).rootResultRelInfo;
+        let all = pointers::<pg_sys::ResultRelInfo>((*(*modify).source.estate).es_tuple_routing_result_relations);
+        all.filter(move |leaf| (**leaf).ri_RootResultRelInfo == root)
     }
 }
 
