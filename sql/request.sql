@@ -23,6 +23,7 @@ COMMENT ON COLUMN writeguard.request.token_sha256 IS 'the token itself is stored
 COMMENT ON COLUMN writeguard.request.spent_at IS 'when the token was used';
 COMMENT ON COLUMN writeguard.request.search_path IS 'in which the rehearsal looked the names up; execute() does the same';
 COMMENT ON COLUMN writeguard.request.settings IS 'that give the text its meaning, by name, as they were when it was reviewed; empty: made before they were kept';
+COMMENT ON COLUMN writeguard.request.fingerprints IS 'which rows the rehearsal changed, by qualified table name, as sums that tell other rows apart; a table that is not here is bound by its number of rows alone';
 COMMENT ON COLUMN writeguard.request.break_glass IS 'approved by nobody else: the token of break_glass()';
 COMMENT ON SEQUENCE writeguard.request_id_seq IS 'internal: the ids of requests';
 
@@ -112,8 +113,10 @@ CREATE OR REPLACE VIEW writeguard.pending WITH (security_barrier) AS
            coalesce(given.approved_by, '{}') AS approved_by,
            r.expires_at, writeguard._shown(coalesce(asked.asks, '')) AS asks,
            writeguard._shown(r.search_path) AS search_path, writeguard._shown_json(r.settings::text)::jsonb AS settings,
-           CASE WHEN (writeguard._shown(r.statement), writeguard._shown(r.reason)) IS DISTINCT FROM (r.statement, r.reason)
-                THEN 'characters that cannot be seen, or turn a text around, are shown as escapes' END AS notes
+           nullif(concat_ws(E'\n',
+               CASE WHEN (writeguard._shown(r.statement), writeguard._shown(r.reason)) IS DISTINCT FROM (r.statement, r.reason)
+                    THEN 'characters that cannot be seen, or turn a text around, are shown as escapes' END,
+               'bound to the number of rows alone, not to which rows they are: ' || by_number.tables), '') AS notes
     FROM writeguard.request AS r
          CROSS JOIN LATERAL (
              SELECT max(k.min_approvals) AS min_approvals,
@@ -122,6 +125,11 @@ CREATE OR REPLACE VIEW writeguard.pending WITH (security_barrier) AS
                                E'\n' ORDER BY k.policy) AS asks
              FROM writeguard.approval_ask AS k WHERE k.request = r.id
          ) AS asked
+         CROSS JOIN LATERAL (
+             SELECT string_agg(writeguard._shown(t.name), ', ' ORDER BY t.name) AS tables
+             FROM jsonb_object_keys(r.relations) AS t (name)
+             WHERE NOT coalesce(r.fingerprints ? t.name, false)
+         ) AS by_number
          CROSS JOIN LATERAL (
              SELECT array_agg(a.approver ORDER BY a.approved_at, a.approver) AS approved_by
              FROM writeguard.approval AS a WHERE a.request = r.id

@@ -192,7 +192,10 @@ fn another_number_of_rows_is_refused_with_both_numbers_and_the_approval_stays() 
     assert_eq!(stage.reasons("token_refused").len(), 2);
     assert_eq!(stage.overridden(), []);
 
+    // As many rows again, but another one among them.
     pass(&mut stage.admin, "INSERT INTO t VALUES (50)");
+    assert!(not_executed(&mut client, id, "WG006").message.contains("other rows"));
+    stage.unguarded("UPDATE t SET id = 5 WHERE id = 50");
     execute(&mut client, id);
     assert_eq!((stage.changed(), stage.state(id).as_str()), (5, "spent"));
 }

@@ -1347,8 +1347,14 @@ fn more_rows_than_reviewed_are_refused() {
 }
 
 #[test]
-fn fewer_rows_than_reviewed_pass() {
+fn fewer_rows_than_reviewed_pass_where_no_key_tells_them_apart() {
     let mut stage = Stage::new("token");
+    let (_, mut client) = stage.armed(WRITE);
+    stage.admin.batch_execute("DELETE FROM t WHERE id = 5").unwrap();
+    refused(&mut client, WRITE, "WG006");
+    assert_eq!((stage.changed(), stage.overridden()), (0, vec![]));
+    let mut stage = Stage::new("token");
+    stage.admin.batch_execute("ALTER TABLE t DROP CONSTRAINT t_pkey").unwrap();
     let (id, mut client) = stage.armed(WRITE);
     stage.admin.batch_execute("DELETE FROM t WHERE id = 5").unwrap();
     pass(&mut client, WRITE);
@@ -1404,7 +1410,7 @@ fn reviewed_rows_hold_for_each_table() {
     let mut client = stage.requester();
     arm(&mut client, &token);
     refused(&mut client, both, "WG006");
-    stage.admin.batch_execute("DELETE FROM u WHERE id = 6").unwrap();
+    stage.admin.batch_execute("DELETE FROM u WHERE id = 6; INSERT INTO t VALUES (1)").unwrap();
     arm(&mut client, &token);
     pass(&mut client, both);
 }

@@ -24,7 +24,8 @@ CREATE TABLE writeguard.request (
     spent_at         timestamptz,
     search_path      text NOT NULL,
     break_glass      boolean NOT NULL DEFAULT false,
-    settings         jsonb
+    settings         jsonb,
+    fingerprints     jsonb
 );
 CREATE INDEX request_open ON writeguard.request (id) WHERE state IN ('pending', 'approved');
 CREATE INDEX request_login ON writeguard.request (login, id);

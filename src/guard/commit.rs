@@ -12,7 +12,7 @@ use pgrx::pg_sys;
 use super::ddl::command;
 use super::limits::{charge, lost_count, observe};
 use super::rehearsal::{account, policy_verdicts};
-use super::verdict::{decide, expect, overrides};
+use super::verdict::{decide, expect, overrides, reviewed_rows};
 use crate::event::{at_commit, store};
 use crate::pg::contained::contained;
 use crate::pg::ereport::{guarded, raise};
@@ -83,6 +83,9 @@ fn before_commit(prepares: bool) {
         if observe::any() {
             raise(observe::before_commit(charge::ledger()));
         }
+        if overrides::awaits_rows() {
+            raise(guarded(|| decide::check_rows(None)));
+        }
         if overrides::has_lifts() || row_capture::any() {
             raise(guarded(|| Ok(overrides::before_commit(charge::ledger())?)));
         }
@@ -146,6 +149,7 @@ fn end_touched_transaction(ending: Ending) {
 fn is_clean() -> bool {
     decide::is_clean()
         && overrides::is_clean()
+        && reviewed_rows::is_clean()
         && row_capture::is_clean()
         && account::is_clean()
         && in_progress::is_clean()
@@ -171,9 +175,10 @@ fn take_each_apart<T: Copy, const N: usize>(steps: &Steps<T, N>, with: T) -> boo
 }
 
 /// The end of a transaction that did more than to change rows within its limits.
-const RARE_ENDS: Steps<Ending, 7> = [
+const RARE_ENDS: Steps<Ending, 8> = [
     |_| decide::end_transaction(),
     |_| overrides::end_transaction(),
+    |_| reviewed_rows::end_transaction(),
     |_| row_capture::end_transaction(),
     |_| account::end_transaction(),
     |_| in_progress::end_transaction(),
@@ -200,7 +205,7 @@ const TRANSACTION_ENDS: Steps<Ending, 4> = [
 ];
 
 /// A subtransaction of that level is rolled back.
-const ROLLED_BACK: Steps<i32, 11> = [
+const ROLLED_BACK: Steps<i32, 12> = [
     |level| {
         portal::rolled_back();
         command::roll_back(level);
@@ -219,6 +224,7 @@ const ROLLED_BACK: Steps<i32, 11> = [
         }
     },
     overrides::roll_back,
+    reviewed_rows::roll_back,
     account::roll_back,
     in_progress::roll_back,
     rehearsing::roll_back,
@@ -226,9 +232,10 @@ const ROLLED_BACK: Steps<i32, 11> = [
 ];
 
 /// A subtransaction of that level is released.
-const RELEASED: Steps<i32, 5> = [
+const RELEASED: Steps<i32, 6> = [
     |level| charge::ledger().release(level, statement::may_resume),
     overrides::release,
+    reviewed_rows::release,
     account::release,
     row_capture::release,
     at_commit::release,

@@ -15,7 +15,7 @@ use super::ddl::command;
 use super::executor::{count, modify_node, plan_writes};
 use super::limits::{charge, observe, rate_memory};
 use super::rehearsal::account;
-use super::verdict::expect;
+use super::verdict::{decide, expect, overrides};
 use crate::event::{counters, memory, queue, queue_file, rate_limit};
 use crate::pg::contained::contained;
 use crate::pg::ereport::{PendingError, guarded, raise, unwound};
@@ -221,7 +221,7 @@ unsafe extern "C-unwind" fn executor_finish(query_desc: *mut pg_sys::QueryDesc) 
 unsafe fn leave(returns: *const pg_sys::PlannedStmt, ran_out: bool) {
     // SAFETY: plain old frame.
     unsafe {
-        if observe::any() {
+        if observe::any() || overrides::awaits_rows() {
             raise(look_back(returns, ran_out));
         }
     }
@@ -232,7 +232,14 @@ unsafe fn leave(returns: *const pg_sys::PlannedStmt, ran_out: bool) {
 #[inline(never)]
 unsafe fn look_back(returns: *const pg_sys::PlannedStmt, ran_out: bool) -> *mut PendingError {
     // SAFETY: called from the outermost frame.
-    observe::left(charge::ledger(), unsafe { portal::is_over(returns, ran_out) })
+    let is_over = unsafe { portal::is_over(returns, ran_out) };
+    if overrides::awaits_rows() && is_over {
+        let refusal = guarded(|| decide::check_rows(Some(statement::current())));
+        if !refusal.is_null() {
+            return refusal;
+        }
+    }
+    if observe::any() { observe::left(charge::ledger(), is_over) } else { ptr::null_mut() }
 }
 
 #[inline(always)]

@@ -17,7 +17,7 @@ use super::run::{Rows, Run, all_given, values};
 use crate::event::rate_limit;
 use crate::event::record::{Event, Kind};
 use crate::guard::limits::charge;
-use crate::guard::verdict::{decide, overrides};
+use crate::guard::verdict::{decide, overrides, reviewed_rows};
 use crate::pg::encoding::to_c;
 use crate::pg::ereport::{Failure, tell};
 use crate::pg::ffi;
@@ -131,15 +131,24 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
     all_given(wanted, values.len())?;
     // Nothing is deferred any more, as in the rehearsal: what the statement sets off has happened.
     let changed = charge::rows_by_table(running.0);
+    let others = reviewed_rows::others(grant, &[running.0]);
     let again = decide::request_again();
     drop(running);
-    match difference(grant, &changed) {
-        Some(difference) => {
-            let error = difference.error(grant.source.request().unwrap_or_default(), again);
-            refuse(error, Excerpt::of(&reviewed.statement))
-        }
-        None => Ok(changed),
+    let request = grant.source.request().unwrap_or_default();
+    if let Some(difference) = difference(grant, &changed) {
+        return refuse(difference.error(request, again), Excerpt::of(&reviewed.statement));
     }
+    if let Some(others) = others {
+        let error = Error::ExecutionRefused {
+            request,
+            reason: "it would change other rows than were reviewed".into(),
+            detail: Some(others.told(request)),
+            hint: again,
+            relation: others.relation,
+        };
+        return refuse(error, Excerpt::of(&reviewed.statement));
+    }
+    Ok(changed)
 }
 
 /// Records the refusal of an execution, and gives it.
@@ -214,6 +223,7 @@ mod tests {
             source: rules::token::grant::Source::Request(7),
             rows: Some(rows(reviewed).into_iter().collect()),
             max_rows,
+            fingerprints: BTreeMap::new(),
         }
     }
 

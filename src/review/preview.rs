@@ -35,6 +35,7 @@ fn preview(arguments: &Arguments) -> Returns {
         respects_policies: false,
         sample: usize::try_from(sample).unwrap_or(0),
         most: settings::preview_max_rows(),
+        fingerprints: false,
     };
     let rehearsed = rehearse::rehearse(&statement, &[], wanted)?;
     tell_what_is_missing(&rehearsed.account)?;

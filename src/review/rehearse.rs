@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 
 use pgrx::pg_sys;
+use rules::token::fingerprint::Fingerprint;
 
 use super::run::{Run, values};
 use crate::guard::limits::charge;
 use crate::guard::rehearsal::account::{self, Account, Wanted};
 use crate::guard::rehearsal::policy_verdicts::{self, Concern};
+use crate::guard::verdict::reviewed_rows;
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
 use crate::session::{rehearsing, statement};
@@ -22,6 +24,8 @@ use crate::session::{rehearsing, statement};
 pub struct Rehearsed {
     /// Covered rows that the statement would change, by qualified table name.
     pub rows: BTreeMap<String, u64>,
+    /// Which rows these are, of the tables of which all were seen one by one and are known by a key.
+    pub fingerprints: BTreeMap<String, Fingerprint>,
     /// The same by table and operation, with a few rows before and after.
     pub account: Account,
     /// A policy refuses it whatever number of rows it changes.
@@ -42,7 +46,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     let mut printed = vec![ptr::null_mut(); values.len()];
     let serial = statement::current();
     let mut before: HashMap<String, u64> = HashMap::new();
-    let account;
+    let (account, changed);
     let outer = policy_verdicts::begin();
     account::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
@@ -63,6 +67,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
             });
         }
         let rows = charge::rows_by_table(serial);
+        changed = reviewed_rows::of_statements(&[serial]);
         account = account::close();
         let begun = run.begun;
         let taken_back = ffi::protect(|| {
@@ -81,7 +86,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     }
     super::run::all_given(takes, values.len())?;
     super::run::not_too_long(bytes)?;
-    let rows = rows
+    let rows: BTreeMap<String, u64> = rows
         .into_iter()
         .map(|(name, rows)| {
             let earlier = before.get(&name).copied().unwrap_or(0);
@@ -89,10 +94,18 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         })
         .filter(|(_, rows)| *rows > 0)
         .collect();
+    let fingerprints = changed
+        .into_iter()
+        .filter_map(|(name, changed)| {
+            let fingerprint = changed.rows.filter(|seen| rows.get(&name) == Some(&seen.rows()))?;
+            Some((name, fingerprint))
+        })
+        .collect();
     // SAFETY: NULL or C strings in our own memory context.
     let parameters = printed.into_iter().map(|text| unsafe { encoding::from_c(text) }).collect();
     Ok(Rehearsed {
         rows,
+        fingerprints,
         account,
         refused_without_rows: policy_verdicts::is_refused_without_rows(),
         concerns,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rules::error::Error;
 use rules::lexer::bounds;
+use rules::token::fingerprint::Fingerprint;
 use rules::token::statement::{StatementHash, normalize};
 use rules::words::{Override, cut_from, literal, shortened};
 use serde::{Deserialize, Serialize};
@@ -131,16 +132,17 @@ struct New<'a> {
     search_path: &'a str,
     samples: Option<&'a RawValue>,
     settings: Settings,
+    fingerprints: &'a BTreeMap<String, Fingerprint>,
 }
 
-/// Without the settings where the extension is of 0.2.0 still.
+/// Without the settings and the rows where the extension is of 0.2.0 still.
 fn insert() -> String {
-    let settings = if schema_compat::has_column_of(c"request", c"settings") { ", settings" } else { "" };
+    let later = if schema_compat::has_column_of(c"request", c"settings") { ", settings, fingerprints" } else { "" };
     let columns = "database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, \
                    policies, search_path, samples";
     format!(
-        "INSERT INTO writeguard.request ({columns}{settings}, expires_at) \
-         SELECT {columns}{settings}, \
+        "INSERT INTO writeguard.request ({columns}{later}, expires_at) \
+         SELECT {columns}{later}, \
            pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => $2::pg_catalog.int4) \
          FROM pg_catalog.jsonb_populate_record(NULL::writeguard.request, $1::pg_catalog.jsonb) \
          RETURNING id::pg_catalog.text"
@@ -271,7 +273,7 @@ pub fn rehearse_and_store(
     let rehearsed = rehearse::rehearse(
         &text,
         parameters,
-        Wanted { everything: false, sample: SAMPLE, respects_policies: true, most: u64::MAX },
+        Wanted { everything: false, sample: SAMPLE, respects_policies: true, most: u64::MAX, fingerprints: true },
     )?;
     let (relations, parameters) = (rehearsed.rows, rehearsed.parameters);
     if relations.is_empty() && !rehearsed.refused_without_rows {
@@ -301,6 +303,7 @@ pub fn rehearse_and_store(
         search_path: &actor::search_path(),
         samples: samples.as_deref(),
         settings: meaning::now(),
+        fingerprints: &rehearsed.fingerprints,
     };
     let json = serde_json::to_string(&new).unwrap_or_default();
     let lifetime = settings::request_lifetime();

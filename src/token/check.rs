@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pgrx::pg_sys;
 use rules::error::Error;
+use rules::token::fingerprint::Fingerprint;
 use rules::token::grant::{Grant, Source};
 use rules::token::statement::sha256;
 use rules::words::{RelationName, literal, quote_identifier};
@@ -32,6 +33,8 @@ struct Approved {
     settings: Option<Settings>,
     /// The extension in this database keeps them.
     keeps_settings: bool,
+    /// None where it was made before rows were told apart.
+    fingerprints: Option<BTreeMap<String, Fingerprint>>,
 }
 
 const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
@@ -39,7 +42,8 @@ const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
        expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() AS expired, \
        expires_at::pg_catalog.text AS expires_at, \
        pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'settings' AS settings, \
-       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'fingerprints' AS fingerprints \
      FROM writeguard.request AS q WHERE token_sha256 OPERATOR(pg_catalog.=) $1 FOR UPDATE) AS r";
 
 /// One's own only: nobody locks, or learns of, what others have requested.
@@ -48,7 +52,8 @@ const LOOK_UP_OWN: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM (
        COALESCE(expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp(), false) AS expired, \
        COALESCE(expires_at::pg_catalog.text, '') AS expires_at, statement, parameters, search_path, \
        pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'settings' AS settings, \
-       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'fingerprints' AS fingerprints \
      FROM writeguard.request AS q WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
        AND pg_catalog.split_part(actor, '/', 1) OPERATOR(pg_catalog.=) $2 FOR UPDATE) AS r";
 
@@ -57,7 +62,12 @@ const SPEND: &str = "UPDATE writeguard.request SET state = 'spent', spent_at = p
 
 impl Approved {
     fn grant(self) -> Grant {
-        Grant { source: Source::Request(self.id), rows: Some(self.relations), max_rows: self.max_rows }
+        Grant {
+            source: Source::Request(self.id),
+            rows: Some(self.relations),
+            max_rows: self.max_rows,
+            fingerprints: self.fingerprints.unwrap_or_default(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use rules::words::{Operation, Serial};
 use super::modify_node::{Kind, ModifyNode};
 use crate::guard::limits::binding::Binding;
 use crate::guard::rehearsal::account;
+use crate::guard::verdict::reviewed_rows;
 use crate::pg::ereport::Failure;
 use crate::pg::ffi::PgError;
 use crate::pg::row_version::{self, Node, Versions};
@@ -18,7 +19,9 @@ use crate::undo::in_progress;
 /// Whether changed rows of a covered relation are to be seen.
 #[inline]
 pub fn wants(binding: &Binding, operations: &[Operation]) -> bool {
-    account::is_open() || (binding.keeps_any(operations) || in_progress::is_on()) && wants_kept(binding, operations)
+    account::is_open()
+        || reviewed_rows::is_wanted()
+        || (binding.keeps_any(operations) || in_progress::is_on()) && wants_kept(binding, operations)
 }
 
 #[cold]
@@ -29,7 +32,7 @@ fn wants_kept(binding: &Binding, operations: &[Operation]) -> bool {
 
 /// Whether those of some covered relation may be.
 pub fn may_want() -> bool {
-    account::is_open() || row_capture::is_wanted()
+    account::is_open() || reviewed_rows::is_wanted() || row_capture::is_wanted()
 }
 
 /// The relation as keeping its rows has to know it.
@@ -65,6 +68,9 @@ pub unsafe fn changed(
         // SAFETY: the caller's promise.
         return unsafe {
             let versions = if known { versions_of(kind, rows_of, info)? } else { None };
+            if reviewed_rows::is_wanted() {
+                reviewed_rows::note(binding, operation, rows, versions.as_ref())?;
+            }
             let kept = row_capture::row(
                 kept(binding, Some(operation)),
                 operation,
@@ -77,19 +83,22 @@ pub unsafe fn changed(
             kept
         };
     }
-    if !known {
-        return account::note(binding, operation.word(), binding.charges(operation), rows, (None, None));
-    }
     // SAFETY: the caller's promise.
     unsafe {
         let mut shown = (None, None);
-        if account::has_room((*(*info).ri_RelationDesc).rd_id, name, operation.word())?
-            && let Some(versions) = versions_of(kind, rows_of, info)?
-        {
+        let sums_up = account::wants_fingerprints();
+        let shows = known && account::has_room((*(*info).ri_RelationDesc).rd_id, name, operation.word())?;
+        let versions = if known && (shows || sums_up) { versions_of(kind, rows_of, info)? } else { None };
+        if sums_up {
+            reviewed_rows::note(binding, operation, rows, versions.as_ref())?;
+        }
+        if shows && let Some(versions) = versions {
             shown.0 = show(rows_of, versions.relation, versions.old)?;
             shown.1 = show(rows_of, versions.new_relation, versions.new)?;
         }
-        row_version::wipe(rows_of, info);
+        if known {
+            row_version::wipe(rows_of, info);
+        }
         account::note(binding, operation.word(), binding.charges(operation), rows, shown)
     }
 }
@@ -168,6 +177,10 @@ pub unsafe fn truncated(
     rows: u64,
     context: pg_sys::MemoryContext,
 ) -> Result<(), Failure> {
+    if reviewed_rows::is_wanted() {
+        // SAFETY: there are no versions. All rows of the table go, whichever they are.
+        unsafe { reviewed_rows::note(binding, Operation::Truncate, rows, None)? };
+    }
     if !account::is_open() {
         let (old, new_relation, new) = (row, core::ptr::null_mut(), core::ptr::null_mut());
         let versions = Versions { relation, old, new_relation, new, moved: false };

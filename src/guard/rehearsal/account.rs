@@ -33,6 +33,8 @@ pub struct Wanted {
     pub respects_policies: bool,
     /// It ends before the row after these.
     pub most: u64,
+    /// A fingerprint of the rows, for an approval to be bound to.
+    pub fingerprints: bool,
 }
 
 /// One table and operation.
@@ -144,6 +146,12 @@ pub fn is_open() -> bool {
 #[inline]
 pub fn wants_everything() -> bool {
     open_accounts().last().is_some_and(|open| open.wanted.everything)
+}
+
+/// Whether the open account wants to know which rows they are.
+#[inline]
+pub fn wants_fingerprints() -> bool {
+    open_accounts().last().is_some_and(|open| open.wanted.fingerprints)
 }
 
 /// Whether rows of every table are counted, covered or not: for an account, or because an undo may change no others than those

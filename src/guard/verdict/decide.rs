@@ -13,7 +13,7 @@ use rules::token::grant::{Excess, Grant, Source};
 use rules::token::statement::StatementHash;
 use rules::words::{Deed, Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
 
-use super::overrides;
+use super::{overrides, reviewed_rows};
 use crate::event::at_commit::record_at_commit;
 use crate::event::rate_limit::{self, Class};
 use crate::event::record::{Event, Kind};
@@ -401,6 +401,46 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
         }
     };
     refuse_token(attempt, error)
+}
+
+/// Compares the rows that statements changed with those that their tokens are for: of `over`, which is over but for what it
+/// deferred, or of all in the transaction, which is about to commit.
+///
+/// # Errors
+/// WG006 where they are others.
+pub fn check_rows(over: Option<Serial>) -> Result<(), Failure> {
+    let all = overrides::all_that_await_rows();
+    for (statement, grant) in all.into_iter().filter(|(statement, _)| over.is_none_or(|over| over == *statement)) {
+        let mut others = reviewed_rows::others(&grant, &[statement]);
+        if others.is_some() && over.is_none() {
+            // What it deferred until the end of its block is a statement of its own, by its limits and not by its rows.
+            let at_the_end = statement::current();
+            others = others.filter(|_| reviewed_rows::others(&grant, &[statement, at_the_end]).is_some());
+        }
+        let Some(others) = others else {
+            overrides::has_reviewed_rows(statement);
+            continue;
+        };
+        if over.is_some() && others.may_be_unfinished() {
+            continue;
+        }
+        let request = grant.source.request().unwrap_or_default();
+        let mut event = overrides::event_of(statement).unwrap_or_else(|| Event::new(Kind::TokenRefused));
+        event.kind = Kind::TokenRefused;
+        let hint = match over {
+            Some(_) => request_again(),
+            None => "SELECT writeguard.request('…', reason => 'why this is right');".into(),
+        };
+        let error = Error::TokenRefused {
+            request: Some(request),
+            reason: "the write changes other rows than were reviewed".into(),
+            detail: Some(others.told(request)),
+            hint,
+            relation: others.relation,
+        };
+        return Err(rate_limit::record_refusal(event, error));
+    }
+    Ok(())
 }
 
 /// The call that asks for the approval of the current statement once more.

@@ -12,7 +12,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::event::record::{Event, top_xid};
 use crate::event::store::{at_the_end, insert};
-use crate::pg::backend_local::{BackendLocal, Borrowed};
+use crate::pg::backend_local::{BackendCell, BackendLocal, Borrowed};
 use crate::session::{actor, rehearsing};
 use crate::undo::capture::store::{self, Overridden};
 
@@ -39,6 +39,8 @@ struct Granted {
     level: i32,
     grant: Grant,
     needs: Needs,
+    /// The rows that it changed are still to be compared with the reviewed ones.
+    awaits_rows: bool,
     /// The meters of the tables that were charged so far, each with its reviewed rows; none for a table that was not
     /// reviewed.
     tables: Vec<(MeterId, Option<u64>)>,
@@ -88,6 +90,39 @@ pub fn has_lifts() -> bool {
     !state().lifts.is_empty()
 }
 
+/// Whether a token was accepted in this transaction whose rows may still have to be compared with the reviewed ones.
+static AWAITS_ROWS: BackendCell<bool> = BackendCell::new(false);
+
+/// Whether there may be such a statement; one compare for every command.
+#[inline(always)]
+pub fn awaits_rows() -> bool {
+    AWAITS_ROWS.get()
+}
+
+/// Whether the rows of this statement are still to be compared with the reviewed ones.
+pub fn awaits_rows_of(statement: Serial) -> bool {
+    state().granted.iter().any(|granted| granted.awaits_rows && granted.statement == statement)
+}
+
+/// The statements, and what was reviewed, whose rows are still to be compared.
+pub fn all_that_await_rows() -> Vec<(Serial, Grant)> {
+    let state = state();
+    let awaiting = state.granted.iter().filter(|granted| granted.awaits_rows);
+    awaiting.map(|granted| (granted.statement, granted.grant.clone())).collect()
+}
+
+/// The rows of a statement are the reviewed ones.
+pub fn has_reviewed_rows(statement: Serial) {
+    state().granted.iter_mut().filter(|granted| granted.statement == statement).for_each(|granted| {
+        granted.awaits_rows = false;
+    });
+}
+
+/// What a commit would record of a statement that was lifted.
+pub fn event_of(statement: Serial) -> Option<Event> {
+    state().lifts.iter().find(|lift| lift.statement == statement).map(|lift| lift.event.clone())
+}
+
 /// Whether a token was accepted for this statement, so that its rows per table are bounded.
 #[inline]
 pub fn is_granted(statement: Serial) -> bool {
@@ -133,12 +168,18 @@ const TOLD_AFTER_THAT: usize = 512;
 
 /// A token was accepted for a statement and spent in this subtransaction.
 pub fn accept(grant: Grant, statement: Serial, level: i32) {
-    state().granted.push(Granted { statement, level, grant, needs: Needs::Flag, tables: Vec::new() });
+    let awaits_rows = grant.binds_rows();
+    if awaits_rows {
+        AWAITS_ROWS.set(true);
+    }
+    state().granted.push(Granted { statement, level, grant, needs: Needs::Flag, awaits_rows, tables: Vec::new() });
 }
 
 /// An approved request is executed as this statement, and spent in this subtransaction.
 pub fn begin_execution(grant: Grant, statement: Serial, level: i32) {
-    state().granted.push(Granted { statement, level, grant, needs: Needs::Nothing, tables: Vec::new() });
+    // Its rows are compared as soon as it is over, by who executes it.
+    let (needs, awaits_rows) = (Needs::Nothing, false);
+    state().granted.push(Granted { statement, level, grant, needs, awaits_rows, tables: Vec::new() });
 }
 
 /// The execution is over: what it lifted stays lifted, and nothing more is.
@@ -262,6 +303,7 @@ pub fn before_commit(ledger: Borrowed<Ledger>) -> Result<(), Error> {
 
 /// The transaction is over.
 pub fn end_transaction() {
+    AWAITS_ROWS.set(false);
     let mut state = state();
     if state.lifts.is_empty() && state.granted.is_empty() && state.told == 0 {
         return;

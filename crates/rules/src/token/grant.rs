@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::fingerprint::{Difference, Fingerprint};
+
 /// Who gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -37,6 +39,16 @@ pub struct Grant {
     pub rows: Option<BTreeMap<String, u64>>,
     /// The approver's own maximum over all these tables; it then takes the place of the reviewed numbers.
     pub max_rows: Option<u64>,
+    /// Which rows were reviewed, by qualified table name; a table that is not here is bound by its number of rows alone.
+    pub fingerprints: BTreeMap<String, Fingerprint>,
+}
+
+/// How the rows that were changed of a table are others than those that were reviewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    Rows(Difference),
+    /// Not all of them were seen one by one.
+    Unseen,
 }
 
 /// Where a statement goes past what a token opens.
@@ -52,6 +64,24 @@ impl Grant {
     /// The rows that were reviewed of a table; none where it was not.
     pub fn reviewed(&self, table: &str) -> Option<u64> {
         self.rows.as_ref().map_or(Some(u64::MAX), |rows| rows.get(table).copied())
+    }
+
+    /// Whether it is bound to rows, and not to their number alone. An approver's own maximum is for whichever rows they are.
+    pub fn binds_rows(&self) -> bool {
+        self.max_rows.is_none() && !self.fingerprints.is_empty()
+    }
+
+    /// The first table of which other rows were changed than reviewed. `changed` gives the fingerprint of those of a table,
+    /// none where not all were seen.
+    pub fn others<'a>(&self, changed: impl Fn(&str) -> Option<&'a Fingerprint>) -> Option<(&str, Others)> {
+        let fingerprints = self.binds_rows().then_some(&self.fingerprints)?;
+        fingerprints.iter().find_map(|(name, reviewed)| {
+            let others = match changed(name) {
+                None => Others::Unseen,
+                Some(now) => Others::Rows(reviewed.difference(now)?),
+            };
+            Some((name.as_str(), others))
+        })
     }
 
     /// The first table with more rows than reviewed; with the approver's own maximum, all tables together.
@@ -81,7 +111,7 @@ mod tests {
 
     fn grant(tables: Option<&[(&str, u64)]>, max_rows: Option<u64>) -> Grant {
         let tables = tables.map(|tables| rows(tables).into_iter().collect());
-        Grant { source: Source::Request(1), rows: tables, max_rows }
+        Grant { source: Source::Request(1), rows: tables, max_rows, fingerprints: BTreeMap::new() }
     }
 
     fn more(tables: &str, allowed: u64) -> Excess {

@@ -2,6 +2,7 @@
 //! `jwt` reads it and verifies its signature, `claims` judges what it says, `name` reads the names of tables in it.
 
 pub mod claims;
+pub mod fingerprint;
 pub mod grant;
 pub mod jwt;
 pub mod name;
