@@ -62,8 +62,10 @@ fn state() -> Borrowed<State> {
 /// Whether the rows of a statement that starts now may have to be compared with reviewed ones, or are reviewed.
 #[inline]
 pub fn is_wanted() -> bool {
-    account::wants_fingerprints()
-        || !account::is_open() && (actor::may_have_token() && actor::flag() || statement::is_executing())
+    if account::is_open() {
+        return account::wants_fingerprints();
+    }
+    actor::may_have_token() && actor::flag() || statement::is_executing()
 }
 
 /// Rows of a relation were changed; without `versions` nobody knows which.
