@@ -24,6 +24,7 @@ COMMENT ON COLUMN writeguard.request.spent_at IS 'when the token was used';
 COMMENT ON COLUMN writeguard.request.search_path IS 'in which the rehearsal looked the names up; execute() does the same';
 COMMENT ON COLUMN writeguard.request.settings IS 'that give the text its meaning, by name, as they were when it was reviewed; empty: made before they were kept';
 COMMENT ON COLUMN writeguard.request.fingerprints IS 'which rows the rehearsal changed, by qualified table name, as sums that tell other rows apart; a table that is not here is bound by its number of rows alone';
+COMMENT ON COLUMN writeguard.request.definitions IS 'tables, views and functions that the rehearsal met, with a digest of how each was defined; a token opens nothing once one was altered';
 COMMENT ON COLUMN writeguard.request.break_glass IS 'approved by nobody else: the token of break_glass()';
 COMMENT ON SEQUENCE writeguard.request_id_seq IS 'internal: the ids of requests';
 

@@ -78,6 +78,7 @@ mod replication_origin;
 mod require_where;
 mod resolution;
 mod restart;
+mod reviewed_definitions;
 mod reviewed_rows;
 mod servers_lives;
 mod setup;

@@ -17,7 +17,7 @@ const STORED: &str = "SELECT jsonb_build_object(
     'policy', (SELECT jsonb_agg(to_jsonb(p) - '{samples,always,columns,same_rows}'::text[] ORDER BY p.name) FROM writeguard.policy AS p),
     'event', (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e
               WHERE e.relation IS DISTINCT FROM 'writeguard.policy'),
-    'request', (SELECT jsonb_agg(to_jsonb(r) - 'settings' ORDER BY r.id) FROM writeguard.request AS r),
+    'request', (SELECT jsonb_agg(to_jsonb(r) - '{settings,fingerprints,definitions}'::text[] ORDER BY r.id) FROM writeguard.request AS r),
     'approval', (SELECT jsonb_agg(a ORDER BY a.request) FROM writeguard.approval AS a),
     'trusted_key', (SELECT jsonb_agg(k) FROM writeguard.trusted_key AS k),
     'used_jti', (SELECT jsonb_agg(j) FROM writeguard.used_jti AS j))::text";

@@ -160,15 +160,14 @@ fn one_of_a_thing_is_in_the_singular() {
 #[test]
 fn a_table_that_was_not_reviewed_is_no_number_of_rows() {
     let mut stage = Stage::new(
-        "CREATE TABLE u AS TABLE t; GRANT ALL ON u TO PUBLIC;
+        "CREATE TABLE u AS TABLE t; CREATE TABLE switch (); GRANT ALL ON u, switch TO PUBLIC;
+         CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS
+             $$BEGIN IF EXISTS (SELECT FROM switch) THEN UPDATE u SET a = 9; END IF; RETURN NULL; END$$;
+         CREATE TRIGGER more AFTER UPDATE ON t EXECUTE FUNCTION more();
          SELECT writeguard.set_policy('p', tables => '{public.*}', max_rows => 3)",
     );
     let (id, token) = stage.approved(WRITE);
-    pass(
-        &mut stage.admin,
-        "CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN UPDATE u SET a = 9; RETURN NULL; END$$;
-         CREATE TRIGGER more AFTER UPDATE ON t EXECUTE FUNCTION more()",
-    );
+    pass(&mut stage.admin, "INSERT INTO switch DEFAULT VALUES");
     let mut client = stage.requester();
     arm(&mut client, &token);
     let refusal = refused(&mut client, WRITE, "WG006");

@@ -62,8 +62,13 @@ fn fewer_rows_are_other_rows() {
     let refusal = refused(&mut client, WRITE, "WG006");
     assert!(refusal.detail.ends_with(": 1 of them is missing; nothing was changed."), "{refusal:?}");
     assert_eq!((stage.changed(), stage.state(id).as_str()), (0, "approved"));
+    // In a block it is told at once as well: nothing here can be deferred.
+    pass(&mut client, "BEGIN");
+    arm(&mut client, &token);
+    refused(&mut client, WRITE, "WG006");
+    pass(&mut client, "ROLLBACK");
     let kinds = "SELECT count(*) FROM writeguard.event WHERE kind = 'token_refused' AND statement LIKE 'UPDATE t SET%'";
-    assert_eq!(stage.number(kinds), 1);
+    assert_eq!(stage.number(kinds), 2);
     assert!(stage.overridden().is_empty());
 }
 

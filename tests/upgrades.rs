@@ -428,7 +428,7 @@ fn upgrade_keeps_policies_events_and_requests_and_sessions_that_are_open() {
                  (SELECT jsonb_agg(jsonb_strip_nulls(to_jsonb(p) - '{samples,always,same_rows,require_where,require_transaction}'::text[]))
                   FROM writeguard.policy AS p),
                  (SELECT jsonb_agg(e ORDER BY e.id) FROM writeguard.event AS e),
-                 (SELECT jsonb_agg(to_jsonb(r) - '{settings,fingerprints}'::text[]) FROM writeguard.request AS r),
+                 (SELECT jsonb_agg(to_jsonb(r) - '{settings,fingerprints,definitions}'::text[]) FROM writeguard.request AS r),
                  (SELECT jsonb_agg(a) FROM writeguard.approval AS a))::text",
         )
     };

@@ -25,7 +25,8 @@ CREATE TABLE writeguard.request (
     search_path      text NOT NULL,
     break_glass      boolean NOT NULL DEFAULT false,
     settings         jsonb,
-    fingerprints     jsonb
+    fingerprints     jsonb,
+    definitions      jsonb
 );
 CREATE INDEX request_open ON writeguard.request (id) WHERE state IN ('pending', 'approved');
 CREATE INDEX request_login ON writeguard.request (login, id);

@@ -12,8 +12,8 @@ ALTER TABLE writeguard.change_relation
 -- What was asked for so far is bound to no setting but its search_path.
 ALTER TABLE writeguard.request ADD COLUMN settings jsonb DEFAULT '{}';
 ALTER TABLE writeguard.request ALTER COLUMN settings DROP DEFAULT;
--- Nor to certain rows.
-ALTER TABLE writeguard.request ADD COLUMN fingerprints jsonb;
+-- Nor to certain rows, nor to what its tables and functions were.
+ALTER TABLE writeguard.request ADD COLUMN fingerprints jsonb, ADD COLUMN definitions jsonb;
 
 -- With the grants on them.
 ALTER FUNCTION writeguard.owner_only() RENAME TO _owner_only;

@@ -12,7 +12,7 @@ use pgrx::pg_sys;
 use super::ddl::command;
 use super::limits::{charge, lost_count, observe};
 use super::rehearsal::{account, policy_verdicts};
-use super::verdict::{decide, expect, overrides, reviewed_rows};
+use super::verdict::{decide, expect, overrides, reviewed_objects, reviewed_rows};
 use crate::event::{at_commit, store};
 use crate::pg::contained::contained;
 use crate::pg::ereport::{guarded, raise};
@@ -150,6 +150,7 @@ fn is_clean() -> bool {
     decide::is_clean()
         && overrides::is_clean()
         && reviewed_rows::is_clean()
+        && reviewed_objects::is_clean()
         && row_capture::is_clean()
         && account::is_clean()
         && in_progress::is_clean()
@@ -175,10 +176,11 @@ fn take_each_apart<T: Copy, const N: usize>(steps: &Steps<T, N>, with: T) -> boo
 }
 
 /// The end of a transaction that did more than to change rows within its limits.
-const RARE_ENDS: Steps<Ending, 8> = [
+const RARE_ENDS: Steps<Ending, 9> = [
     |_| decide::end_transaction(),
     |_| overrides::end_transaction(),
     |_| reviewed_rows::end_transaction(),
+    |_| reviewed_objects::end_transaction(),
     |_| row_capture::end_transaction(),
     |_| account::end_transaction(),
     |_| in_progress::end_transaction(),

@@ -15,7 +15,7 @@ use super::ddl::command;
 use super::executor::{count, modify_node, plan_writes};
 use super::limits::{charge, observe, rate_memory};
 use super::rehearsal::account;
-use super::verdict::{decide, expect, overrides};
+use super::verdict::{decide, expect, overrides, reviewed_objects, reviewed_rows};
 use crate::event::{counters, memory, queue, queue_file, rate_limit};
 use crate::pg::contained::contained;
 use crate::pg::ereport::{PendingError, guarded, raise, unwound};
@@ -127,11 +127,32 @@ unsafe fn may_change_rows(operation: pg_sys::CmdType::Type, statement: *const pg
     }
 }
 
-/// A command begins that may present a token, which is for a text with the meaning that it has now.
+/// A query begins that is reviewed, or may present a token, which is for a text with the meaning that it has now.
 #[cold]
 #[inline(never)]
-fn note_meaning() -> *mut PendingError {
-    if portal::is_next_outermost() { noted_meaning() } else { ptr::null_mut() }
+unsafe fn look_closely(query_desc: *const pg_sys::QueryDesc) -> *mut PendingError {
+    guarded(|| {
+        if actor::may_have_token() && portal::is_next_outermost() {
+            meaning::note_start();
+        }
+        if reviewed_rows::is_wanted() {
+            // SAFETY: the query that the executor is to start.
+            unsafe { reviewed_objects::query((*query_desc).plannedstmt) };
+        }
+        Ok(())
+    })
+}
+
+/// A function is about to be called while queries are looked at.
+#[cold]
+#[inline(never)]
+fn look_at_function(function: pg_sys::Oid) -> *mut PendingError {
+    guarded(|| {
+        if reviewed_rows::is_wanted() {
+            reviewed_objects::function(function);
+        }
+        Ok(())
+    })
 }
 
 #[cold]
@@ -150,8 +171,8 @@ unsafe extern "C-unwind" fn executor_start(query_desc: *mut pg_sys::QueryDesc, e
         if expectation::is_armed() {
             expect::starting(query_desc, eflags);
         }
-        if actor::may_have_token() {
-            raise(note_meaning());
+        if actor::looks_closely() {
+            raise(look_closely(query_desc));
         }
         (next().start)(query_desc, eflags);
         let writes = may_change_rows((*query_desc).operation, (*query_desc).plannedstmt);
@@ -330,6 +351,8 @@ unsafe extern "C-unwind" fn object_access(
     unsafe {
         if command::is_of_interest(access) {
             accessed(access, class, object, sub_id, argument);
+        } else if actor::looks_closely() && access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE {
+            raise(look_at_function(object));
         }
         if let Some(next) = next().access {
             next(access, class, object, sub_id, argument);

@@ -17,11 +17,12 @@ use super::run::{Rows, Run, all_given, values};
 use crate::event::rate_limit;
 use crate::event::record::{Event, Kind};
 use crate::guard::limits::charge;
-use crate::guard::verdict::{decide, overrides, reviewed_rows};
+use crate::guard::verdict::{decide, overrides, reviewed_objects, reviewed_rows};
 use crate::pg::encoding::to_c;
 use crate::pg::ereport::{Failure, tell};
 use crate::pg::ffi;
 use crate::pg::function::{Arguments, Returns, sql_function};
+use crate::session::actor::Review;
 use crate::session::excerpt::Excerpt;
 use crate::session::{own_statement, rehearsing, settings, statement};
 use crate::token::check::{self, Reviewed};
@@ -88,7 +89,7 @@ fn may_run(id: i64) -> Result<(), Failure> {
 }
 
 /// The guard sees a run for as long as this lives.
-struct Running(Serial);
+struct Running(Serial, #[expect(dead_code, reason = "ends with it")] Review);
 
 impl Running {
     fn begin(grant: &Grant, reviewed: &Reviewed) -> Self {
@@ -96,7 +97,7 @@ impl Running {
         // SAFETY: reads a static.
         let level = unsafe { ffi::GetCurrentTransactionNestLevel() };
         overrides::begin_execution(grant.clone(), serial, level);
-        Self(serial)
+        Self(serial, Review::begin())
     }
 }
 
@@ -132,11 +133,22 @@ fn run(grant: &Grant, reviewed: &Reviewed, rows: Rows) -> Result<Vec<(String, u6
     // Nothing is deferred any more, as in the rehearsal: what the statement sets off has happened.
     let changed = charge::rows_by_table(running.0);
     let others = reviewed_rows::others(grant, &[running.0]);
+    let unknown = grant.relations.as_ref().and_then(|reviewed| reviewed_objects::not_reviewed(running.0, reviewed));
     let again = decide::request_again();
     drop(running);
     let request = grant.source.request().unwrap_or_default();
     if let Some(difference) = difference(grant, &changed) {
         return refuse(difference.error(request, again), Excerpt::of(&reviewed.statement));
+    }
+    if let Some(relation) = unknown {
+        let error = Error::ExecutionRefused {
+            request,
+            reason: reviewed_objects::NOT_REVIEWED.into(),
+            detail: Some(reviewed_objects::told(&relation, request)),
+            hint: again,
+            relation: Some(relation),
+        };
+        return refuse(error, Excerpt::of(&reviewed.statement));
     }
     if let Some(others) = others {
         let error = Error::ExecutionRefused {
@@ -224,6 +236,8 @@ mod tests {
             rows: Some(rows(reviewed).into_iter().collect()),
             max_rows,
             fingerprints: BTreeMap::new(),
+            relations: None,
+            fires_late: false,
         }
     }
 

@@ -15,10 +15,12 @@ use super::run::{Run, values};
 use crate::guard::limits::charge;
 use crate::guard::rehearsal::account::{self, Account, Wanted};
 use crate::guard::rehearsal::policy_verdicts::{self, Concern};
-use crate::guard::verdict::reviewed_rows;
+use crate::guard::verdict::{reviewed_objects, reviewed_rows};
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
+use crate::session::actor::Review;
 use crate::session::{rehearsing, statement};
+use crate::token::definitions::Met;
 
 /// What a rehearsal found.
 pub struct Rehearsed {
@@ -26,6 +28,8 @@ pub struct Rehearsed {
     pub rows: BTreeMap<String, u64>,
     /// Which rows these are, of the tables of which all were seen one by one and are known by a key.
     pub fingerprints: BTreeMap<String, Fingerprint>,
+    /// Relations and functions that it met, where fingerprints were wanted.
+    pub met: Met,
     /// The same by table and operation, with a few rows before and after.
     pub account: Account,
     /// A policy refuses it whatever number of rows it changes.
@@ -47,6 +51,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     let serial = statement::current();
     let mut before: HashMap<String, u64> = HashMap::new();
     let (account, changed);
+    let review = wanted.fingerprints.then(Review::begin);
     let outer = policy_verdicts::begin();
     account::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
@@ -79,6 +84,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         pg_sys::CurrentResourceOwner = owner;
         (outcome, taken_back, run.wanted, run.bytes, rows)
     };
+    drop(review);
     let concerns = policy_verdicts::end(outer);
     taken_back?;
     if !account.stopped {
@@ -106,6 +112,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     Ok(Rehearsed {
         rows,
         fingerprints,
+        met: reviewed_objects::of_statement(serial)?,
         account,
         refused_without_rows: policy_verdicts::is_refused_without_rows(),
         concerns,

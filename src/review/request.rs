@@ -26,6 +26,7 @@ use crate::session::excerpt::{Excerpt, MOST_BYTES};
 use crate::session::meaning::{self, Settings};
 use crate::session::{own_statement, settings};
 use crate::token::check::Bound;
+use crate::token::definitions::Definitions;
 
 sql_function!(
     /// `request(statement text, reason text, parameters text[]) → bigint`.
@@ -133,11 +134,16 @@ struct New<'a> {
     samples: Option<&'a RawValue>,
     settings: Settings,
     fingerprints: &'a BTreeMap<String, Fingerprint>,
+    definitions: Definitions,
 }
 
 /// Without the settings and the rows where the extension is of 0.2.0 still.
 fn insert() -> String {
-    let later = if schema_compat::has_column_of(c"request", c"settings") { ", settings, fingerprints" } else { "" };
+    let later = if schema_compat::has_column_of(c"request", c"settings") {
+        ", settings, fingerprints, definitions"
+    } else {
+        ""
+    };
     let columns = "database, login, actor, acting_as, reason, statement, parameters, statement_sha256, rows, relations, \
                    policies, search_path, samples";
     format!(
@@ -304,6 +310,7 @@ pub fn rehearse_and_store(
         samples: samples.as_deref(),
         settings: meaning::now(),
         fingerprints: &rehearsed.fingerprints,
+        definitions: Definitions::of(&rehearsed.met)?,
     };
     let json = serde_json::to_string(&new).unwrap_or_default();
     let lifetime = settings::request_lifetime();

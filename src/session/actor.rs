@@ -135,13 +135,45 @@ fn state() -> Borrowed<State> {
     STATE.borrow()
 }
 
-/// Whether a token may be armed; one compare for every statement.
-static MAY_HAVE_TOKEN: BackendCell<bool> = BackendCell::new(false);
+/// Why queries are to be looked at more closely: bits, so that it is one compare for every statement.
+static CLOSELY: BackendCell<u8> = BackendCell::new(0);
+/// A token may be armed.
+const TOKEN: u8 = 1;
+/// A statement is reviewed, or runs as it was.
+const REVIEW: u8 = 2;
+
+fn look_for_token(is_armed: bool) {
+    CLOSELY.set(CLOSELY.get() & !TOKEN | if is_armed { TOKEN } else { 0 });
+}
 
 /// Whether a write of this command may present a token.
 #[inline(always)]
 pub fn may_have_token() -> bool {
-    MAY_HAVE_TOKEN.get()
+    CLOSELY.get() & TOKEN != 0
+}
+
+/// Whether what a query meets may be of interest: it is reviewed, or may turn out to be what was.
+#[inline(always)]
+pub fn looks_closely() -> bool {
+    CLOSELY.get() != 0
+}
+
+/// A statement is reviewed, or run as it was, for as long as this lives.
+pub struct Review(u8);
+
+impl Review {
+    /// From now on.
+    pub fn begin() -> Self {
+        let outer = CLOSELY.get() & REVIEW;
+        CLOSELY.set(CLOSELY.get() | REVIEW);
+        Self(outer)
+    }
+}
+
+impl Drop for Review {
+    fn drop(&mut self) {
+        CLOSELY.set(CLOSELY.get() & !REVIEW | self.0);
+    }
 }
 
 /// Whether `writeguard.override` is armed.
@@ -234,7 +266,7 @@ pub fn disarm() {
     let mut state = state();
     state.flag.dead = state.last_number;
     state.token.dead = state.last_number;
-    MAY_HAVE_TOKEN.set(false);
+    look_for_token(false);
 }
 
 unsafe extern "C" {
@@ -342,7 +374,7 @@ unsafe extern "C-unwind" fn assign_token(new: *const c_char, extra: *mut c_void)
     let (says, number) = unsafe { (!new.is_null() && *new != 0, number_of(extra)) };
     let state = &mut *state();
     state.token.assign(says, number, state.last_number);
-    MAY_HAVE_TOKEN.set(state.token.holds());
+    look_for_token(state.token.holds());
     xact::touch();
 }
 

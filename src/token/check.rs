@@ -10,6 +10,7 @@ use rules::token::statement::sha256;
 use rules::words::{RelationName, literal, quote_identifier};
 use serde::Deserialize;
 
+use super::definitions::Definitions;
 use super::jwt_spend;
 use crate::pg::owner;
 use crate::session::actor::{self, Actor};
@@ -35,6 +36,8 @@ struct Approved {
     keeps_settings: bool,
     /// None where it was made before rows were told apart.
     fingerprints: Option<BTreeMap<String, Fingerprint>>,
+    /// The same of definitions.
+    definitions: Option<Definitions>,
 }
 
 const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
@@ -43,7 +46,8 @@ const LOOK_UP: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM ( \
        expires_at::pg_catalog.text AS expires_at, \
        pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'settings' AS settings, \
        pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings, \
-       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'fingerprints' AS fingerprints \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'fingerprints' AS fingerprints, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'definitions' AS definitions \
      FROM writeguard.request AS q WHERE token_sha256 OPERATOR(pg_catalog.=) $1 FOR UPDATE) AS r";
 
 /// One's own only: nobody locks, or learns of, what others have requested.
@@ -53,7 +57,8 @@ const LOOK_UP_OWN: &str = "SELECT pg_catalog.to_jsonb(r)::pg_catalog.text FROM (
        COALESCE(expires_at::pg_catalog.text, '') AS expires_at, statement, parameters, search_path, \
        pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'settings' AS settings, \
        pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.?) 'settings' AS keeps_settings, \
-       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'fingerprints' AS fingerprints \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'fingerprints' AS fingerprints, \
+       pg_catalog.to_jsonb(q) OPERATOR(pg_catalog.->) 'definitions' AS definitions \
      FROM writeguard.request AS q WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.int8 \
        AND pg_catalog.split_part(actor, '/', 1) OPERATOR(pg_catalog.=) $2 FOR UPDATE) AS r";
 
@@ -67,6 +72,9 @@ impl Approved {
             rows: Some(self.relations),
             max_rows: self.max_rows,
             fingerprints: self.fingerprints.unwrap_or_default(),
+            // TRUNCATE is counted and not run, so that nothing was met.
+            relations: self.definitions.as_ref().map(Definitions::relations).filter(|met| !met.is_empty()),
+            fires_late: self.definitions.is_none_or(|definitions| definitions.fires_late),
         }
     }
 }
@@ -171,6 +179,10 @@ fn approved(found: &str, by: &By<'_>, settings: &Settings) -> Result<Approved, E
     if approved.expired {
         let text = format!(", and was good until {}", approved.expires_at);
         return refused("it is expired", detail(text), AGAIN);
+    }
+    if let Some(name) = approved.definitions.as_ref().map_or(Ok(None), Definitions::altered)? {
+        let text = format!(", and {name} is another one now, or gone");
+        return refused("what it depends on was altered since it was reviewed", detail(text), AGAIN);
     }
     match (&approved.settings, by) {
         (None, _) if approved.keeps_settings => {

@@ -89,7 +89,8 @@ pub fn spend(token: &str, statement_sha256: &str, relation: &RelationName) -> Re
     }
     let rows = accepted.tables.as_deref().map(families).transpose()?;
     let source = Source::Outside { key: name, jti: accepted.jti };
-    Ok(Grant { source, rows, max_rows: Some(accepted.max_rows), fingerprints: BTreeMap::new() })
+    let max_rows = Some(accepted.max_rows);
+    Ok(Grant { source, rows, max_rows, fingerprints: BTreeMap::new(), relations: None, fires_late: false })
 }
 
 /// A refusal that says which token it is about.

@@ -9,6 +9,7 @@
 //! WG006 with the reason. Only hashes of tokens are stored or sent to SQL. Not promised: which rows the statement changes.
 
 pub mod check;
+pub mod definitions;
 pub mod jwt_spend;
 mod key;
 pub mod required_approvals;

@@ -13,7 +13,7 @@ use rules::token::grant::{Excess, Grant, Source};
 use rules::token::statement::StatementHash;
 use rules::words::{Deed, Mode, Operation, Override, Place, RelationName, Scope, Serial, count, duration};
 
-use super::{overrides, reviewed_rows};
+use super::{overrides, reviewed_objects, reviewed_rows};
 use crate::event::at_commit::record_at_commit;
 use crate::event::rate_limit::{self, Class};
 use crate::event::record::{Event, Kind};
@@ -411,36 +411,50 @@ pub fn check_grant(attempt: &Attempt<'_>, rows: &[(String, u64)]) -> Result<(), 
 pub fn check_rows(over: Option<Serial>) -> Result<(), Failure> {
     let all = overrides::all_that_await_rows();
     for (statement, grant) in all.into_iter().filter(|(statement, _)| over.is_none_or(|over| over == *statement)) {
+        let request = grant.source.request().unwrap_or_default();
+        let reviewed = grant.relations.as_ref();
+        let met = reviewed.and_then(|reviewed| reviewed_objects::not_reviewed(statement, reviewed));
+        if let Some(relation) = met {
+            let reason = reviewed_objects::NOT_REVIEWED;
+            let detail = reviewed_objects::told(&relation, request);
+            return Err(refuse_after(statement, over.is_some(), request, reason, detail, Some(relation)));
+        }
         let mut others = reviewed_rows::others(&grant, &[statement]);
         if others.is_some() && over.is_none() {
             // What it deferred until the end of its block is a statement of its own, by its limits and not by its rows.
             let at_the_end = statement::current();
             others = others.filter(|_| reviewed_rows::others(&grant, &[statement, at_the_end]).is_some());
         }
-        let Some(others) = others else {
-            overrides::has_reviewed_rows(statement);
-            continue;
-        };
-        if over.is_some() && others.may_be_unfinished() {
-            continue;
+        match others {
+            None => overrides::has_reviewed_rows(statement),
+            Some(others) if over.is_some() && grant.fires_late && others.may_be_unfinished() => {}
+            Some(others) => {
+                let (reason, detail) = ("the write changes other rows than were reviewed", others.told(request));
+                return Err(refuse_after(statement, over.is_some(), request, reason, detail, others.relation));
+            }
         }
-        let request = grant.source.request().unwrap_or_default();
-        let mut event = overrides::event_of(statement).unwrap_or_else(|| Event::new(Kind::TokenRefused));
-        event.kind = Kind::TokenRefused;
-        let hint = match over {
-            Some(_) => request_again(),
-            None => "SELECT writeguard.request('…', reason => 'why this is right');".into(),
-        };
-        let error = Error::TokenRefused {
-            request: Some(request),
-            reason: "the write changes other rows than were reviewed".into(),
-            detail: Some(others.told(request)),
-            hint,
-            relation: others.relation,
-        };
-        return Err(rate_limit::record_refusal(event, error));
     }
     Ok(())
+}
+
+/// Refuses the token of a statement that has changed all its rows. `is_current`: it is the one that is at hand.
+fn refuse_after(
+    statement: Serial,
+    is_current: bool,
+    request: i64,
+    reason: &str,
+    detail: String,
+    relation: Option<RelationName>,
+) -> Failure {
+    let mut event = overrides::event_of(statement).unwrap_or_else(|| Event::new(Kind::TokenRefused));
+    event.kind = Kind::TokenRefused;
+    let hint = if is_current {
+        request_again()
+    } else {
+        "SELECT writeguard.request('…', reason => 'why this is right');".into()
+    };
+    let (reason, detail) = (reason.to_owned(), Some(detail));
+    rate_limit::record_refusal(event, Error::TokenRefused { request: Some(request), reason, detail, hint, relation })
 }
 
 /// The call that asks for the approval of the current statement once more.

@@ -1,7 +1,8 @@
 //! What happens past a limit: pass, record, warn or refuse.
 //!
 //! `violation` takes rows that are past a limit to the decision, `decide` makes it and records it. `overrides` has
-//! the limits that were lifted on purpose, and how many rows that covers; `reviewed_rows` knows which rows these are. `expect` holds one command to the number
+//! the limits that were lifted on purpose, and how many rows that covers; `reviewed_rows` knows which rows these are,
+//! and `reviewed_objects` which relations and functions are met on the way. `expect` holds one command to the number
 //! of rows that the client gave.
 //!
 //! What comes in is an attempt: relation, policy, limit and statement. What goes out is a lift, a note, or an error
@@ -11,5 +12,6 @@
 pub mod decide;
 pub mod expect;
 pub mod overrides;
+pub mod reviewed_objects;
 pub mod reviewed_rows;
 pub mod violation;

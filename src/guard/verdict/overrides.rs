@@ -168,7 +168,7 @@ const TOLD_AFTER_THAT: usize = 512;
 
 /// A token was accepted for a statement and spent in this subtransaction.
 pub fn accept(grant: Grant, statement: Serial, level: i32) {
-    let awaits_rows = grant.binds_rows();
+    let awaits_rows = grant.binds_more_than_numbers();
     if awaits_rows {
         AWAITS_ROWS.set(true);
     }

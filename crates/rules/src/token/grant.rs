@@ -1,6 +1,6 @@
 //! What an accepted token opens: bounds on the rows of one statement.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::fingerprint::{Difference, Fingerprint};
 
@@ -41,6 +41,10 @@ pub struct Grant {
     pub max_rows: Option<u64>,
     /// Which rows were reviewed, by qualified table name; a table that is not here is bound by its number of rows alone.
     pub fingerprints: BTreeMap<String, Fingerprint>,
+    /// OIDs of the relations that the reviewed run met; none where they are not known.
+    pub relations: Option<BTreeSet<u32>>,
+    /// One of them has a trigger that can be deferred: rows may be missing until the transaction ends.
+    pub fires_late: bool,
 }
 
 /// How the rows that were changed of a table are others than those that were reviewed.
@@ -64,6 +68,11 @@ impl Grant {
     /// The rows that were reviewed of a table; none where it was not.
     pub fn reviewed(&self, table: &str) -> Option<u64> {
         self.rows.as_ref().map_or(Some(u64::MAX), |rows| rows.get(table).copied())
+    }
+
+    /// Whether a number of rows is not all that a statement is compared by.
+    pub fn binds_more_than_numbers(&self) -> bool {
+        self.binds_rows() || self.relations.is_some()
     }
 
     /// Whether it is bound to rows, and not to their number alone. An approver's own maximum is for whichever rows they are.
@@ -111,7 +120,14 @@ mod tests {
 
     fn grant(tables: Option<&[(&str, u64)]>, max_rows: Option<u64>) -> Grant {
         let tables = tables.map(|tables| rows(tables).into_iter().collect());
-        Grant { source: Source::Request(1), rows: tables, max_rows, fingerprints: BTreeMap::new() }
+        Grant {
+            source: Source::Request(1),
+            rows: tables,
+            max_rows,
+            fingerprints: BTreeMap::new(),
+            relations: None,
+            fires_late: false,
+        }
     }
 
     fn more(tables: &str, allowed: u64) -> Excess {
