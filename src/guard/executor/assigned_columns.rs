@@ -55,9 +55,9 @@ pub unsafe fn narrowed(
 unsafe fn update_lists(node: *mut pg_sys::ModifyTableState) -> *mut pg_sys::List {
     // SAFETY: the caller's promise.
     unsafe {
-        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+        #[cfg(not(since_pg18))]
         return (*(*node).ps.plan.cast::<pg_sys::ModifyTable>()).updateColnosLists;
-        #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17")))]
+        #[cfg(since_pg18)]
         return (*node).mt_updateColnosLists;
     }
 }
@@ -69,9 +69,9 @@ unsafe fn update_lists(node: *mut pg_sys::ModifyTableState) -> *mut pg_sys::List
 unsafe fn merge_lists(node: *mut pg_sys::ModifyTableState) -> *mut pg_sys::List {
     // SAFETY: the caller's promise.
     unsafe {
-        #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
+        #[cfg(not(since_pg18))]
         return (*(*node).ps.plan.cast::<pg_sys::ModifyTable>()).mergeActionLists;
-        #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17")))]
+        #[cfg(since_pg18)]
         return (*node).mt_mergeActionLists;
     }
 }
