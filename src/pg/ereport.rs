@@ -217,8 +217,8 @@ impl PendingError {
         if !of("23") && !of("44") {
             return None;
         }
-        // SAFETY: as above.
         let text = |text: *const c_char| {
+            // SAFETY: as above.
             (!text.is_null()).then(|| encoding::from_server(unsafe { CStr::from_ptr(text) }.to_bytes()))
         };
         let message = text(error.message)?;

@@ -83,6 +83,7 @@ unsafe fn merge_lists(node: *mut pg_sys::ModifyTableState) -> *mut pg_sys::List 
 unsafe fn numbers(list: *mut pg_sys::List) -> impl Iterator<Item = i32> + Clone {
     // SAFETY: the caller's promise.
     let length = if list.is_null() { 0 } else { usize::try_from(unsafe { (*list).length }).unwrap_or(0) };
+    // SAFETY: as above, for the elements that it has.
     (0..length).map(move |index| unsafe { (*(*list).elements.add(index)).int_value })
 }
 
