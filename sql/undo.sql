@@ -31,6 +31,8 @@ COMMENT ON COLUMN writeguard.image.relation IS 'as in change_relation';
 COMMENT ON COLUMN writeguard.image.operation IS 'as in change_relation';
 COMMENT ON COLUMN writeguard.image.before IS 'column names with the values'' text as their types print them, or null; of an update the primary key and the columns that changed';
 COMMENT ON COLUMN writeguard.image.after IS 'of an update: the primary key and the same columns as they became';
+COMMENT ON COLUMN writeguard.image.was_at IS 'where the row''s version was stored, told apart within the change; the next image of a row begins where one before it ended';
+COMMENT ON COLUMN writeguard.image.left_at IS 'where the version that it left is stored; NULL: the row is gone';
 
 CREATE OR REPLACE VIEW writeguard.change AS
     SELECT s.id, s.changed_at, s.login, s.statement, r.name AS relation, r.operation, r.rows, s.kept_until, s.undone_at,

@@ -89,6 +89,7 @@ mod storms;
 mod timescale;
 mod undo;
 mod undo_attacks;
+mod undo_keys;
 mod undo_triggers;
 mod undo_truth;
 mod upgrades;

@@ -37,6 +37,8 @@ CREATE TABLE writeguard.image (
     operation text NOT NULL,
     before    jsonb NOT NULL,
     after     jsonb,
+    was_at    bigint,
+    left_at   bigint,
     PRIMARY KEY (change, number)
 );
 

@@ -8,6 +8,9 @@ ALTER TABLE writeguard.change_relation
     ADD COLUMN key smallint[],
     ADD COLUMN forms jsonb,
     ADD COLUMN hindrance text;
+ALTER TABLE writeguard.image
+    ADD COLUMN was_at bigint,
+    ADD COLUMN left_at bigint;
 
 -- What was asked for so far is bound to no setting but its search_path.
 ALTER TABLE writeguard.request ADD COLUMN settings jsonb DEFAULT '{}';

@@ -83,6 +83,8 @@ pub struct Root {
 /// A relation whose rows are kept.
 pub struct Table {
     pub relation: pg_sys::Oid,
+    /// The file that its rows are in. It gets another one when it is rewritten or truncated, and then this is made anew.
+    pub file: pg_sys::Oid,
     pub root: Rc<Root>,
     /// What the relation's was; only ever compared.
     descriptor: pg_sys::TupleDesc,
@@ -308,7 +310,8 @@ impl Table {
                 })
                 .collect();
             let is_key = numbers.iter().map(|number| root.key.contains(number)).collect();
-            Ok(Self { relation: (*relation).rd_id, root, descriptor, printer, numbers, is_key })
+            let file = (*(*relation).rd_rel).relfilenode;
+            Ok(Self { relation: (*relation).rd_id, file, root, descriptor, printer, numbers, is_key })
         }
     }
 

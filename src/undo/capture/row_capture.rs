@@ -193,8 +193,8 @@ pub unsafe fn row(
         let before = pg_sys::MemoryContextSwitchTo(context);
         let kept = print(serial, undoes, &keep, of.name, operation, versions, context);
         let put = kept.map(|kept| {
-            if let Some((root, word, was, is)) = kept {
-                put(serial, root, word, was, is);
+            if let Some(printed) = kept {
+                put(serial, printed);
             }
         });
         pg_sys::MemoryContextSwitchTo(before);
@@ -221,7 +221,9 @@ pub unsafe fn inserted(
         let before = pg_sys::MemoryContextSwitchTo(context);
         let nothing = Image { text: c"{}".as_ptr(), length: 2 };
         let image = filed.table.whole(filed.members.as_deref(), new, context);
-        let put = image.map(|is| put(serial, filed.table.root.relation, "insert", nothing, Some(is)));
+        let root = filed.table.root.relation;
+        let at = (None, filed.at(new.1));
+        let put = image.map(|is| put(serial, Printed { root, word: "insert", was: nothing, is: Some(is), at }));
         pg_sys::MemoryContextSwitchTo(before);
         put
     }
@@ -236,8 +238,17 @@ fn who_keeps(of: Relation<'_>) -> Option<(Serial, Option<i64>, Keep)> {
     Some((statement::current(), None, of.keep?.clone()))
 }
 
-/// The table at the top, what was done, the row before and after.
-type Printed = (pg_sys::Oid, &'static str, Image, Option<Image>);
+/// A changed row.
+struct Printed {
+    /// The table at the top.
+    root: pg_sys::Oid,
+    /// What was done.
+    word: &'static str,
+    was: Image,
+    is: Option<Image>,
+    /// Where the versions are stored that were there before and after.
+    at: (Option<i64>, Option<i64>),
+}
 
 unsafe fn print(
     serial: Serial,
@@ -255,10 +266,16 @@ unsafe fn print(
             return Ok(None);
         };
         let (root, members) = (from.table.root.relation, from.members.as_deref());
+        let was_at = from.at(versions.old);
         let old = (versions.relation, versions.old);
         if versions.new.is_null() {
-            let word = if operation == Operation::Truncate { operation.word() } else { Operation::Delete.word() };
-            return Ok(Some((root, word, from.table.whole(members, old, context)?, None)));
+            let truncates = operation == Operation::Truncate;
+            if truncates && let Some(kept) = state().statements.iter_mut().rev().find(|kept| kept.serial == serial) {
+                kept.tables.empty(from.table.relation);
+            }
+            let word = if truncates { operation.word() } else { Operation::Delete.word() };
+            let was = from.table.whole(members, old, context)?;
+            return Ok(Some(Printed { root, word, was, is: None, at: (was_at, None) }));
         }
         let to = if ptr::eq(versions.relation, versions.new_relation) {
             from.clone()
@@ -270,7 +287,8 @@ unsafe fn print(
         };
         let (new, there) = ((versions.new_relation, versions.new), (&*to.table, to.members.as_deref()));
         let (was, is) = from.table.changed(members, old, there, new, context)?;
-        Ok(Some((root, Operation::Update.word(), was, Some(is))))
+        let at = (was_at, to.at(versions.new));
+        Ok(Some(Printed { root, word: Operation::Update.word(), was, is: Some(is), at }))
     }
 }
 
@@ -302,7 +320,7 @@ unsafe fn file(
     Ok(Some(filed))
 }
 
-unsafe fn put(serial: Serial, root: pg_sys::Oid, word: &str, was: Image, is: Option<Image>) {
+unsafe fn put(serial: Serial, Printed { root, word, was, is, at }: Printed) {
     let state = &mut *state();
     // SAFETY: the store lives as long as the transaction, and copies what it is given.
     unsafe {
@@ -310,8 +328,15 @@ unsafe fn put(serial: Serial, root: pg_sys::Oid, word: &str, was: Image, is: Opt
             begin(state);
         }
         let number = state.next;
-        let mut values =
-            [number.into_datum(), root.into_datum(), word.into_datum(), Some(text_of(was)), is.map(|is| text_of(is))];
+        let mut values = [
+            number.into_datum(),
+            root.into_datum(),
+            word.into_datum(),
+            Some(text_of(was)),
+            is.map(|is| text_of(is)),
+            at.0.into_datum(),
+            at.1.into_datum(),
+        ];
         let mut nulls = values.map(|value| value.is_none());
         let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
         values.fill(None);
@@ -349,12 +374,14 @@ fn forget(state: &mut State) {
 }
 
 /// Names and types of what is kept.
-const COLUMNS: [(&core::ffi::CStr, pg_sys::Oid); 5] = [
+const COLUMNS: [(&core::ffi::CStr, pg_sys::Oid); 7] = [
     (c"number", pg_sys::INT8OID),
     (c"relation", pg_sys::OIDOID),
     (c"operation", pg_sys::TEXTOID),
     (c"before", pg_sys::TEXTOID),
     (c"after", pg_sys::TEXTOID),
+    (c"was_at", pg_sys::INT8OID),
+    (c"left_at", pg_sys::INT8OID),
 ];
 
 /// A tuplestore for rows of these columns, with its descriptor; it lives until the transaction ends.

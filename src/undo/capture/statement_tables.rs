@@ -31,6 +31,24 @@ pub struct Filed {
     pub table: Rc<Table>,
     /// The names of its columns where they are others than it has now.
     pub members: Option<Rc<[Member]>>,
+    /// What tells its versions of rows from those of other relations.
+    pub mark: u16,
+    /// It is being truncated.
+    emptied: bool,
+}
+
+impl Filed {
+    /// Where a version of a row is stored, as images have it; none: it is not stored, or there are too many relations.
+    ///
+    /// # Safety
+    /// A version of a row of this relation.
+    pub unsafe fn at(&self, row: pg_sys::HeapTuple) -> Option<i64> {
+        // SAFETY: the caller's promise.
+        let at = unsafe { (*row).t_self };
+        let parts = [self.mark, at.ip_blkid.bi_hi, at.ip_blkid.bi_lo, at.ip_posid];
+        let known = at.ip_posid != 0 && self.mark != u16::MAX;
+        known.then(|| parts.into_iter().fold(0_u64, |all, part| all << 16 | u64::from(part)).cast_signed())
+    }
 }
 
 /// All of a statement.
@@ -38,6 +56,8 @@ pub struct Filed {
 pub struct Tables {
     trees: Vec<Tree>,
     filed: Vec<Filed>,
+    /// How many relations there were, those counted anew that got another file.
+    marks: u16,
 }
 
 impl Tables {
@@ -51,19 +71,38 @@ impl Tables {
         {
             return self.filed[place].clone();
         }
-        let before = place.map(|place| self.filed.swap_remove(place).table.root.relation);
+        let before = place.map(|place| self.filed.swap_remove(place));
         let columns = self.settle(&table.root);
-        if let Some(before) = before
-            && before != table.root.relation
-        {
-            for relation in [before, table.root.relation] {
-                self.hinder(relation, || "was attached or detached".to_owned());
+        let mut mark = None;
+        if let Some(Filed { table: before, emptied, mark: known, .. }) = before {
+            if before.root.relation != table.root.relation {
+                for relation in [before.root.relation, table.root.relation] {
+                    self.hinder(relation, || "was attached or detached".to_owned());
+                }
+            }
+            if before.file == table.file {
+                mark = Some(known);
+            } else if !emptied {
+                // Its rows are where nothing says which is which.
+                self.hinder(table.root.relation, || "was rewritten".to_owned());
             }
         }
         let members = table.members(|number| name_of(&columns, number)).map(Rc::from);
-        let filed = Filed { table: Rc::clone(table), members };
+        let mark = mark.unwrap_or_else(|| {
+            self.marks = self.marks.saturating_add(1);
+            self.marks
+        });
+        let filed = Filed { table: Rc::clone(table), members, mark, emptied: false };
         self.filed.push(filed.clone());
         filed
+    }
+
+    /// All rows of a relation go, so that those that come later are others.
+    pub fn empty(&mut self, relation: pg_sys::Oid) {
+        let of = |filed: &&mut Filed| filed.table.relation == relation;
+        if let Some(filed) = self.filed.iter_mut().rev().find(of) {
+            filed.emptied = true;
+        }
     }
 
     /// Notes the table at the top as it is now, and gives the names of its columns.

@@ -87,17 +87,25 @@ const TABLES_OF_0_2: &str = "INSERT INTO writeguard.change_relation \
      SELECT n.change, n.relation, n.name, n.operation, n.rows, n.bytes, n.columns \
      FROM pg_catalog.jsonb_populate_recordset(NULL::writeguard.change_relation, $1::pg_catalog.jsonb) AS n";
 
-const IMAGES: &str = "INSERT INTO writeguard.image (change, number, relation, operation, before, after) \
+const IMAGES: &str = "INSERT INTO writeguard.image \
+       (change, number, relation, operation, before, after, was_at, left_at) \
+     SELECT k.change, k.number, k.relation, k.operation, k.before::pg_catalog.jsonb, k.after::pg_catalog.jsonb, \
+       k.was_at, k.left_at FROM kept AS k";
+
+/// The same where the extension is still of 0.2.0.
+const IMAGES_OF_0_2: &str = "INSERT INTO writeguard.image (change, number, relation, operation, before, after) \
      SELECT k.change, k.number, k.relation, k.operation, k.before::pg_catalog.jsonb, k.after::pg_catalog.jsonb FROM kept AS k";
 
 /// Columns of the rows that are on their way into the table.
-const ROWS: [(&CStr, pg_sys::Oid); 6] = [
+const ROWS: [(&CStr, pg_sys::Oid); 8] = [
     (c"change", pg_sys::INT8OID),
     (c"number", pg_sys::INT8OID),
     (c"relation", pg_sys::OIDOID),
     (c"operation", pg_sys::TEXTOID),
     (c"before", pg_sys::TEXTOID),
     (c"after", pg_sys::TEXTOID),
+    (c"was_at", pg_sys::INT8OID),
+    (c"left_at", pg_sys::INT8OID),
 ];
 
 /// The rows of the statements that were overridden, or of all where the session keeps them anyway, become a change each.
@@ -172,7 +180,7 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &FxHashMap<Serial, Change>) -
         let (store, descriptor) = row_capture::new_store(&ROWS);
         row_capture::for_each_row(|serial, slot| {
             let Some(change) = changes.get(&serial) else { return };
-            pg_sys::slot_getsomeattrs_int(slot, 5);
+            pg_sys::slot_getsomeattrs_int(slot, 7);
             let value = |index: usize| *(*slot).tts_values.add(index);
             let is_null = |index: usize| *(*slot).tts_isnull.add(index);
             let relation = u32::from_datum(value(1), is_null(1)).unwrap_or_default();
@@ -194,8 +202,10 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &FxHashMap<Serial, Change>) -
                 value(2),
                 value(3),
                 value(4),
+                value(5),
+                value(6),
             ];
-            let mut nulls = [false, is_null(0), is_null(1), is_null(2), is_null(3), is_null(4)];
+            let mut nulls = [false, is_null(0), is_null(1), is_null(2), is_null(3), is_null(4), is_null(5), is_null(6)];
             pg_sys::tuplestore_putvalues(store, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
         });
         let mut named: pg_sys::EphemeralNamedRelationData = core::mem::zeroed();
@@ -205,7 +215,8 @@ fn store_rows(client: &mut SpiClient<'_>, changes: &FxHashMap<Serial, Change>) -
         named.md.enrtuples = tables.values().map(|table| table.rows as f64).sum();
         named.reldata = store.cast();
         pg_sys::SPI_register_relation(&mut named);
-        let stored = owner::rows(client, IMAGES, &[]);
+        let images = if schema_compat::has_column_of(c"image", c"was_at") { IMAGES } else { IMAGES_OF_0_2 };
+        let stored = owner::rows(client, images, &[]);
         pg_sys::SPI_unregister_relation(named.md.name);
         pg_sys::tuplestore_end(store);
         stored?;

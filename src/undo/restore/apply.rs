@@ -113,7 +113,7 @@ fn take_back(id: i64, on_conflict: OnConflict, fire_triggers: bool) -> Result<Ve
         }
         let written = table.planned.iter().sum::<u64>().saturating_sub(wrong.rows);
         outcomes.push(Outcome { name, restored: table.settled + written, conflicts: table.conflicts + wrong.rows });
-        table.rows.end();
+        table.end();
     }
     Ok(outcomes)
 }
@@ -159,7 +159,7 @@ pub fn unwritable(id: i64) -> Result<Vec<FxHashSet<i64>>, Failure> {
         for table in tables {
             let mut numbers = FxHashSet::default();
             verify(&table, |number| _ = numbers.insert(number))?;
-            table.rows.end();
+            table.end();
             found.push(numbers);
         }
         Ok(found)

@@ -26,7 +26,7 @@ fn undo_conflicts(arguments: &Arguments) -> Returns {
             let Told { key, was, wrote, is_now } = told;
             rows.push((name.clone(), [key, was, wrote, is_now]));
         };
-        compare(change.id, table, Purpose::Tell(&mut tell, refused.get(place).unwrap_or(&none)))?.rows.end();
+        compare(change.id, table, Purpose::Tell(&mut tell, refused.get(place).unwrap_or(&none)))?.end();
     }
     arguments.give_rows(rows.into_iter().map(|(name, values)| {
         let [key, was, wrote, is_now] = values.map(|json| json.and_then(|json| jsonb(&json)));

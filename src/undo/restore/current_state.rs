@@ -2,7 +2,7 @@
 //! which were changed again since.
 
 use pgrx::{IntoDatum, pg_sys};
-use rules::net_change::Net;
+use rules::net_change::{Done, Image, Net};
 use rustc_hash::FxHashSet;
 
 use super::as_caller::{Connection, Cursor};
@@ -55,15 +55,28 @@ pub fn compare(change: i64, table: Table, purpose: Purpose<'_>) -> Result<Standi
         tell(pgrx::PgLogLevel::NOTICE, &notice, None, None)?;
     }
     let mut rows = comparison.rows(&survey);
+    let writes = matches!(purpose, Purpose::Write);
+    images.each = writes && comparison.goes_by_steps(&survey);
+    let mut steps = images.each.then(|| rows.like());
     let mut result = Counts::default();
-    comparison.match_rows(&mut images, &mut keys, &survey, purpose, &mut rows, &mut result)?;
+    comparison.match_rows(&mut images, &mut keys, &survey, purpose, (&mut rows, steps.as_mut()), &mut result)?;
     images.end();
     keys.end();
     // SAFETY: ours; nothing in it is used any more.
     unsafe { pg_sys::MemoryContextDelete(memory) };
     settings.release()?;
     let Counts { planned, settled, conflicts, first } = result;
-    Ok(Standing { shape, rows, changed: survey.changed, inserted: survey.inserted, planned, settled, conflicts, first })
+    Ok(Standing {
+        shape,
+        rows,
+        steps,
+        changed: survey.changed,
+        inserted: survey.inserted,
+        planned,
+        settled,
+        conflicts,
+        first,
+    })
 }
 
 #[derive(Default)]
@@ -207,7 +220,7 @@ impl Comparison<'_> {
         keys: &mut Rows,
         survey: &Survey,
         mut purpose: Purpose<'_>,
-        rows: &mut Rows,
+        (rows, mut steps): (&mut Rows, Option<&mut Rows>),
         counts: &mut Counts,
     ) -> Result<(), Failure> {
         let everything: Vec<usize> = (0..self.shape.columns.len()).collect();
@@ -248,6 +261,9 @@ impl Comparison<'_> {
             match row {
                 Write::Row(written) if !tells => {
                     counts.planned[operation as usize - 1] += 1;
+                    if let Some(steps) = &mut steps {
+                        self.steps(n, (&net, &folded.images), found.as_ref(), survey, steps)?;
+                    }
                     let mut row = vec![n.into_datum(), folded.last.into_datum(), operation.into_datum()];
                     row.extend(key.into_iter().skip(3));
                     row.extend(written);
@@ -271,6 +287,64 @@ impl Comparison<'_> {
             cursor.close()?;
         }
         connection.close()
+    }
+
+    /// Whether rows go back step by step. Not where two of them may have the same key meanwhile: a step would not know its row.
+    fn goes_by_steps(&self, survey: &Survey) -> bool {
+        let changed: Vec<i16> = survey.changed.iter().map(|place| self.shape.columns[*place].number).collect();
+        let keys_meet = self.shape.deferrable_key && changed.iter().any(|number| self.shape.is_key(*number));
+        self.shape.may_collide(&changed) && !keys_meet
+    }
+
+    /// Sets aside what takes back each image of a row for itself, the last one first.
+    fn steps(
+        &self,
+        n: i64,
+        (net, images): (&Net, &[(i64, Image)]),
+        found: Option<&Found>,
+        survey: &Survey,
+        steps: &mut Rows,
+    ) -> Result<(), Failure> {
+        let columns = written(survey);
+        let now = |place: &usize| {
+            let found = found.and_then(|found| found.iter().find(|(of, _)| of == place));
+            found.and_then(|(_, value)| *value)
+        };
+        let first = match net {
+            Net::PutBack { row } => Some(row),
+            Net::Change { was, .. } => Some(was),
+            _ => None,
+        };
+        // What the row is before each step.
+        let mut is: Vec<Option<pg_sys::Datum>> = columns.iter().map(now).collect();
+        for (number, image) in images.iter().rev() {
+            let (operation, key) = match image.done {
+                Done::Update => (CHANGE, &image.after),
+                Done::Delete => (PUT_BACK, &image.before),
+                Done::Insert => (REMOVE, &image.after),
+            };
+            let mut changes = operation != CHANGE;
+            for (place, value) in columns.iter().zip(&mut is) {
+                let name = self.naming.name(*place);
+                let Some(mut was) = name.and_then(|name| image.before.get(name)) else { continue };
+                if operation == PUT_BACK && !survey.changed.contains(place) {
+                    // No later step sets it, so it is at once what it was first.
+                    was = name.and_then(|name| first?.get(name)).unwrap_or(was);
+                }
+                if operation == CHANGE && (image.after.get(name.unwrap_or_default()) == Some(was)) {
+                    continue;
+                }
+                *value = self.read(*place, was.as_deref())?;
+                changes |= survey.changed.contains(place);
+            }
+            if changes {
+                let mut row = vec![n.into_datum(), number.into_datum(), operation.into_datum()];
+                row.extend(self.key(key)?);
+                row.extend(is.iter().copied());
+                steps.put(&row);
+            }
+        }
+        Ok(())
     }
 
     /// The row that belongs to the images of number `n`, if the cursor has it.

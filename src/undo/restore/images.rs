@@ -15,6 +15,7 @@ use super::table_definition::Shape;
 use super::text;
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, owner};
+use crate::policy::schema_compat;
 
 /// Images of one row are those with the same root, one after the other.
 pub struct Images {
@@ -24,6 +25,8 @@ pub struct Images {
     context: pg_sys::MemoryContext,
     /// The image that was read last and belongs to the next row.
     next: Option<(i64, i64, Image)>,
+    /// Whether each image is wanted besides what they come to.
+    pub each: bool,
 }
 
 /// One row's images, folded.
@@ -31,6 +34,8 @@ pub struct Folded {
     pub net: Net,
     /// The number of the row's last image.
     pub last: i64,
+    /// All of them, where they are asked for.
+    pub images: Vec<(i64, Image)>,
 }
 
 #[derive(Deserialize)]
@@ -39,9 +44,27 @@ struct Link {
     previous: i64,
 }
 
-/// Which images continue a row that an earlier image of the same change left: they have the key that the earlier one gave it.
+/// Which images continue a row that an earlier image of the same change left: they begin with the version of the row that
+/// the earlier one made. Keys do not tell that: where they are deferrable, two rows have the same one for a while.
+/// Sorted, not joined: nobody has told the planner how many images there are.
+const LINKS: &str = "WITH touch AS ( \
+       SELECT number, was_at AS at, true AS takes FROM writeguard.image \
+       WHERE change = $1::int8 AND relation = $2::int8::oid AND was_at IS NOT NULL \
+       UNION ALL \
+       SELECT number, left_at, false FROM writeguard.image \
+       WHERE change = $1::int8 AND relation = $2::int8::oid AND left_at IS NOT NULL), \
+     ordered AS (SELECT number, takes, lag(takes) OVER w AS took_before, lag(number) OVER w AS previous \
+       FROM touch WINDOW w AS (PARTITION BY at ORDER BY number)) \
+     SELECT jsonb_build_object('number', number, 'previous', previous)::text FROM ordered \
+     WHERE takes AND NOT took_before ORDER BY number";
+
+/// Whether images say where versions of rows were; those that version 0.2.0 kept do not.
+const SAYS_WHERE: &str = "SELECT COALESCE(was_at, left_at)::text FROM writeguard.image \
+     WHERE change = $1::int8 AND relation = $2::int8::oid ORDER BY number LIMIT 1";
+
+/// The same by keys, for images that say no more: an image continues a row that has the key that an earlier one gave it.
 /// `{was}` and `{left}` are the keys before and after. A row that was deleted and put back (by an undo) is continued as well.
-const LINKS: &str = "WITH image AS MATERIALIZED ( \
+const LINKS_BY_KEY: &str = "WITH image AS MATERIALIZED ( \
        SELECT number, operation, {was} AS was, {left} AS becomes FROM writeguard.image \
        WHERE change = $1::int8 AND relation = $2::int8::oid), \
      touch AS MATERIALIZED ( \
@@ -73,19 +96,26 @@ impl Images {
     /// # Errors
     /// WG008 where our own tables cannot be read.
     pub fn read(change: i64, shape: &Shape, key: &[&[u8]]) -> Result<Self, Error> {
-        let links = LINKS.replace("{was}", &key_of("before", key)).replace("{left}", &key_of("after", key));
-        let relation = i64::from(shape.relation);
-        let found: Vec<Link> = owner::connect(|client| owner::rows(client, &links, &[change.into(), relation.into()]))?
-            .iter()
-            .filter_map(|json| serde_json::from_str(json).ok())
-            .collect();
+        let of = |sql: &str| {
+            let arguments = &[change.into(), i64::from(shape.relation).into()];
+            owner::connect(|client| owner::rows(client, sql, arguments))
+        };
+        let says_where =
+            schema_compat::has_column_of(c"image", c"was_at") && of(SAYS_WHERE)?.iter().any(|at| !at.is_empty());
+        let links = match says_where {
+            true => of(LINKS)?,
+            false => {
+                of(&LINKS_BY_KEY.replace("{was}", &key_of("before", key)).replace("{left}", &key_of("after", key)))?
+            }
+        };
+        let found: Vec<Link> = links.iter().filter_map(|json| serde_json::from_str(json).ok()).collect();
         let linked = roots(&found.iter().map(|link| (link.number, link.previous)).collect::<Vec<_>>());
         // SAFETY: our own statement, inside SPI and a guard; the context goes with the current one at the latest.
         unsafe {
             let here = pg_sys::CurrentMemoryContext;
             let context = text::per_row_memory();
             let rows = owner::connect(|_| Ok(fetch(change, shape.oid(), &linked, here)))?;
-            Ok(Self { rows, change, context, next: None })
+            Ok(Self { rows, change, context, next: None, each: false })
         }
     }
 
@@ -105,17 +135,20 @@ impl Images {
     /// # Errors
     /// WG008 for an image that cannot be read.
     pub fn next(&mut self) -> Result<Option<Folded>, Failure> {
-        let Some((mut last, root, first)) = self.take()? else { return Ok(None) };
-        let mut images = vec![first];
+        let Some((number, root, first)) = self.take()? else { return Ok(None) };
+        let mut images = vec![(number, first)];
         while let Some((number, of, image)) = self.take()? {
             if of != root {
                 self.next = Some((number, of, image));
                 break;
             }
-            images.push(image);
-            last = number;
+            images.push((number, image));
         }
-        Ok(Some(Folded { net: Net::of(images), last }))
+        let last = images.last().map_or(number, |(number, _)| *number);
+        Ok(Some(match self.each {
+            true => Folded { net: Net::of(images.iter().map(|(_, image)| image.clone())), last, images },
+            false => Folded { net: Net::of(images.into_iter().map(|(_, image)| image)), last, images: Vec::new() },
+        }))
     }
 
     fn take(&mut self) -> Result<Option<(i64, i64, Image)>, Failure> {

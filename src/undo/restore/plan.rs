@@ -16,6 +16,8 @@ pub struct Standing {
     pub shape: Shape,
     /// What is to be written: `n`, `last`, `op`, the key (`k1`, …) and columns by their places (`c0`, …).
     pub rows: Rows,
+    /// The same step by step, each image taken back for itself, the last one of a row first; where the order matters.
+    pub steps: Option<Rows>,
     /// Places of the columns that updates set, and of those that inserts give.
     pub changed: Vec<usize>,
     pub inserted: Vec<usize>,
@@ -29,6 +31,22 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// What statements write: [`Standing::rows`], or the steps. Those of one row follow each other.
+    pub fn to_write(&self) -> &Rows {
+        self.steps.as_ref().unwrap_or(&self.rows)
+    }
+
+    /// The same to be read.
+    pub fn to_write_mut(&mut self) -> &mut Rows {
+        self.steps.as_mut().unwrap_or(&mut self.rows)
+    }
+
+    /// Frees what holds them.
+    pub fn end(self) {
+        self.rows.end();
+        self.steps.into_iter().for_each(Rows::end);
+    }
+
     /// Places of all columns that some row is written with, as the set-aside rows have them.
     pub fn written(&self) -> Vec<usize> {
         let mut places: Vec<usize> = self.changed.iter().chain(&self.inserted).copied().collect();

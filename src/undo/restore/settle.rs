@@ -35,7 +35,7 @@ struct Selection {
 
 impl Selection {
     fn none(tables: &[Standing]) -> Self {
-        Self { tables: tables.iter().map(|table| table.rows.like()).collect(), rows: 0 }
+        Self { tables: tables.iter().map(|table| table.to_write().like()).collect(), rows: 0 }
     }
 
     fn parts<'a>(&'a self, tables: &'a [Standing]) -> Vec<Part<'a>> {
@@ -53,12 +53,12 @@ impl Selection {
 /// Whatever else triggers and privileges have to say.
 pub fn settle(tables: &mut [Standing]) -> Result<Vec<Refused>, Failure> {
     let waits = waits(tables)?;
-    let whole: Vec<Part<'_>> = tables.iter().map(|table| Part { table, rows: &table.rows }).collect();
+    let whole: Vec<Part<'_>> = tables.iter().map(|table| Part { table, rows: table.to_write() }).collect();
     let Some(why) = attempt(&whole, waits)? else { return Ok(Vec::new()) };
     let count = tables.iter().flat_map(|table| table.planned).sum();
     let mut all = Selection::none(tables);
     for (table, rows) in tables.iter_mut().zip(&mut all.tables) {
-        copy(&mut table.rows, rows)?;
+        copy(table.to_write_mut(), rows)?;
     }
     all.rows = count;
     if count == 1 {
@@ -138,11 +138,17 @@ fn halves(tables: &[Standing], mut from: Selection) -> Result<[Selection; 2], Fa
     let (mut one, mut other) = (Selection::none(tables), Selection::none(tables));
     for (place, rows) in from.tables.iter_mut().enumerate() {
         rows.rewind();
+        let mut last = None;
+        let mut first_half = true;
         while let Some(row) = rows.next() {
             check_interrupts()?;
-            let half = if one.rows < from.rows / 2 { &mut one } else { &mut other };
+            if last != Some(number_of(&row)) {
+                last = Some(number_of(&row));
+                first_half = one.rows < from.rows / 2;
+                if first_half { one.rows += 1 } else { other.rows += 1 }
+            }
+            let half = if first_half { &mut one } else { &mut other };
             half.tables[place].put(&row);
-            half.rows += 1;
         }
     }
     from.end();
@@ -163,11 +169,15 @@ fn refused(tables: &[Standing], one: &mut Selection, why: String) -> Result<Opti
     for (place, rows) in one.tables.iter_mut().enumerate() {
         rows.rewind();
         if let Some(row) = rows.next() {
-            let number = row.first().copied().flatten().map_or(0, |number| number.value() as i64);
-            return Ok(Some(Refused { table: place, number, key: key(&tables[place], &row)?, why }));
+            return Ok(Some(Refused { table: place, number: number_of(&row), key: key(&tables[place], &row)?, why }));
         }
     }
     Ok(None)
+}
+
+/// The number of a set-aside row among its table's.
+pub fn number_of(row: &[Option<pg_sys::Datum>]) -> i64 {
+    row.first().copied().flatten().map_or(0, |number| number.value() as i64)
 }
 
 /// The key of a set-aside row, for a message.

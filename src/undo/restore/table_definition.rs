@@ -68,7 +68,7 @@ pub struct Shape {
     pub columns: Vec<Column>,
     pub key: Vec<KeyColumn>,
     /// Whether two rows may have the same key until the statement or the transaction ends.
-    deferrable_key: bool,
+    pub deferrable_key: bool,
     /// Columns in which rows must not collide, even while a statement runs.
     unique: Vec<i16>,
     /// Whether some of those are not just columns.

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 
 use super::as_caller::{Connection, check_interrupts};
 use super::plan::{CHANGE, PUT_BACK, REMOVE, ROWS, Standing};
-use super::settle::key;
+use super::settle::{key, number_of};
 use super::table_definition::Column;
 use super::text::{self, Fixed};
 use crate::pg::ereport::Failure;
@@ -46,7 +46,7 @@ pub fn verify(table: &Standing, mut tell: impl FnMut(i64)) -> Result<Wrong, Fail
             check_interrupts()?;
             if !means_the_same(table, &row)? {
                 wrong.rows += 1;
-                tell(row.first().copied().flatten().map_or(0, |n| n.value() as i64));
+                tell(number_of(&row));
                 if wrong.first.is_none() {
                     wrong.first = Some(key(table, &row)?);
                 }

@@ -123,7 +123,7 @@ fn write_table(part: &Part<'_>) -> Result<(), Failure> {
     }
     let statements = Statements { shape: &table.shape, changed: &table.changed, inserted: &table.inserted };
     let connection = Connection::open()?;
-    if table.shape.may_collide(&table.changed_numbers()) {
+    if table.steps.is_some() {
         row_by_row(&connection, rows, &statements)?;
     } else {
         connection.show(ROWS, rows);
@@ -136,8 +136,8 @@ fn write_table(part: &Part<'_>) -> Result<(), Failure> {
     connection.close()
 }
 
-/// Two rows may have swapped what must be unique. They went there one by one without ever colliding, so they can go back
-/// the same way: last change first.
+/// Two rows may have swapped what must be unique, perhaps by way of a third value. They went there step by step without
+/// ever colliding, so they can go back the same way: last step first.
 fn row_by_row(connection: &Connection, rows: &Rows, statements: &Statements<'_>) -> Result<(), Failure> {
     let mut one = rows.like();
     connection.show(ROWS, &one);
