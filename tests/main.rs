@@ -23,6 +23,7 @@ mod catalog;
 mod churn;
 mod clients;
 mod conditions;
+mod consequences;
 mod contained;
 mod deaf_clients;
 mod demo;

@@ -5,6 +5,7 @@ use rules::policy::document::{self, Given, Key};
 use serde_json::Value;
 
 use super::change;
+use super::consequences::Before;
 use super::import::{checked, json_argument};
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, sql_function, value};
@@ -34,7 +35,10 @@ fn alter_policy(arguments: &Arguments) -> Returns {
         Error::invalid(format!("policy \"{name}\" does not exist"), "SELECT name FROM writeguard.policy ORDER BY name;")
     })?;
     let (name, json) = checked(altered(stored, &name, changes)?, 1)?;
-    value(change::store_one(name, json)?.action)
+    let before = Before::now()?;
+    let outcome = change::store_one(name, json)?;
+    before.tell_change_of(&[&outcome.name])?;
+    value(outcome.action)
 }
 
 /// The policy with the changes made; a column that is set to null goes back to its default.

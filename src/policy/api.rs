@@ -11,6 +11,7 @@ use rules::words::{Operation, RelationName, literal, shortened};
 
 use super::catalog::{self, Explained, WhyNot};
 use super::change::{self, Outcome};
+use super::consequences::Before;
 use super::interval::Span;
 use super::key::never_undone;
 use super::relation::{
@@ -135,8 +136,10 @@ fn store_policy(mut document: Document) -> Returns {
         Error::invalid(format!("malformed policy: {error}"), "SELECT writeguard.set_policy('orders-guard', …);")
     })?;
     change::lock_one(&policy.name)?;
+    let before = Before::now()?;
     let outcome = change::store_one(policy.name, json)?;
     tell_what_was_reset(&outcome)?;
+    before.tell_change_of(&[&outcome.name])?;
     value(outcome.action)
 }
 
@@ -249,6 +252,7 @@ fn check_role(role: &str, column: &str, everybody: &str) -> Result<(), Error> {
 
 fn drop_policy(arguments: &Arguments) -> Returns {
     let name = arguments.text(0, "name")?;
+    let before = Before::now()?;
     let dropped = owner::connect(|client| {
         owner::rows(
             client,
@@ -264,6 +268,7 @@ fn drop_policy(arguments: &Arguments) -> Returns {
         .into());
     }
     record(&name, "dropped".into())?;
+    before.tell_change_of(&[&name])?;
     Ok(None)
 }
 

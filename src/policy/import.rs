@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::api;
 use super::change::{LOCK, compare, record, write};
+use super::consequences::Before;
 use crate::pg::encoding::{self, from_server};
 use crate::pg::ereport::Failure;
 use crate::pg::function::{Arguments, Returns, jsonb, sql_function, text};
@@ -38,6 +39,7 @@ fn import_policies(arguments: &Arguments) -> Returns {
         let (name, json) = checked(given, index + 1)?;
         policies.insert(name, json);
     }
+    let before = if dry_run { None } else { Some(Before::now()?) };
     let outcomes = owner::connect(|client| {
         if !dry_run {
             owner::rows(client, LOCK, &[])?;
@@ -48,8 +50,10 @@ fn import_policies(arguments: &Arguments) -> Returns {
         }
         Ok(outcomes)
     })?;
-    if !dry_run {
+    if let Some(before) = before {
         record(&outcomes)?;
+        let changed = outcomes.iter().filter(|outcome| outcome.action != "unchanged");
+        before.tell_change_of(&changed.map(|outcome| outcome.name.as_str()).collect::<Vec<_>>())?;
     }
     arguments.give_rows(outcomes.into_iter().map(|outcome| {
         [

@@ -7,8 +7,8 @@
 //! `interval` translates intervals, `size` estimates tables, `key` looks for primary keys. `schema_compat` knows
 //! what the tables of an older version of the extension have no place for. `api` is what a DBA calls for one
 //! policy, `alter` changes some of its columns, `import` for all of them at once, `change` what these three have in common,
-//! `install` what the install and upgrade scripts call, `rule_change` what an upgrade tells of policies that mean
-//! something else since.
+//! `consequences` what such a change tells of others, `install` what the install and upgrade scripts call, `rule_change`
+//! what an upgrade tells of policies that mean something else since.
 //!
 //! What comes in are a relation and an acting role. What goes out are the policies that apply to each operation, or
 //! WG008 where that cannot be told. Not promised: the policies of a later moment than the start of a write. Nothing
@@ -19,6 +19,7 @@ pub mod api;
 pub mod catalog;
 pub mod change;
 pub mod conditions;
+pub mod consequences;
 pub mod import;
 pub mod install;
 pub mod interval;
