@@ -22,7 +22,7 @@ COMMENT ON COLUMN writeguard.policy.comment IS 'for people';
 COMMENT ON COLUMN writeguard.policy.samples IS 'whether requests show some rows of these tables, before and after';
 COMMENT ON COLUMN writeguard.policy.always IS 'no other policy sets its limits aside';
 COMMENT ON COLUMN writeguard.policy.columns IS 'only updates that assign one of these columns count; NULL: all';
-COMMENT ON COLUMN writeguard.policy.same_rows IS 'whether an approval is bound to which rows were reviewed, beyond their number';
+COMMENT ON COLUMN writeguard.policy.same_rows IS 'an approval of what this policy refuses is bound to which rows they are; false: to their number alone';
 
 CREATE OR REPLACE FUNCTION writeguard.set_policy(
     name                     text,

@@ -324,3 +324,28 @@ fn a_hundred_thousand_rows_are_as_few_bytes_as_a_hundred() {
     pass(&mut client, WRITE);
     assert_eq!(stage.changed(), 100_000);
 }
+
+#[test]
+fn a_policy_can_do_without_the_same_rows() {
+    let mut stage = Stage::new(
+        "SELECT writeguard.set_policy('p', tables => '{public.t}', max_rows => 3, same_rows => false);
+         CREATE TABLE s (id int PRIMARY KEY, a int); INSERT INTO s SELECT generate_series(1, 5), 0;
+         GRANT ALL ON s TO PUBLIC;
+         SELECT writeguard.set_policy('strict', tables => '{public.s}', max_rows => 3)",
+    );
+    let (id, token) = stage.approved(WRITE);
+    stage.unguarded(ANOTHER_ROW);
+    let mut client = stage.requester();
+    arm(&mut client, &token);
+    pass(&mut client, WRITE);
+    assert_eq!((stage.changed(), stage.state(id).as_str()), (5, "spent"));
+    // One that asks for them is enough.
+    stage.unguarded("UPDATE t SET a = 0");
+    let both = "WITH s AS (UPDATE s SET a = 9 RETURNING id) UPDATE t SET a = 9 WHERE a = 0";
+    let (_, token) = stage.approved(both);
+    stage.unguarded("UPDATE t SET id = 77 WHERE id = 1");
+    arm(&mut client, &token);
+    let refusal = refused(&mut client, both, "WG006");
+    assert!(refusal.message.contains(OTHER_ROWS), "{refusal:?}");
+    assert_eq!(stage.changed(), 0);
+}

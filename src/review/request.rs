@@ -292,6 +292,11 @@ pub fn rehearse_and_store(
     }
     tell_what_is_missing(&rehearsed.account)?;
     let policies = to_be_lifted(&rehearsed.concerns, statement)?;
+    let same_rows = |concern: &Concern| {
+        let policy = &concern.policy.policy;
+        policy.same_rows && policies.contains(&policy.name)
+    };
+    let fingerprints = if rehearsed.concerns.iter().any(same_rows) { rehearsed.fingerprints } else { BTreeMap::new() };
     let samples = samples(&rehearsed.account.lines);
     let bound = Bound::now();
     let new = New {
@@ -309,7 +314,7 @@ pub fn rehearse_and_store(
         search_path: &actor::search_path(),
         samples: samples.as_deref(),
         settings: meaning::now(),
-        fingerprints: &rehearsed.fingerprints,
+        fingerprints: &fingerprints,
         definitions: Definitions::of(&rehearsed.met)?,
     };
     let json = serde_json::to_string(&new).unwrap_or_default();
