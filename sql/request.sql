@@ -101,13 +101,18 @@ CREATE OR REPLACE FUNCTION writeguard._shown_json(value text) RETURNS text
     AS 'MODULE_PATHNAME', 'writeguard_shown_json';
 COMMENT ON FUNCTION writeguard._shown_json IS 'internal: the same of JSON';
 
+CREATE OR REPLACE FUNCTION writeguard._samples(samples text) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'writeguard_samples';
+COMMENT ON FUNCTION writeguard._samples IS 'internal: samples of a request without the columns that the current user may not read';
+
 CREATE OR REPLACE VIEW writeguard.pending WITH (security_barrier) AS
     SELECT r.id, r.requested_at, r.login AS requested_by, r.acting_as AS role,
            writeguard._shown(r.reason) AS reason, writeguard._shown(r.statement) AS statement,
            ARRAY(SELECT writeguard._shown(p.value) FROM pg_catalog.unnest(r.parameters) WITH ORDINALITY AS p (value, n)
                  ORDER BY p.n) AS parameters,
            r.rows, writeguard._shown_json(r.relations::text)::jsonb AS relations,
-           writeguard._shown_json(r.samples::text)::jsonb AS samples,
+           writeguard._shown_json(writeguard._samples(r.samples::text))::jsonb AS samples,
            ARRAY(SELECT writeguard._shown(p.name) FROM pg_catalog.unnest(r.policies) WITH ORDINALITY AS p (name, n)
                  ORDER BY p.n) AS policies,
            greatest(asked.min_approvals, 1) AS approvals_needed,
@@ -146,7 +151,7 @@ COMMENT ON COLUMN writeguard.pending.statement IS 'what execute() would run, let
 COMMENT ON COLUMN writeguard.pending.parameters IS 'its parameters, as their types print them';
 COMMENT ON COLUMN writeguard.pending.rows IS 'that the rehearsal changed in all';
 COMMENT ON COLUMN writeguard.pending.relations IS 'rows that the rehearsal changed, by qualified table name';
-COMMENT ON COLUMN writeguard.pending.samples IS 'some of these rows, before and after';
+COMMENT ON COLUMN writeguard.pending.samples IS 'some of these rows, before and after: those columns that the reader may SELECT; hidden: so many rows of which that is none';
 COMMENT ON COLUMN writeguard.pending.policies IS 'names of the policies that a token has to lift';
 COMMENT ON COLUMN writeguard.pending.approvals_needed IS 'distinct people, in all, as the policies are now; more where none is an approver for all policies';
 COMMENT ON COLUMN writeguard.pending.approved_by IS 'logins that have approved so far';

@@ -56,6 +56,7 @@ mod jwt;
 mod limit_by_limit;
 mod log_statement;
 mod long_texts;
+mod looking;
 mod loops;
 mod many_events;
 mod modes;

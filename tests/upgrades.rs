@@ -221,7 +221,11 @@ fn upgrade_takes_over_nothing_that_is_somebody_elses() {
             "function" if object.ends_with("_policy_written()") || object.ends_with("_event_restored()") => {
                 "RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
             }
-            "function" if ["._shown", ".alter_policy", ".set_policy("].iter().any(|name| object.contains(name)) => {
+            "function"
+                if ["._shown", "._samples(", ".alter_policy", ".set_policy("]
+                    .iter()
+                    .any(|name| object.contains(name)) =>
+            {
                 "RETURNS text LANGUAGE sql AS 'SELECT NULL::text'"
             }
             "function" if object.contains(".undo(") => {

@@ -19,6 +19,7 @@ GRANT EXECUTE ON FUNCTION
     writeguard.is_approver(oid, text),
     writeguard._shown(text),
     writeguard._shown_json(text),
+    writeguard._samples(text),
     writeguard.login()
     TO PUBLIC;
 GRANT SELECT ON writeguard.my_events, writeguard.my_requests TO PUBLIC;

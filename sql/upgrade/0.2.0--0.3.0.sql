@@ -84,7 +84,7 @@ CREATE FUNCTION writeguard.revoke_default_privileges(names text[]) RETURNS void
     LANGUAGE c STRICT
     AS 'MODULE_PATHNAME', 'writeguard_revoke_default_privileges';
 SELECT writeguard.revoke_default_privileges(
-    '{_policy_written,_event_restored,_shown,_shown_json,alter_policy,set_policy,effective,undo}');
+    '{_policy_written,_event_restored,_shown,_shown_json,_samples,alter_policy,set_policy,effective,undo}');
 DROP FUNCTION writeguard.revoke_default_privileges(text[]);
 REVOKE ALL ON FUNCTION writeguard._policy_written(), writeguard._event_restored(), writeguard.alter_policy(text, jsonb),
     writeguard.undo(bigint, text, boolean, text) FROM PUBLIC;
@@ -109,4 +109,4 @@ ALTER EXTENSION pg_writeguard DROP FUNCTION writeguard.effective_0_2_0;
 DROP FUNCTION writeguard.undo_0_2_0;
 DROP FUNCTION writeguard.set_policy_0_2_0;
 DROP FUNCTION writeguard.effective_0_2_0;
-GRANT EXECUTE ON FUNCTION writeguard._shown(text), writeguard._shown_json(text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION writeguard._shown(text), writeguard._shown_json(text), writeguard._samples(text) TO PUBLIC;

@@ -25,6 +25,7 @@ pub mod install;
 pub mod interval;
 pub mod invalidation;
 pub mod key;
+pub mod readable;
 pub mod relation;
 pub mod rule_change;
 pub mod schema_compat;

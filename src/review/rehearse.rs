@@ -46,6 +46,7 @@ pub struct Rehearsed {
 /// Those of the statement itself, untouched; WG007 when the number of parameters is not what it takes.
 #[expect(ffi_unwind_calls, reason = "inside protect")]
 pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -> Result<Rehearsed, Failure> {
+    super::run::none_beyond(text, parameters.len())?;
     let values = values(parameters);
     let mut printed = vec![ptr::null_mut(); values.len()];
     let serial = statement::current();
@@ -56,7 +57,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
     account::open(wanted);
     // SAFETY: `Run::run` is a plain old frame over raw calls, and what it began is taken back here, whichever way it
     // went.
-    let (outcome, taken_back, takes, bytes, rows) = unsafe {
+    let (outcome, taken_back, (takes, unused), bytes, rows) = unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         let mut run = Run::new(text, &values, &mut printed, context);
         let mut outcome = ffi::protect(|| run.begin());
@@ -82,7 +83,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         });
         pg_sys::CurrentMemoryContext = context;
         pg_sys::CurrentResourceOwner = owner;
-        (outcome, taken_back, run.wanted, run.bytes, rows)
+        (outcome, taken_back, (run.wanted, run.unused), run.bytes, rows)
     };
     drop(review);
     let concerns = policy_verdicts::end(outer);
@@ -91,6 +92,7 @@ pub fn rehearse(text: &CString, parameters: &[Option<String>], wanted: Wanted) -
         outcome.map_err(|error| error.in_query(text))?;
     }
     super::run::all_given(takes, values.len())?;
+    super::run::each_used(unused)?;
     super::run::not_too_long(bytes)?;
     let rows: BTreeMap<String, u64> = rows
         .into_iter()

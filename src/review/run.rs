@@ -8,7 +8,7 @@ use std::ffi::CString;
 
 use pgrx::pg_sys;
 use rules::error::Error;
-use rules::lexer::{start_of, takes_long_to_scan};
+use rules::lexer::{highest_parameter, start_of, takes_long_to_scan};
 use rules::words::counted;
 
 use crate::pg::ereport::Failure;
@@ -94,6 +94,28 @@ pub fn all_given(wanted: usize, given: usize) -> Result<(), Error> {
     ))
 }
 
+/// Whether a text has a parameter that was not given: PostgreSQL would have room for as many as the highest number says.
+///
+/// # Errors
+/// As for [`all_given`].
+pub fn none_beyond(text: &CStr, given: usize) -> Result<(), Error> {
+    let highest = highest_parameter(&String::from_utf8_lossy(text.to_bytes()), ffi::backslash_escapes());
+    let highest = usize::try_from(highest).unwrap_or(usize::MAX);
+    if highest > given { all_given(highest, given) } else { Ok(()) }
+}
+
+/// Whether each parameter is used: one that is not has no type.
+///
+/// # Errors
+/// WG007 with the first that is not.
+pub fn each_used(unused: Option<usize>) -> Result<(), Error> {
+    let Some(number) = unused else { return Ok(()) };
+    Err(Error::invalid(
+        format!("the statement does not use parameter ${number}"),
+        "parameters => '{7, NULL}' (one for each $1, $2, …)",
+    ))
+}
+
 /// Whether the parameters are short enough to be stored as they print: `1e100000` is short only as it is written.
 ///
 /// # Errors
@@ -121,6 +143,8 @@ pub struct Run<'a> {
     pub begun: bool,
     /// Parameters that the statement takes; with another number of values it was not run.
     pub wanted: usize,
+    /// The first parameter that it does not use, from 1; with one it was not run either.
+    pub unused: Option<usize>,
     /// Bytes of what was printed; past [`MOST_BYTES`] the rest was not.
     pub bytes: usize,
 }
@@ -133,7 +157,7 @@ impl<'a> Run<'a> {
         printed: &'a mut [*mut c_char],
         context: pg_sys::MemoryContext,
     ) -> Self {
-        Self { text, values, printed, context, begun: false, wanted: values.len(), bytes: 0 }
+        Self { text, values, printed, context, begun: false, wanted: values.len(), unused: None, bytes: 0 }
     }
 
     /// Begins what will be taken back. What the transaction has deferred so far happens here and is not the statement's; what
@@ -197,6 +221,11 @@ impl<'a> Run<'a> {
             }
             self.wanted = usize::try_from(count).unwrap_or(0);
             if self.wanted != self.values.len() {
+                return;
+            }
+            self.unused =
+                (0..self.wanted).find(|index| *types.add(*index) == pg_sys::InvalidOid).map(|index| index + 1);
+            if self.unused.is_some() {
                 return;
             }
             let datums = ffi::palloc(size_of::<pg_sys::Datum>() * (self.wanted + 1)).cast::<pg_sys::Datum>();
@@ -276,7 +305,7 @@ impl<'a> Run<'a> {
                 ffi::set_for_level(name, value.as_ptr());
             }
             self.perform(Purpose::Execution);
-            if self.wanted == self.values.len() && !pg_sys::SPI_tuptable.is_null() {
+            if self.wanted == self.values.len() && self.unused.is_none() && !pg_sys::SPI_tuptable.is_null() {
                 rows.put(pg_sys::SPI_tuptable);
             }
             ffi::AtEOXact_GUC(true, level);

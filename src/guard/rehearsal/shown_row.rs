@@ -1,6 +1,7 @@
 //! A row as a rehearsal shows it: only the columns that whoever asks may read, wide values cut, and no more bytes in all than
 //! the setting says.
 
+use core::ffi::CStr;
 use core::ptr;
 use std::collections::BTreeMap;
 
@@ -9,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::pg::ereport::Failure;
 use crate::pg::{encoding, ffi};
+use crate::policy::readable::Reader;
 use crate::undo::capture::row_format::{attribute, is_stored};
 
 /// A value of more bytes is not shown.
@@ -85,7 +87,7 @@ pub unsafe fn json(
                 continue;
             }
             let name = || encoding::from_name(&column.attname);
-            if !readable.includes(index) || !is_stored(column) {
+            if !readable[index] || !is_stored(column) {
                 nulls[index] = true;
                 hidden.push(name());
             } else if !nulls[index] && column.attlen == -1 {
@@ -120,7 +122,7 @@ pub unsafe fn json(
         pg_sys::SetUserIdAndSecContext(user, security);
         pg_sys::CurrentMemoryContext = before;
         outcome?;
-        if core::ffi::CStr::from_ptr(printed).count_bytes() > room {
+        if CStr::from_ptr(printed).count_bytes() > room {
             return Ok(Shown::NoRoom);
         }
         let printed = encoding::from_c(printed).unwrap_or_default();
@@ -141,53 +143,21 @@ pub unsafe fn json(
     }
 }
 
-enum Readable {
-    All,
-    Only(Vec<usize>),
-}
-
-impl Readable {
-    fn includes(&self, column: usize) -> bool {
-        match self {
-            Readable::All => true,
-            Readable::Only(columns) => columns.contains(&column),
-        }
-    }
-}
-
-/// The columns that somebody could read by SELECT from the relation that the command names, or from the row's own; none
-/// where row security stands between, which would have to be asked for each row.
-fn readable_columns(reader: pg_sys::Oid, named: pg_sys::Oid, relation: pg_sys::Relation) -> Option<Readable> {
-    // SAFETY: look-ups in catalogs; the relation is open.
+/// Which columns somebody could read by SELECT from the relation that the command names, or from the row's own, by their
+/// places; none: not one of them.
+fn readable_columns(reader: pg_sys::Oid, named: pg_sys::Oid, relation: pg_sys::Relation) -> Option<Vec<bool>> {
+    // SAFETY: the relation is open.
     unsafe {
-        let own = (*relation).rd_id;
-        let through: Vec<pg_sys::Oid> = [named, own].into_iter().filter(|table| *table != pg_sys::InvalidOid).collect();
-        if through.iter().any(|table| pg_sys::check_enable_rls(*table, reader, true) == ROW_SECURITY_APPLIES) {
-            return None;
-        }
-        let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
-        let granted = pg_sys::AclResult::ACLCHECK_OK;
-        if through.iter().any(|table| pg_sys::pg_class_aclcheck(*table, reader, select) == granted) {
-            return Some(Readable::All);
-        }
+        let reader = Reader::new(reader, [named, (*relation).rd_id])?;
         let count = usize::try_from((*(*relation).rd_att).natts).unwrap_or(0);
-        let columns: Vec<usize> = (0..count)
-            .filter(|index| {
-                let column = &*attribute((*relation).rd_att, *index);
-                let name = column.attname.data.as_ptr();
-                !column.attisdropped
-                    && through.iter().any(|table| {
-                        let number = pg_sys::get_attnum(*table, name);
-                        number > 0 && pg_sys::pg_attribute_aclcheck(*table, number, reader, select) == granted
-                    })
-            })
-            .collect();
-        (!columns.is_empty()).then_some(Readable::Only(columns))
+        let may_see = |index: usize| {
+            let column = &*attribute((*relation).rd_att, index);
+            !column.attisdropped && reader.may_see(CStr::from_ptr(column.attname.data.as_ptr()))
+        };
+        let columns: Vec<bool> = (0..count).map(may_see).collect();
+        columns.contains(&true).then_some(columns)
     }
 }
-
-/// `RLS_ENABLED` of core's `rls.h`.
-const ROW_SECURITY_APPLIES: core::ffi::c_int = 2;
 
 #[cfg(test)]
 mod tests {
