@@ -74,7 +74,6 @@ fn a_parameter_that_is_not_given_or_not_used_is_told() {
         ("'UPDATE t SET a = $2', 'r', '{1,2}'", "the statement does not use parameter $1"),
         ("'UPDATE t SET a = $3 WHERE id = $1', 'r', '{1,2,3}'", "the statement does not use parameter $2"),
         ("'UPDATE t SET a = $200000000', 'r'", "the statement takes 200000000 parameters, but 0 are given"),
-        ("'UPDATE t SET a = $99999999999', 'r', '{1}'", "but 1 is given"),
     ] {
         let refusal = refused(&mut client, &format!("SELECT writeguard.request({call})"), "WG007");
         assert!(refusal.message.contains(said), "{call}: {refusal:?}");
