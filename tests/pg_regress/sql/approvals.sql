@@ -18,7 +18,7 @@ CREATE ROLE council_emil LOGIN;
 GRANT SELECT, UPDATE, DELETE ON orders, items TO council_anna;
 SELECT writeguard.set_policy('orders', tables => '{public.orders}', max_rows => 50, approvers => 'council_dba', min_approvals => 2);
 SELECT writeguard.set_policy('items', tables => '{public.items}', max_rows => 100, approvers => 'council_owner');
-GRANT SELECT ON writeguard.pending TO council_dba, council_owner;
+GRANT SELECT ON writeguard.pending, orders, items TO council_dba, council_owner;
 GRANT EXECUTE ON FUNCTION writeguard.approve, writeguard.reject, writeguard.revoke TO council_dba, council_owner, council_emil;
 
 -- Anna is refused, and asks.
