@@ -348,7 +348,10 @@ fn a_table_that_comes_under_a_looser_policy_is_an_event() {
         );
         bed.passes(&format!("BEGIN; {sql}; ROLLBACK"));
         bed.passes(sql);
-        wait_until(20, || uncovered(&mut bed.reader).iter().any(|(_, relation, _)| relation == relations[0]));
+        wait_until(20, || {
+            let told = uncovered(&mut bed.reader);
+            relations.iter().all(|wanted| told.iter().any(|(_, relation, _)| relation == wanted))
+        });
         let told: Vec<String> = uncovered(&mut bed.reader)
             .into_iter()
             .filter(|(policy, relation, _)| policy == "p" && relation != "public.loose")

@@ -510,7 +510,13 @@ fn stopped_launcher_delays_errors_by_the_timeout_and_events_until_it_goes_on() {
     let server = Server::start(&["writeguard.event_timeout = '300ms'"]);
     let db = guarded(&server);
     let mut admin = db.admin();
-    wait_until(20, || processes(&mut admin, Some(&db.name)).is_empty());
+    // For a while, because one that is about to start is in no database yet.
+    wait_until(20, || {
+        (0..10).all(|_| {
+            thread::sleep(Duration::from_millis(50));
+            processes(&mut admin, Some(&db.name)).is_empty()
+        })
+    });
     let pid = launcher(&mut admin);
     signal(pid, "STOP");
     let all = statements(3);
